@@ -1,0 +1,1 @@
+"""The guests' network: slots, addressing, firewall, resolver."""
