@@ -1,0 +1,3 @@
+module innkeeper/guest
+
+go 1.19

@@ -1,0 +1,99 @@
+"""The bus: how the control side reaches hosts. Everything that touches a host goes through here.
+
+A *call* is one verb with JSON parameters. It may stream in both directions (bytes with back-pressure, and JSON messages)
+and ends with one JSON result or a typed error. Implementations: `in_process`, `socketpair`; the contract suite runs on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of a stream. Channel 1 is the main one; 2 is a second one (stderr)."""
+
+    data: bytes
+    channel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A JSON message within a call."""
+
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The other side sends no more data."""
+
+
+class Call(Protocol):
+    """The opener's end of a call."""
+
+    async def send_data(self, data: bytes) -> None:
+        """Send bytes; waits while the receiver is slow."""
+        ...
+
+    async def send_message(self, body: dict[str, Any]) -> None:
+        """Send a JSON message."""
+        ...
+
+    async def send_end(self) -> None:
+        """Say that no more data comes."""
+        ...
+
+    def events(self) -> AsyncIterator[Data | Message | End]:
+        """What the host sends, in order, until its result. Raises the typed error when the call failed."""
+        ...
+
+    async def result(self) -> dict[str, Any]:
+        """The result; drops events that were not read. Raises the typed error when the call failed."""
+        ...
+
+
+class ServerCall(Protocol):
+    """The host's end of a call, given to its handler. The handler returns the result or raises an InnkeeperError."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as they came: not validated yet."""
+        ...
+
+    async def send_data(self, data: bytes) -> None:
+        """Send bytes; waits while the opener is slow. Raises asyncio.CancelledError in the handler when the opener gave up."""
+        ...
+
+    async def send_message(self, body: dict[str, Any]) -> None:
+        """Send a JSON message."""
+        ...
+
+    def events(self) -> AsyncIterator[Data | Message | End]:
+        """What the opener sends, in order; ends after END or when the opener is gone."""
+        ...
+
+
+Handler = Callable[[ServerCall], Awaitable[dict[str, Any]]]
+
+
+class Bus(Protocol):
+    """The control side's end."""
+
+    def hosts(self) -> list[UUID]:
+        """Ids of the hosts that can be reached now."""
+        ...
+
+    def open(self, host_id: UUID, verb: str, params: dict[str, Any]) -> AbstractAsyncContextManager[Call]:
+        """Open a call; leaving the context before the result cancels it. Raises UnavailableError when the host is not reachable."""
+        ...
+
+    async def request(
+        self, host_id: UUID, verb: str, params: dict[str, Any], *, timeout_seconds: float
+    ) -> dict[str, Any]:
+        """A call without streams. Raises UnavailableError on a lost host or a timeout, else the host's typed error."""
+        ...

@@ -1,0 +1,248 @@
+"""What the API process asks of a host daemon: one frozen dataclass per verb, carried as JSON over the bus.
+
+The daemon validates each against its dataclass (strict, unknown fields refused) before it does anything. A verb's answer is
+a JSON object; verbs that stream say so. Errors travel as codes of `innkeeper.errors`.
+Paths inside guests are bytes; they travel as text, see `path_to_wire`.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class MachineShape:
+    """What a ready guest is made of; guests of equal `pool_key` are interchangeable until they are configured."""
+
+    pool_key: str
+    image_digest: str
+    driver: str
+    vcpu_count: int
+    memory_mb: int
+    disk_mb: int
+    egress_mode: str
+    # Lines run once before a pooled guest is frozen, so that a claim finds bash and python in the page cache.
+    user: str = "root"
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureMachine:
+    """Make the instance's machine ready: claim a warm guest, start a cold one, or restart on the kept disk. Idempotent.
+
+    Streams: `{"step": str, "at_ms": float}` per provisioning step, spelled as InstanceState.
+    Answer: `{"boot_trace": [{"step", "at_ms"}], "isolation": {"level", "driver", "platform", "reason"}, "claimed": bool}`.
+    Errors: service_unavailable (no room on the host), instance_failed, image_not_found.
+    """
+
+    verb: ClassVar[str] = "machine.ensure"
+    instance_id: UUID
+    shape: MachineShape
+    hostname: str
+    user: str | None = None
+    workdir: str | None = None
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyMachine:
+    """Take the machine away, and the disk, journals and baselines too unless `keep_disk`. Idempotent; the answer `{}` comes when the guest no longer runs."""
+
+    verb: ClassVar[str] = "machine.destroy"
+    instance_id: UUID
+    keep_disk: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListMachines:
+    """Answer: `{"machines": [{"instance_id", "ready": bool, "frozen": bool, "idle_seconds": float, "user_processes": int, "memory_mb": int, "failure": str|None}], "disks": [instance_id]}`."""
+
+    verb: ClassVar[str] = "machine.list"
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run a shell line in a ready machine.
+
+    The opener sends DATA (stdin, when `stdin`) and END. Streams: DATA output, at most `answer_bytes` of it unless `stream`.
+    Answer: `{"exit_code", "signal", "timed_out", "duration_ms", "output_bytes", "output_truncated",
+    "files_changed": [{"path", "status", "size", "mime_type"}], "files_changed_total", "files_changed_truncated"}`.
+    CANCEL leaves the command running; its journal is kept.
+    """
+
+    verb: ClassVar[str] = "exec"
+    instance_id: UUID
+    execution_id: UUID
+    command: str
+    timeout_seconds: float
+    cwd: str | None = None
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    stdin: bool = False
+    stream: bool = False
+    answer_bytes: int = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOutput:
+    """Read the kept output of an execution.
+
+    Streams: MESSAGE `{"offset", "total_bytes", "gap": {"from", "to"}|None, "ended": bool, "exit_code": int|None}`, then DATA of at most `limit` bytes. Answer: `{"next_offset"}`.
+    An offset inside the dropped middle is moved to the end of the gap. Errors: execution_not_found.
+    """
+
+    verb: ClassVar[str] = "execution.output"
+    instance_id: UUID
+    execution_id: UUID
+    offset: int = 0
+    limit: int = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFilesChanged:
+    """A page of an execution's file changes. Answer: `{"files_changed": [...], "total", "next_cursor": int|None}`. Errors: execution_not_found."""
+
+    verb: ClassVar[str] = "execution.files_changed"
+    instance_id: UUID
+    execution_id: UUID
+    cursor: int = 0
+    limit: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """Read a regular file of a guest.
+
+    `public`: None for a request with a token; else the profile's `public_files` (`reported` or `all`): regular files only, never under /proc, /sys, /dev,
+    /run, and with `reported` only paths that a files_changed of the instance listed.
+    Streams: MESSAGE `{"size", "mtime_ns", "mime"}`, DATA. Answer: `{"bytes"}`.
+    Errors: file_not_found, invalid_request (a directory), payload_too_large (`max_bytes`).
+    """
+
+    verb: ClassVar[str] = "file.read"
+    instance_id: UUID
+    path: str
+    offset: int = 0
+    length: int | None = None
+    max_bytes: int | None = None
+    public: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatFile:
+    """Answer: `{"type", "size", "mode", "uid", "gid", "mtime_ns", "target"}`. Errors: file_not_found."""
+
+    verb: ClassVar[str] = "file.stat"
+    instance_id: UUID
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """Write a file atomically, parents made. The opener sends DATA and END. Answer: `{"bytes", "created"}`. CANCEL leaves nothing."""
+
+    verb: ClassVar[str] = "file.write"
+    instance_id: UUID
+    path: str
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListFiles:
+    """Answer: `{"entries": [{"name", "type", "size", "mode", "mtime_ns"}], "next_cursor": str|None}`. Errors: file_not_found, invalid_request (not a directory)."""
+
+    verb: ClassVar[str] = "file.list"
+    instance_id: UUID
+    path: str
+    cursor: str | None = None
+    limit: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class WarmPool:
+    """How many ready guests of a shape to keep."""
+
+    shape: MachineShape
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetPools:
+    """The whole desired set of warm pools; pools that are absent are drained. Answer: `{}` at once; filling goes on beside."""
+
+    verb: ClassVar[str] = "pools.set"
+    pools: tuple[WarmPool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListImages:
+    """Answer: `{"images": [Image as an object], "agent_version": str}`."""
+
+    verb: ClassVar[str] = "image.list"
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """Answer: `{"host_id", "name", "driver", "platform", "isolation_level", "reason", "cpus", "memory_mb", "memory_committed_mb", "disk_free_mb", "machines", "frozen", "pools": [{"pool_key", "size", "ready"}], "leaked", "version"}`."""
+
+    verb: ClassVar[str] = "host.status"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchHost:
+    """Streams MESSAGE events until cancelled: `{"type": "machine.failed", "instance_id", "failure"}`, `{"type": "image.changed", "name", "status"}`, `{"type": "pool.ready", "pool_key"}`."""
+
+    verb: ClassVar[str] = "host.watch"
+
+
+VERBS: tuple[type[Any], ...] = (
+    EnsureMachine,
+    DestroyMachine,
+    ListMachines,
+    Execute,
+    ReadOutput,
+    ReadFilesChanged,
+    ReadFile,
+    StatFile,
+    WriteFile,
+    ListFiles,
+    SetPools,
+    ListImages,
+    HostStatus,
+    WatchHost,
+)
+
+
+def to_wire(request: Any) -> dict[str, Any]:
+    """The JSON object of a verb's dataclass, without the verb itself."""
+    plain: dict[str, Any] = _plain(request)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def path_to_wire(path: bytes) -> str:
+    """A path as JSON text: UTF-8 as it is; other bytes as `b64:` + base64, which no absolute path can be mistaken for."""
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        return "b64:" + base64.b64encode(path).decode()
+
+
+def path_from_wire(text: str) -> bytes:
+    """The bytes of `path_to_wire`'s text. Raises ValueError for bad base64."""
+    if text.startswith("b64:"):
+        return base64.b64decode(text[4:], validate=True)
+    return text.encode()

@@ -1,0 +1,164 @@
+"""The error tree. Every error has a stable `code`; only `api/` knows HTTP.
+
+The docstring of a class is its default message, so that what a user reads and what the source says stay one thing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class InnkeeperError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.getdoc(type(self)) or self.code)
+
+    @property
+    def message(self) -> str:
+        """What a user may read: no internals, no secrets."""
+        return str(self)
+
+
+class InvalidRequestError(InnkeeperError):
+    """The request is not valid."""
+
+    code = "invalid_request"
+
+
+class UnauthorizedError(InnkeeperError):
+    """A valid API token is required."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(InnkeeperError):
+    """The token's scopes do not allow this."""
+
+    code = "forbidden"
+
+
+class NotFoundError(InnkeeperError):
+    """There is no such object."""
+
+    code = "not_found"
+
+
+class ProfileNotFoundError(NotFoundError):
+    """Profile not found."""
+
+    code = "profile_not_found"
+
+
+class ImageNotFoundError(NotFoundError):
+    """Image not found."""
+
+    code = "image_not_found"
+
+
+class InstanceNotFoundError(NotFoundError):
+    """Instance not found."""
+
+    code = "instance_not_found"
+
+
+class FileMissingError(NotFoundError):
+    """File not found."""
+
+    code = "file_not_found"
+
+
+class ExecutionNotFoundError(NotFoundError):
+    """Execution not found."""
+
+    code = "execution_not_found"
+
+
+class HostMismatchError(InnkeeperError):
+    """The room lives on another host."""
+
+    code = "host_mismatch"
+
+
+class ConflictError(InnkeeperError):
+    """The object is in use or exists already."""
+
+    code = "conflict"
+
+
+class PayloadTooLargeError(InnkeeperError):
+    """The payload is too large."""
+
+    code = "payload_too_large"
+
+
+class RateLimitedError(InnkeeperError):
+    """Too many requests, or a limit of the organization is reached."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(InnkeeperError):
+    """The service cannot do this right now."""
+
+    code = "service_unavailable"
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NoHostError(UnavailableError):
+    """No available hosts for instance provisioning"""
+
+
+class InstanceNotReadyError(UnavailableError):
+    """Instance is still provisioning"""
+
+    code = "instance_not_ready"
+
+
+class InstanceFailedError(UnavailableError):
+    """The instance failed; the next request for the room restarts it on its disk."""
+
+    code = "instance_failed"
+
+
+class GuestError(InnkeeperError):
+    """The guest refused or broke the protocol."""
+
+    code = "guest_error"
+
+    def __init__(self, message: str | None = None, *, guest_code: str = "internal") -> None:
+        super().__init__(message)
+        self.guest_code = guest_code
+
+
+class LinkLostError(GuestError):
+    """The link to the guest was lost."""
+
+    code = "link_lost"
+
+
+BY_CODE: dict[str, type[InnkeeperError]] = {}
+
+
+def _index(cls: type[InnkeeperError]) -> None:
+    BY_CODE.setdefault(cls.code, cls)
+    for child in cls.__subclasses__():
+        _index(child)
+
+
+_index(InnkeeperError)
+
+
+def from_code(code: str, message: str) -> InnkeeperError:
+    """The typed error for a code that crossed a process border; unknown codes become InnkeeperError."""
+    return BY_CODE.get(code, InnkeeperError)(message)

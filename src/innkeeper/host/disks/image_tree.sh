@@ -1,0 +1,112 @@
+#!/bin/bash
+# Builds one image: a tree of packages and files, then the EROFS file of it. Called by image_build.py, as root, inside
+# mount and pid namespaces of its own: whatever it mounts or starts is gone when it ends, however it ends.
+#
+#   image_tree.sh WORK      reads WORK/plan.sh, writes WORK/image.erofs and WORK/dpkg-status
+#
+# Lines on stdout that start with "> " are progress for people; everything else is the tools' own talk.
+set -euo pipefail
+
+work=$1
+tree=$work/tree
+# shellcheck source=/dev/null
+. "$work/plan.sh" # recipe, suite, mirror, security_mirror, parent (an EROFS file or empty), packages (an array)
+
+say() { printf '> %s\n' "$*"; }
+
+sources() { # $1: mirror, $2: security mirror
+    printf 'deb %s %s main\n' "$1" "$suite"
+    printf 'deb %s %s-updates main\n' "$1" "$suite"
+    printf 'deb %s %s-security main\n' "$2" "$suite"
+}
+
+copy_files() {
+    if [ -d "$recipe/files" ]; then cp -a --no-preserve=ownership "$recipe/files/." "$tree/"; fi
+}
+
+# The host's apt works on the tree, so the host's proxy settings and certificates do their part and none of them ever
+# is inside; only dpkg and the maintainer scripts run in the tree.
+tree_apt() {
+    apt-get --quiet --yes \
+        -o Dir="$tree" -o Dir::State::status="$tree/var/lib/dpkg/status" -o DPkg::Chroot-Directory="$tree" \
+        -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::Etc::Trusted=/dev/null -o Dir::Etc::TrustedParts="$tree/usr/share/keyrings" \
+        -o APT::Sandbox::User=root -o APT::Install-Recommends=false -o Acquire::Languages=none -o Acquire::Retries=3 \
+        -o DPkg::Use-Pty=false "$@"
+}
+
+if [ -z "$parent" ]; then
+    say "bootstrapping Debian $suite with ${#packages[@]} packages"
+    mkdir "$tree"
+    copy_files
+    mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty \
+        --include="$(IFS=,; printf '%s' "${packages[*]}")" \
+        --aptopt='Acquire::Retries "3"' \
+        "$suite" "$tree" <(sources "$mirror" "$security_mirror")
+    rm -f "$tree/etc/apt/apt.conf.d/99mmdebstrap"
+else
+    say "adding ${#packages[@]} packages to the image below"
+    mkdir "$work/lower" "$work/upper" "$work/upper/u" "$work/upper/w" "$tree"
+    mount -t erofs -o loop,ro,nodev,noatime "$parent" "$work/lower"
+    mount -t overlay -o "lowerdir=$work/lower,upperdir=$work/upper/u,workdir=$work/upper/w" overlay "$tree"
+    copy_files
+    sources "$mirror" "$security_mirror" > "$work/sources.list"
+    tree_apt update
+    mount -t proc proc "$tree/proc"
+    mount --rbind /dev "$tree/dev"
+    DEBIAN_FRONTEND=noninteractive tree_apt install -- "${packages[@]}"
+fi
+
+# Nothing newer than the suite's own release date: the same packages then make the same image, byte for byte.
+release=("$tree"/var/lib/apt/lists/*_dists_"${suite}"_*Release)
+SOURCE_DATE_EPOCH=$(date --date="$(sed -n 's/^Date: //p' "${release[0]}")" +%s)
+export SOURCE_DATE_EPOCH
+
+in_tree() { chroot "$tree" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/root LANG=C.UTF-8 SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "$@"; }
+
+clamp_times() { find "$tree" -xdev -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" -- {} +; }
+
+if ! mountpoint -q "$tree/proc"; then
+    mount -t proc proc "$tree/proc"
+    mount --rbind /dev "$tree/dev"
+fi
+
+if [ -f "$recipe/customize.sh" ]; then
+    say 'customizing'
+    # Through a file and not a pipe, so that a command of the script cannot eat the rest of it.
+    cp "$recipe/customize.sh" "$tree/.customize.sh"
+    in_tree sh /.customize.sh < /dev/null
+    rm "$tree/.customize.sh"
+fi
+
+say 'compiling bytecode'
+# Python checks a .pyc against its source's time, so times are final before this.
+clamp_times
+if [ -x "$tree/usr/bin/python3" ]; then
+    in_tree sh -c 'python3 -m compileall -q -j 0 /usr/lib/python3* /usr/local/lib/python3* || true' > /dev/null
+fi
+
+say 'cleaning'
+umount -R "$tree/dev" "$tree/proc"
+cd "$tree"
+rm -rf var/lib/apt/lists/* var/cache/apt/* var/cache/debconf/*-old var/cache/ldconfig/aux-cache var/lib/dpkg/*-old var/log/* \
+    root/.cache var/tmp/* etc/ssh/ssh_host_* etc/hostname etc/resolv.conf etc/apt/sources.list etc/apt/sources.list.d/* \
+    usr/share/man/* usr/share/info/* usr/share/lintian
+find usr/share/doc -not -type d -not -name copyright -delete
+find usr/share/doc -mindepth 1 -type d -empty -delete
+find usr/share/locale -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
+find var/lib/systemd var/lib/dbus -type f -delete 2> /dev/null || true
+mkdir -p var/lib/apt/lists/partial var/cache/apt/archives/partial var/log/apt
+: > etc/machine-id
+: > etc/resolv.conf
+printf 'innkeeper\n' > etc/hostname
+printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > etc/hosts
+sources http://deb.debian.org/debian http://deb.debian.org/debian-security > etc/apt/sources.list
+cd "$work"
+cp "$tree/var/lib/dpkg/status" "$work/dpkg-status"
+clamp_times
+
+say 'compressing'
+# shellcheck disable=SC2086  # options, to be split
+mkfs.erofs --quiet $erofs_options -U "$uuid" "$work/image.erofs" "$tree"
