@@ -39,10 +39,10 @@ if [ -z "$parent" ]; then
     say "bootstrapping Debian $suite with ${#packages[@]} packages"
     mkdir "$tree"
     copy_files
-    mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty \
+    sources "$mirror" "$security_mirror" | mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty \
         --include="$(IFS=,; printf '%s' "${packages[*]}")" \
         --aptopt='Acquire::Retries "3"' \
-        "$suite" "$tree" <(sources "$mirror" "$security_mirror")
+        "$suite" "$tree" -
     rm -f "$tree/etc/apt/apt.conf.d/99mmdebstrap"
 else
     say "adding ${#packages[@]} packages to the image below"
@@ -88,7 +88,7 @@ if [ -x "$tree/usr/bin/python3" ]; then
 fi
 
 say 'cleaning'
-umount -R "$tree/dev" "$tree/proc"
+umount --recursive --lazy "$tree/dev" "$tree/proc"
 cd "$tree"
 rm -rf var/lib/apt/lists/* var/cache/apt/* var/cache/debconf/*-old var/cache/ldconfig/aux-cache var/lib/dpkg/*-old var/log/* \
     root/.cache var/tmp/* etc/ssh/ssh_host_* etc/hostname etc/resolv.conf etc/apt/sources.list etc/apt/sources.list.d/* \
