@@ -8,29 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
+from innkeeper.wire.stream import Data, End, Message
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Bytes of a stream. Channel 1 is the main one; 2 is a second one (stderr)."""
-
-    data: bytes
-    channel: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A JSON message within a call."""
-
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The other side sends no more data."""
+__all__ = ["Bus", "Call", "Data", "End", "Handler", "Message", "ServerCall"]
 
 
 class Call(Protocol):
@@ -50,6 +33,10 @@ class Call(Protocol):
 
     def events(self) -> AsyncIterator[Data | Message | End]:
         """What the host sends, in order, until its result. Raises the typed error when the call failed."""
+        ...
+
+    def cancel(self) -> None:
+        """Give the call up."""
         ...
 
     async def result(self) -> dict[str, Any]:

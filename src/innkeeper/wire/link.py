@@ -1,0 +1,307 @@
+"""A link: many streams over one connection. The peer is hostile: every length is bounded before memory is spent on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+
+from innkeeper.errors import InnkeeperError, LinkLostError, from_code
+from innkeeper.wire.frames import CREDIT, HEADER, Kind, Limits, ProtocolError, frame, json_frame, parse_object
+from innkeeper.wire.stream import Data, End, Message, Stream
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[Stream], Awaitable[dict[str, Any]]]
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class Link(asyncio.Protocol):
+    """One end of a link.
+
+    Args:
+        limits: what this end accepts.
+        handlers: verbs that this end serves; an OPEN from the peer of a link without handlers is a protocol error.
+        opens_odd: whether this end's stream ids are odd (the two ends differ).
+        make_error: the exception for a peer's ERROR (code, message).
+
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+        opens_odd: bool = True,
+        make_error: Callable[[str, str], Exception] = from_code,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._handlers = handlers
+        self._next_id = 1 if opens_odd else 2
+        self._make_error = make_error
+        self._streams: dict[int, Stream] = {}
+        self._served: dict[int, asyncio.Task[None]] = {}
+        self._highest_served = 0
+        self._transport: asyncio.WriteTransport | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._buffer = bytearray()
+        self._data_left = 0
+        self._data_stream: Stream | None = None
+        self._data_channel = 1
+        self._pings: list[asyncio.Future[None]] = []
+        loop = asyncio.get_running_loop()
+        self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.closed: asyncio.Future[BaseException | None] = loop.create_future()
+
+    # --- opening and sending ---------------------------------------------------------------------------------------
+
+    def open(self, verb: str, params: Mapping[str, Any] | None = None) -> Stream:
+        """Open a stream. Raises LinkLostError when the link is closed."""
+        if self.closed.done():
+            raise LinkLostError
+        body = {"verb": verb, **(params or {})}
+        stream = Stream(self, self._next_id, body)
+        self._next_id += 2
+        self._streams[stream.id] = stream
+        self.write(json_frame(Kind.OPEN, stream.id, body))
+        return stream
+
+    async def request(
+        self, verb: str, params: Mapping[str, Any] | None = None, *, timeout_seconds: float
+    ) -> dict[str, Any]:
+        """A stream without data: its RESULT. Cancelled on the peer when it takes too long (TimeoutError)."""
+        stream = self.open(verb, params)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await stream.result()
+        finally:
+            stream.cancel()
+
+    async def ping(self) -> None:
+        """Wait for the peer's answer to a ping."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pings.append(answer)
+        self.write(frame(Kind.PING, 0, bytes(8)))
+        await answer
+
+    def send_hello(self, body: dict[str, Any]) -> None:
+        """Send this end's HELLO."""
+        self.write(json_frame(Kind.HELLO, 0, body))
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the socket. A peer that does not read is cut off once the send buffer is full."""
+        if self._transport is None or self.closed.done():
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > self.limits.max_send_buffer:
+            self.close(ProtocolError("the peer does not read"))
+
+    async def writable(self) -> None:
+        """Wait while the socket's send buffer is above its high-water mark."""
+        if self._writable is not None:
+            await self._writable
+
+    def serves(self, stream: Stream) -> bool:
+        """Whether this end serves the stream (the peer opened it)."""
+        return stream.id in self._served
+
+    def forget(self, stream: Stream) -> None:
+        """Drop a stream: what still arrives for it is ignored."""
+        self._streams.pop(stream.id, None)
+
+    def close(self, reason: BaseException | None = None) -> None:
+        """Close the link; every open stream fails with LinkLostError."""
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        if isinstance(reason, ProtocolError):
+            log.warning("link closed", reason=str(reason))
+        if self._transport is not None:
+            self._transport.abort()
+        if not self.hello.done():
+            self.hello.cancel()
+        for stream in list(self._streams.values()):
+            stream.finish(failure=LinkLostError())
+        self._streams.clear()
+        for task in self._served.values():
+            task.cancel()
+        for waiter in self._pings:
+            if not waiter.done():
+                waiter.set_exception(LinkLostError())
+        self.resume_writing()
+
+    async def wait_closed(self) -> None:
+        """Wait until the link is closed and no handler of it runs any more."""
+        await asyncio.shield(self.closed)
+        if self._served:
+            await asyncio.wait(list(self._served.values()))
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - sockets are
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self.close(exc)
+
+    def pause_writing(self) -> None:
+        """The send buffer is full."""
+        if self._writable is None:
+            self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """The send buffer has room."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes off the connection; a protocol error closes the link."""
+        try:
+            self.feed(data)
+        except ProtocolError as error:
+            self.close(error)
+
+    # --- receiving -------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Parse bytes and hand frames to their streams. DATA is handed on as it comes, never collected.
+
+        Raises:
+            ProtocolError: the peer broke the protocol.
+
+        """
+        position, size, buffer = 0, len(data), self._buffer
+        while position < size and not self.closed.done():
+            if self._data_left:
+                taken = min(self._data_left, size - position)
+                self._data_left -= taken
+                if self._data_stream is not None:
+                    self._data_stream.push(Data(data[position : position + taken], self._data_channel))
+                position += taken
+                continue
+            if len(buffer) < HEADER.size:
+                taken = min(HEADER.size - len(buffer), size - position)
+                buffer += data[position : position + taken]
+                position += taken
+                if len(buffer) < HEADER.size:
+                    return
+            length, stream_id, kind_number = HEADER.unpack_from(buffer)
+            kind = _KINDS.get(kind_number)
+            if kind is None or length > self.limits.max_payload:
+                raise ProtocolError("an unknown kind of frame" if kind is None else "a frame is too long")
+            if kind is Kind.DATA or kind is Kind.DATA2:
+                del buffer[:]
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.reserve(length)
+                self._data_stream, self._data_left, self._data_channel = stream, length, 1 if kind is Kind.DATA else 2
+                continue
+            missing = HEADER.size + length - len(buffer)
+            taken = min(missing, size - position)
+            buffer += data[position : position + taken]
+            position += taken
+            if taken == missing:
+                payload = bytes(buffer[HEADER.size :])
+                del buffer[:]
+                self._frame(kind, stream_id, payload)
+
+    def _frame(self, kind: Kind, stream_id: int, payload: bytes) -> None:
+        if stream_id == 0:
+            self._link_frame(kind, payload)
+            return
+        if kind is Kind.OPEN:
+            self._serve(stream_id, parse_object(payload))
+            return
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        if kind is Kind.MESSAGE:
+            stream.push(Message(parse_object(payload)))
+        elif kind is Kind.END:
+            stream.push(End())
+        elif kind is Kind.CREDIT:
+            if len(payload) != CREDIT.size:
+                raise ProtocolError("a malformed credit")
+            stream.add_credit(CREDIT.unpack(payload)[0])
+        elif kind is Kind.CANCEL:
+            task = self._served.get(stream_id)
+            if task is None:
+                raise ProtocolError("the peer cancelled a stream that it did not open")
+            self.forget(stream)
+            stream.finish(failure=asyncio.CancelledError())
+            task.cancel()
+        elif kind is Kind.RESULT or kind is Kind.ERROR:
+            if stream_id in self._served:
+                raise ProtocolError("a result for a stream that the peer opened")
+            self.forget(stream)
+            body = parse_object(payload)
+            if kind is Kind.RESULT:
+                stream.finish(result=body)
+            else:
+                stream.finish(
+                    failure=self._make_error(str(body.get("code", ""))[:64], str(body.get("message", ""))[:2_000])
+                )
+        else:
+            raise ProtocolError("a frame of the link on a stream")
+
+    def _link_frame(self, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.PING:
+            if len(payload) != 8:
+                raise ProtocolError("a malformed ping")
+            self.write(frame(Kind.PONG, 0, payload))
+        elif kind is Kind.PONG:
+            if self._pings:
+                waiter = self._pings.pop(0)
+                if not waiter.done():
+                    waiter.set_result(None)
+        elif kind is Kind.HELLO:
+            if self.hello.done():
+                raise ProtocolError("a second hello")
+            self.hello.set_result(parse_object(payload))
+        else:
+            raise ProtocolError("a frame of a stream on the link")
+
+    def _serve(self, stream_id: int, body: dict[str, Any]) -> None:
+        own_parity = self._next_id % 2
+        if self._handlers is None or stream_id % 2 == own_parity or stream_id <= self._highest_served:
+            raise ProtocolError("an unexpected open")
+        self._highest_served = stream_id
+        if len(self._served) >= self.limits.max_streams:
+            self.write(
+                json_frame(Kind.ERROR, stream_id, {"code": "too_many_streams", "message": "Too many streams are open"})
+            )
+            return
+        handler = self._handlers.get(str(body.get("verb")))
+        stream = Stream(self, stream_id, body)
+        self._streams[stream_id] = stream
+        task = asyncio.get_running_loop().create_task(self._run(handler, stream))
+        self._served[stream_id] = task
+        # Not in _run's finally: a task that is cancelled before its first step never enters its body.
+        task.add_done_callback(lambda _: self._served.pop(stream_id, None))
+
+    async def _run(self, handler: Handler | None, stream: Stream) -> None:
+        try:
+            if handler is None:
+                code, message = "unknown_verb", "Unknown verb"
+            else:
+                result = await handler(stream)
+                self.write(json_frame(Kind.RESULT, stream.id, result))
+                return
+        except asyncio.CancelledError:
+            return
+        except InnkeeperError as error:
+            code, message = error.code, error.message
+        except Exception:
+            # The peer learns no internals; the log has them.
+            log.exception("handler failed", verb=stream.params.get("verb"))
+            code, message = "internal_error", "Internal error"
+        finally:
+            self.forget(stream)
+            stream.finish(result={})
+        self.write(json_frame(Kind.ERROR, stream.id, {"code": code, "message": message}))

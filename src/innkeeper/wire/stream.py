@@ -1,0 +1,183 @@
+"""One stream of a link, seen from either end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from innkeeper.wire.frames import CREDIT, MAX_SEND_PAYLOAD, Kind, ProtocolError, frame, json_frame
+
+if TYPE_CHECKING:
+    from innkeeper.wire.link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of a stream. Channel 1 is the main one; 2 is a second one (stderr)."""
+
+    data: bytes
+    channel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A JSON message within a stream."""
+
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The other side sends no more data."""
+
+
+Event = Data | Message | End
+MAX_CREDIT = 1 << 31
+
+
+class Stream:
+    """Sends and receives on one stream. `params` are the OPEN's parameters."""
+
+    def __init__(self, link: Link, stream_id: int, params: dict[str, Any]) -> None:
+        self.id = stream_id
+        self.params = params
+        self.link = link
+        self._events: deque[Event] = deque()
+        self._unread_messages = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._receive_window = link.limits.window
+        self._consumed = 0
+        self._send_credit = link.limits.window
+        self._credit_waiter: asyncio.Future[None] | None = None
+        self._result: dict[str, Any] | None = None
+        self._failure: BaseException | None = None
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    async def send_data(self, data: bytes | memoryview, *, channel: int = 1) -> None:
+        """Send bytes in frames of at most 256 KiB; waits for the peer's credit and for the socket."""
+        view = memoryview(data)
+        kind = Kind.DATA if channel == 1 else Kind.DATA2
+        while view:
+            while self._send_credit <= 0:
+                self._raise_if_over()
+                self._credit_waiter = asyncio.get_running_loop().create_future()
+                await self._credit_waiter
+            self._raise_if_over()
+            size = min(len(view), self._send_credit, MAX_SEND_PAYLOAD)
+            self._send_credit -= size
+            self.link.write(frame(kind, self.id, bytes(view[:size])))
+            view = view[size:]
+            await self.link.writable()
+
+    async def send_message(self, body: dict[str, Any]) -> None:
+        """Send a JSON message."""
+        self._raise_if_over()
+        self.link.write(json_frame(Kind.MESSAGE, self.id, body))
+        await self.link.writable()
+
+    async def send_end(self) -> None:
+        """Say that no more data comes from this side."""
+        if not self.over:
+            self.link.write(frame(Kind.END, self.id))
+
+    def cancel(self) -> None:
+        """Give the stream up (the opener's right): the peer stops, and what it still sends is ignored."""
+        if not self.over:
+            self.link.forget(self)
+            self.link.write(frame(Kind.CANCEL, self.id))
+            self.finish(failure=asyncio.CancelledError())
+
+    # --- receiving -------------------------------------------------------------------------------------------------
+
+    async def next_event(self) -> Event | None:
+        """The next event, or None after the RESULT. Raises the typed error when the stream failed."""
+        while not self._events:
+            if self._failure is not None:
+                raise self._failure
+            if self._result is not None:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        event = self._events.popleft()
+        if isinstance(event, Data):
+            self._grant(len(event.data))
+        elif isinstance(event, Message):
+            self._unread_messages -= 1
+        return event
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Events in order until the RESULT (or, on the serving side, until the opener's END). Raises the typed error when the stream failed."""
+        while (event := await self.next_event()) is not None:
+            yield event
+            if isinstance(event, End) and self.link.serves(self):
+                return
+
+    async def result(self) -> dict[str, Any]:
+        """The RESULT; drops events that were not read."""
+        while await self.next_event() is not None:
+            pass
+        if self._result is None:
+            raise ProtocolError("the stream has no result")
+        return self._result
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream has ended, well or not."""
+        return self._result is not None or self._failure is not None
+
+    # --- called by the link ----------------------------------------------------------------------------------------
+
+    def reserve(self, size: int) -> None:
+        """Account for an arriving DATA frame before its bytes come. Raises ProtocolError beyond the granted credit."""
+        self._receive_window -= size
+        if self._receive_window < 0:
+            raise ProtocolError("data beyond the credit")
+
+    def push(self, event: Event) -> None:
+        """Queue an event."""
+        if isinstance(event, Message):
+            self._unread_messages += 1
+            if self._unread_messages > self.link.limits.max_unread_messages:
+                raise ProtocolError("too many unread messages")
+        self._events.append(event)
+        self._wake()
+
+    def add_credit(self, size: int) -> None:
+        """The peer accepts `size` more bytes."""
+        self._send_credit += size
+        if self._send_credit > MAX_CREDIT:
+            raise ProtocolError("credit overflow")
+        self._wake_sender()
+
+    def finish(self, *, result: dict[str, Any] | None = None, failure: BaseException | None = None) -> None:
+        """Record the end of the stream and wake whoever waits."""
+        if self.over:
+            return
+        self._result, self._failure = result, failure
+        self._wake()
+        self._wake_sender()
+
+    def _raise_if_over(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._result is not None:
+            raise ProtocolError("the stream has ended")
+
+    def _grant(self, size: int) -> None:
+        self._consumed += size
+        if self._consumed >= self.link.limits.grant_step and not self.over:
+            self._receive_window += self._consumed
+            self.link.write(frame(Kind.CREDIT, self.id, CREDIT.pack(self._consumed)))
+            self._consumed = 0
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _wake_sender(self) -> None:
+        if self._credit_waiter is not None and not self._credit_waiter.done():
+            self._credit_waiter.set_result(None)
