@@ -1,0 +1,6 @@
+package changes
+
+const (
+	sysFstatat = 262
+	sysStatx   = 332
+)

@@ -1,0 +1,6 @@
+package changes
+
+const (
+	sysFstatat = 79
+	sysStatx   = 291
+)

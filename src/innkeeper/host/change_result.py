@@ -1,0 +1,93 @@
+"""The rows of a change scan, read from the file that the scanner left. Its writer is not trusted with anything else."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+_HEADER = struct.Struct("<8sQQ")  # magic, rows, offset of the index
+_ROW = struct.Struct("<BBHQ")  # status, kind, length of the path, size; the path follows
+_OFFSET = struct.Struct("<Q")
+_MAGIC = b"INNCHNG1"
+_INDEX_EVERY = 1000
+_MAX_PATH_BYTES = 4095
+_STATUS: dict[int, Literal["created", "modified", "deleted"]] = {1: "created", 2: "modified", 3: "deleted"}
+_KIND: dict[int, Literal["file", "symlink"]] = {1: "file", 2: "symlink"}
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """One changed file: its absolute path in the guest (any bytes), and its size in bytes (0 when deleted)."""
+
+    path: bytes
+    status: Literal["created", "modified", "deleted"]
+    size: int
+    kind: Literal["file", "symlink"]
+
+
+@dataclass(frozen=True)
+class ChangeSet:
+    """What one command changed: `rows` are the first of `total`, sorted by path; `duration_us` is the scan's own time."""
+
+    total: int
+    rows: tuple[FileChange, ...]
+    scanned_entries: int
+    duration_us: int
+
+
+def read_changes(result: Path, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
+    """Up to `limit` rows from row `cursor` on, and the cursor after them (None at the end).
+
+    A result that does not exist has no rows. Raises ValueError for a file that no scanner wrote, OSError.
+    """
+    if cursor < 0 or limit < 0:
+        raise ValueError("a cursor and a limit are not negative")
+    try:
+        # The scanner's user could put anything here: never follow, never wait for the other end of a FIFO.
+        fd = os.open(result, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return [], None
+    with open(fd, "rb", closefd=True) as file:  # noqa: PTH123  (an open descriptor)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("the result is not a regular file")
+        return _page(file, cursor, limit)
+
+
+def _page(file: BinaryIO, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
+    magic, total, index = _HEADER.unpack(_exactly(file, _HEADER.size))
+    if magic != _MAGIC:
+        raise ValueError("the result has another format")
+    last = min(total, cursor + limit)
+    if cursor >= last:
+        return [], cursor if cursor < total else None
+    file.seek(_seekable(index + _OFFSET.size * (cursor // _INDEX_EVERY)))
+    file.seek(_seekable(_OFFSET.unpack(_exactly(file, _OFFSET.size))[0]))
+    rows: list[FileChange] = []
+    for number in range(cursor - cursor % _INDEX_EVERY, last):
+        status, kind, length, size = _ROW.unpack(_exactly(file, _ROW.size))
+        path = _exactly(file, length)
+        if number < cursor:
+            continue
+        if status not in _STATUS or kind not in _KIND or not 1 < length <= _MAX_PATH_BYTES or size >= 1 << 63:
+            raise ValueError("the result is damaged")
+        if not path.startswith(b"/") or b"\0" in path:
+            raise ValueError("the result is damaged")
+        rows.append(FileChange(path, _STATUS[status], size, _KIND[kind]))
+    return rows, last if last < total else None
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError("the result ends early")
+    return data
+
+
+def _seekable(offset: int) -> int:
+    if offset >= 1 << 62:
+        raise ValueError("the result is damaged")
+    return offset
