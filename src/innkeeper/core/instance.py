@@ -97,6 +97,11 @@ class Instance:
     last_active_at: datetime | None = None
     revision: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+    # What it was made of: a restart on its disk uses the same image and size, whatever became of the profile.
+    image_digest: str = ""
+    vcpu_count: int = 0
+    memory_mb: int = 0
+    disk_mb: int = 0
 
 
 def transition(instance: Instance, state: InstanceState, *, failure: str | None = None) -> Instance:

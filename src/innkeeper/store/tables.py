@@ -1,0 +1,194 @@
+"""The tables. Ids are UUIDs, times are UTC; everything works alike on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite has no time zones, so it stores the UTC clock reading and gets the zone back on read."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """The value as the database stores it; a naive one is a bug of the caller."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a stored time needs a time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """The value in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id() -> sa.Column[Any]:
+    return sa.Column("id", sa.Uuid(), primary_key=True)
+
+
+def _organization() -> sa.Column[Any]:
+    return sa.Column("organization_id", sa.Uuid(), sa.ForeignKey("organizations.id"), nullable=False)
+
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    _id(),
+    sa.Column("name", sa.Text(), nullable=False, unique=True),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("max_instances", sa.Integer()),
+    sa.Column("max_memory_mb", sa.Integer()),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("email", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.UniqueConstraint("organization_id", "email"),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("user_id", sa.Uuid(), sa.ForeignKey("users.id")),
+    sa.Column("name", sa.Text(), nullable=False),
+    sa.Column("prefix", sa.Text(), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("scopes", sa.JSON(), nullable=False),
+    sa.Column("dialect", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("last_used_at", UtcDateTime()),
+    sa.Column("revoked_at", UtcDateTime()),
+    sa.Index(None, "organization_id"),
+)
+
+profiles = sa.Table(
+    "profiles",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("name", sa.Text(), nullable=False),
+    sa.Column("image", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("vcpu_count", sa.Integer(), nullable=False),
+    sa.Column("memory_mb", sa.Integer(), nullable=False),
+    sa.Column("disk_mb", sa.Integer(), nullable=False),
+    # The names can be listed; the values are only in the sealed JSON object.
+    sa.Column("env_names", sa.JSON(), nullable=False),
+    sa.Column("env_sealed", sa.LargeBinary()),
+    sa.Column("user", sa.Text()),
+    sa.Column("workdir", sa.Text()),
+    sa.Column("egress_policy", sa.JSON(), nullable=False),
+    sa.Column("driver", sa.Text(), nullable=False),
+    sa.Column("min_isolation", sa.Text(), nullable=False),
+    sa.Column("warm_pool_size", sa.Integer(), nullable=False),
+    sa.Column("idle_seconds", sa.Integer()),
+    sa.Column("command_timeout_seconds", sa.Integer(), nullable=False),
+    sa.Column("public_files", sa.Text(), nullable=False),
+    sa.Column("revision", sa.Integer(), nullable=False),
+    sa.UniqueConstraint("organization_id", "name"),
+)
+
+hosts = sa.Table(
+    "hosts",
+    metadata,
+    _id(),
+    sa.Column("name", sa.Text(), nullable=False),
+    sa.Column("address", sa.Text(), nullable=False),
+    sa.Column("draining", sa.Boolean(), nullable=False),
+    sa.Column("last_seen_at", UtcDateTime(), nullable=False),
+)
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("public_id", sa.Uuid(), nullable=False),
+    # Not a foreign key: rows of destroyed instances outlive their profile. `rooms` guards the profiles that are in use.
+    sa.Column("profile_id", sa.Uuid(), nullable=False),
+    sa.Column("image", sa.Text(), nullable=False),
+    sa.Column("image_digest", sa.Text(), nullable=False),
+    sa.Column("vcpu_count", sa.Integer(), nullable=False),
+    sa.Column("memory_mb", sa.Integer(), nullable=False),
+    sa.Column("disk_mb", sa.Integer(), nullable=False),
+    sa.Column("host_id", sa.Uuid()),
+    sa.Column("desired", sa.Text(), nullable=False),
+    sa.Column("state", sa.Text(), nullable=False),
+    sa.Column("failure", sa.Text()),
+    sa.Column("boot_trace", sa.JSON(), nullable=False),
+    sa.Column("isolation", sa.JSON()),
+    sa.Column("labels", sa.JSON(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("last_active_at", UtcDateTime()),
+    sa.Column("revision", sa.Integer(), nullable=False),
+    sa.Column("lock_token", sa.Uuid()),
+    sa.Column("lock_expires_at", UtcDateTime()),
+    sa.Index(None, "public_id", unique=True),
+    sa.Index(None, "state"),
+    sa.Index(None, "organization_id", "state"),
+)
+
+rooms = sa.Table(
+    "rooms",
+    metadata,
+    sa.Column("profile_id", sa.Uuid(), sa.ForeignKey("profiles.id"), primary_key=True),
+    sa.Column("room_id", sa.Text(), primary_key=True),
+    sa.Column("instance_id", sa.Uuid(), sa.ForeignKey("instances.id"), nullable=False, unique=True),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+)
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("name", sa.Text(), primary_key=True),
+    sa.Column("status", sa.Text(), nullable=False),
+    sa.Column("digest", sa.Text(), nullable=False),
+    # The image as the host last reported it, as one object.
+    sa.Column("report", sa.JSON(), nullable=False),
+    sa.Column("reported_at", UtcDateTime(), nullable=False),
+)
+
+audit_events = sa.Table(
+    "audit_events",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Column("actor", sa.Text(), nullable=False),
+    sa.Column("action", sa.Text(), nullable=False),
+    sa.Column("object_type", sa.Text(), nullable=False),
+    sa.Column("object_id", sa.Text(), nullable=False),
+    sa.Column("details", sa.JSON(), nullable=False),
+    sa.Index(None, "organization_id", "id"),
+)
+
+server = sa.Table(
+    "server",
+    metadata,
+    sa.Column("key", sa.Text(), primary_key=True),
+    sa.Column("value", sa.Text(), nullable=False),
+)
