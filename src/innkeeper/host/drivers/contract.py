@@ -1,0 +1,91 @@
+"""What a driver does: run one machine. The contract suite (tests/contracts/test_drivers.py) runs on each driver.
+
+Verbs are idempotent and tolerate "already gone". A driver owns the processes, cgroup and runtime files of a machine and
+nothing else: disk, rootfs, network slot and link directory are made before `start` and released after `stop` by
+`machine_builder`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from innkeeper.core.instance import Isolation
+
+AGENT_DIRECTORY = "/.innkeeper/bin"
+LINK_DIRECTORY = "/.innkeeper/link"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a driver can do beyond the required verbs; use cases ask this, never a driver's name."""
+
+    freeze: bool = False
+    host_sees_changes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """Everything that a machine is started from. `machine_id` is never used twice."""
+
+    machine_id: str
+    rootfs: Path
+    netns: Path
+    agent_dir: Path
+    link_dir: Path
+    state_dir: Path
+    memory_mb: int
+    vcpu_count: int
+
+
+class RunningMachine(Protocol):
+    """A started machine. `exited` is done when it no longer runs, whatever ended it."""
+
+    machine_id: str
+    exited: asyncio.Future[None]
+
+    def why(self) -> str:
+        """The best known reason for its end, for the instance's `failure`."""
+        ...
+
+
+class Driver(Protocol):
+    """A way to run machines."""
+
+    name: str
+    capabilities: Capabilities
+
+    @property
+    def isolation(self) -> Isolation:
+        """What separates a guest of this driver from the host."""
+        ...
+
+    async def start(self, plan: MachinePlan) -> RunningMachine:
+        """Start a machine; returns when its init runs (the agent dials in a little later). On failure nothing is left. Takes about 200 ms."""
+        ...
+
+    async def adopt(self, machine_id: str, state_dir: Path) -> RunningMachine | None:
+        """Take over a machine that survived a restart of the daemon, frozen or not; None when it does not run."""
+        ...
+
+    async def freeze(self, machine_id: str) -> None:
+        """Take the processor time away; under a millisecond."""
+        ...
+
+    def thaw(self, machine_id: str) -> None:
+        """Give the processor time back; under a millisecond."""
+        ...
+
+    async def stop(self, machine_id: str) -> None:
+        """End the machine at once and release what the driver made for it; nothing of it runs any more on return."""
+        ...
+
+    async def found(self) -> set[str]:
+        """Ids of machines of this server that exist in any form (processes, cgroups, runtime files)."""
+        ...
+
+    def memory_bytes(self, machine_id: str) -> int:
+        """Memory that the machine uses now; 0 when it is gone."""
+        ...

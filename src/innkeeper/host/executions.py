@@ -1,0 +1,235 @@
+"""Commands: run in the guest, journalled on the host, their file changes scanned when they end.
+
+An execution belongs to its machine, not to the call that started it: a client that goes away changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from innkeeper.core.host_verbs import Execute
+from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError, LinkLostError
+from innkeeper.host.file_changes import FileChanges
+from innkeeper.host.journal import Journal, prune, read_output
+from innkeeper.host.machine import Machine
+from innkeeper.host.turns import Turns
+from innkeeper.wire.stream import Data, End, Message, Stream
+
+log = structlog.stdlib.get_logger(__name__)
+
+# The agent enforces the timeout; an agent that does not is cut off this much later.
+OVERTIME_SECONDS = 15.0
+RELINK_SECONDS = 10.0
+READ_STEP = 262_144
+PRUNE_EVERY = 64
+
+
+@dataclass(slots=True)
+class Execution:
+    """A command in progress or just ended. `changed` is set whenever there is more output or an end."""
+
+    request: Execute
+    machine: Machine
+    journal: Journal
+    directory: Path
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    answer: dict[str, Any] | None = None
+    failure: InnkeeperError | None = None
+    # Bytes of output at the moment the command itself ended; a background child may write more later.
+    answer_bytes: int = 0
+    _stream: Stream | None = None
+
+    async def stdin(self, data: bytes | None) -> None:
+        """Pass input on; None is its end. Input after the command's end is dropped."""
+        stream = self._stream
+        if stream is None or stream.over:
+            return
+        with contextlib.suppress(InnkeeperError):
+            if data is None:
+                await stream.send_end()
+            else:
+                await stream.send_data(data)
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer, or the reason that there is none, is known."""
+        return self.answer is not None or self.failure is not None
+
+    async def output(self) -> AsyncIterator[bytes]:
+        """The output from its beginning until the command's end. Read from the journal, so a slow reader costs no memory and holds nobody back."""
+        offset = 0
+        while True:
+            self.changed.clear()
+            end = self.answer_bytes if self.over else self.journal.record.total_bytes
+            while offset < end:
+                piece = read_output(self.directory, self.journal.record, offset, min(READ_STEP, end - offset))
+                if not piece.data:
+                    break
+                offset = piece.offset + len(piece.data)
+                yield piece.data
+            if self.over and offset >= self.answer_bytes:
+                return
+            if offset >= self.journal.record.total_bytes and not self.over:
+                await self.changed.wait()
+
+    async def result(self) -> dict[str, Any]:
+        """The answer. Raises the typed error when there is none."""
+        while not self.over:
+            self.changed.clear()
+            await self.changed.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert self.answer is not None  # noqa: S101 - `over` without a failure
+        return self.answer
+
+
+class Executions:
+    """Starts executions and follows them to their end."""
+
+    def __init__(self, *, changes: FileChanges, turns: Turns) -> None:
+        self._changes = changes
+        self._turns = turns
+        self._started = 0
+
+    async def start(self, machine: Machine, request: Execute, directory: Path) -> Execution:
+        """Start a command; returns when the agent was asked. The caller holds `machine.in_use()` until then."""
+        journal = Journal(directory, request.execution_id)
+        journal.save()
+        execution = Execution(request, machine, journal, directory)
+        machine.journals[str(request.execution_id)] = journal
+        started = asyncio.Event()
+        machine.start_task(self._run(execution, started))
+        await started.wait()
+        return execution
+
+    async def _run(self, execution: Execution, started: asyncio.Event) -> None:
+        machine, request, journal = execution.machine, execution.request, execution.journal
+        record = journal.record
+        began = time.monotonic()
+        try:
+            async with machine.in_use():
+                await self._changes.ensure_baseline(machine)
+                turn = await self._turns.take()
+                try:
+                    execution._stream = await machine.endpoint.open("exec", _exec_params(request))
+                    started.set()
+                    async with asyncio.timeout(request.timeout_seconds + OVERTIME_SECONDS):
+                        exited = await self._follow(execution)
+                finally:
+                    turn.end()
+                machine.user_processes = _integer(exited, "user_processes")
+                record.exit_code, record.signal = _integer(exited, "exit_code"), exited.get("signal")
+                record.timed_out = bool(exited.get("timed_out"))
+                record.duration_ms = round((time.monotonic() - began) * 1000, 3)
+                execution.answer_bytes = record.total_bytes
+                changes = await self._changes.after_command(machine, request.execution_id)
+                record.ended = True
+                journal.save()
+                execution.answer = {
+                    "exit_code": record.exit_code,
+                    "signal": record.signal,
+                    "timed_out": record.timed_out,
+                    "duration_ms": record.duration_ms,
+                    "output_bytes": execution.answer_bytes,
+                    "output_truncated": execution.answer_bytes > request.answer_bytes,
+                    **changes,
+                }
+                execution.changed.set()
+        except TimeoutError:
+            machine.fail("The guest agent did not end a command at its time limit")
+            self._lose(execution, InstanceFailedError(machine.failure))
+        except InnkeeperError as error:
+            self._lose(execution, error)
+        except asyncio.CancelledError:
+            self._lose(execution, InstanceFailedError(machine.failure or "The machine was taken away"))
+            raise
+        finally:
+            started.set()
+        await self._background_output(execution)
+
+    async def _follow(self, execution: Execution) -> dict[str, Any]:
+        """Journal output until the command ends; returns the agent's `exited` message. A broken link is picked up again where the journal stands."""
+        while True:
+            assert execution._stream is not None  # noqa: S101 - set before
+            try:
+                return await self._read_until_exit(execution, execution._stream)
+            except LinkLostError:
+                if execution.machine.running.exited.done():
+                    raise InstanceFailedError(execution.machine.running.why()) from None
+                execution._stream = await execution.machine.endpoint.open(
+                    "attach",
+                    {"id": str(execution.request.execution_id), "offset": execution.journal.record.total_bytes},
+                    timeout_seconds=RELINK_SECONDS,
+                )
+
+    async def _read_until_exit(self, execution: Execution, stream: Stream) -> dict[str, Any]:
+        while (event := await stream.next_event()) is not None:
+            if isinstance(event, Data):
+                execution.journal.write(event.data)
+                execution.changed.set()
+            elif isinstance(event, Message) and event.body.get("exited"):
+                return event.body
+            elif isinstance(event, End):
+                continue
+        raise GuestError("The guest agent ended a command without saying how")
+
+    async def _background_output(self, execution: Execution) -> None:
+        """Keep journalling what background children write, until the last of them has closed the output."""
+        journal, stream = execution.journal, execution._stream
+        try:
+            if stream is not None and execution.failure is None:
+                while (event := await stream.next_event()) is not None:
+                    if isinstance(event, Data):
+                        journal.write(event.data)
+                        execution.changed.set()
+        except InnkeeperError:
+            pass
+        finally:
+            if journal.record.total_bytes != execution.answer_bytes:
+                journal.save()
+            journal.close()
+            execution.machine.journals.pop(str(execution.request.execution_id), None)
+            self._started += 1
+            if self._started % PRUNE_EVERY == 0 or journal.record.total_bytes > READ_STEP:
+                prune(execution.directory, keep=frozenset(execution.machine.journals))
+
+    def _lose(self, execution: Execution, error: InnkeeperError) -> None:
+        record = execution.journal.record
+        record.ended, record.lost = True, error.message
+        execution.answer_bytes = record.total_bytes
+        with contextlib.suppress(OSError):
+            execution.journal.save()
+        execution.failure = error
+        execution.changed.set()
+
+
+def _exec_params(request: Execute) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "id": str(request.execution_id),
+        "shell": request.command,
+        "merge": True,
+        "timeout_ms": int(request.timeout_seconds * 1000),
+        "detach_on_cancel": True,
+    }
+    if request.cwd is not None:
+        params["cwd"] = request.cwd
+    if request.env:
+        params["env"] = request.env
+    if request.stdin:
+        params["stdin"] = True
+    return params
+
+
+def _integer(body: dict[str, Any], name: str) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or not -(2**31) <= value < 2**31:
+        raise GuestError(f"The guest agent sent no valid {name}")
+    return value

@@ -1,0 +1,188 @@
+"""`files_changed`: the scanner's rows with their media types, and the memory of which paths were ever reported."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import mimetypes
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from innkeeper.core.host_verbs import path_to_wire
+from innkeeper.errors import ExecutionNotFoundError, InnkeeperError
+from innkeeper.host.change_scanner import ChangeScanner, FileChange, ScanTarget, read_changes
+from innkeeper.host.machine import Machine
+from innkeeper.host.wire_paths import guest_path_params
+
+ROWS_IN_ANSWER = 1_000
+# What the agent writes itself when it is configured, and what no command can change on the disk.
+EXCLUDED = ("/proc", "/sys", "/dev", "/run", "/.innkeeper")
+DIGEST_BYTES = 16
+SNIFF_SECONDS = 5.0
+
+# Types by name from this table only: the host's /etc/mime.types must not change what clients see.
+_BY_NAME = mimetypes.MimeTypes()
+for _type, _suffix in (
+    ("text/markdown", ".md"),
+    ("text/x-python", ".py"),
+    ("application/x-ipynb+json", ".ipynb"),
+    ("application/vnd.apache.parquet", ".parquet"),
+    ("application/yaml", ".yaml"),
+    ("application/yaml", ".yml"),
+    ("application/toml", ".toml"),
+    ("text/x-typescript", ".ts"),
+    ("text/plain", ".log"),
+    ("font/woff2", ".woff2"),
+    ("image/webp", ".webp"),
+):
+    _BY_NAME.add_type(_type, _suffix)
+
+
+def mime_by_name(path: bytes) -> str | None:
+    """The media type that a path's name tells, or None."""
+    name = path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
+    kind, encoding = _BY_NAME.guess_type(name, strict=False)
+    if encoding is not None:
+        return {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}.get(encoding)
+    return kind
+
+
+class FileChanges:
+    """Tells what commands changed. `directory` holds one folder per instance, which the scanner may write."""
+
+    def __init__(self, scanner: ChangeScanner, directory: Path, *, scanner_uid: int, scanner_gid: int) -> None:
+        self._scanner = scanner
+        self._directory = directory
+        self._uid, self._gid = scanner_uid, scanner_gid
+
+    def folder(self, instance_id: UUID) -> Path:
+        """The instance's folder: `baseline`, one result file per execution, `reported`."""
+        return self._directory / str(instance_id)
+
+    def prepare(self, instance_id: UUID) -> None:
+        """Make the instance's folder, owned by the scanner."""
+        folder = self.folder(instance_id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.chown(folder, self._uid, self._gid)
+
+    def _target(self, machine: Machine) -> ScanTarget:
+        assert machine.record.instance_id is not None  # noqa: S101 - only claimed machines are scanned
+        return ScanTarget(
+            upper=machine.upper,
+            lowers=machine.lowers,
+            baseline=self.folder(machine.record.instance_id) / "baseline",
+            excluded=EXCLUDED,
+        )
+
+    async def ensure_baseline(self, machine: Machine) -> None:
+        """Have a baseline before the first command; one that exists (a disk that was used before) stays, so nothing goes unreported."""
+        if machine.has_baseline:
+            return
+        async with machine.scan_lock:
+            if machine.has_baseline:
+                return
+            target = self._target(machine)
+            if not target.baseline.exists():
+                await self._scanner.baseline(target)
+            machine.has_baseline = True
+
+    async def after_command(self, machine: Machine, execution_id: UUID) -> dict[str, Any]:
+        """What changed since the last command: `{"files_changed", "files_changed_total", "files_changed_truncated"}`."""
+        instance_id = machine.record.instance_id
+        assert instance_id is not None  # noqa: S101 - see _target
+        result = self.folder(instance_id) / f"{execution_id}.changes"
+        async with machine.scan_lock:
+            found = await self._scanner.changes(self._target(machine), result=result, limit=ROWS_IN_ANSWER)
+        if found.total == 0:
+            return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
+        rows = await self._rows(machine, found.rows)
+        await self._remember(instance_id, result, found.rows, found.total)
+        return {
+            "files_changed": rows,
+            "files_changed_total": found.total,
+            "files_changed_truncated": found.total > len(rows),
+        }
+
+    async def page(self, machine: Machine | None, instance_id: UUID, execution_id: UUID, *, cursor: int, limit: int) -> dict[str, Any]:
+        """A page of an execution's changes: `{"files_changed", "total", "next_cursor"}`. Raises ExecutionNotFoundError."""
+        result = self.folder(instance_id) / f"{execution_id}.changes"
+        try:
+            changes, following = await asyncio.to_thread(read_changes, result, cursor, limit)
+        except FileNotFoundError:
+            raise ExecutionNotFoundError from None
+        return {"files_changed": await self._rows(machine, changes), "next_cursor": following}
+
+    async def _rows(self, machine: Machine | None, changes: Sequence[FileChange]) -> list[dict[str, Any]]:
+        types: list[str | None] = [self._type(change) for change in changes]
+        unknown = [index for index, change in enumerate(changes) if types[index] is None and change.status != "deleted"]
+        if unknown and machine is not None:
+            for index, kind in zip(unknown, await _sniff(machine, [changes[index].path for index in unknown]), strict=True):
+                types[index] = kind or "application/octet-stream"
+        return [
+            {
+                "path": path_to_wire(change.path),
+                "status": change.status,
+                "size": 0 if change.status == "deleted" else change.size,
+                "mime_type": None if change.status == "deleted" else types[index] or "application/octet-stream",
+            }
+            for index, change in enumerate(changes)
+        ]
+
+    @staticmethod
+    def _type(change: FileChange) -> str | None:
+        if change.status == "deleted":
+            return None
+        return "inode/symlink" if change.kind == "symlink" else mime_by_name(change.path)
+
+    async def _remember(self, instance_id: UUID, result: Path, rows: Iterable[FileChange], total: int) -> None:
+        """Append digests of the reported paths: what `public_files: reported` allows. 16 bytes a path, on disk only."""
+        path = self.folder(instance_id) / "reported"
+        paths = [change.path for change in rows]
+        if total > len(paths):
+            cursor: int | None = 0
+            paths = []
+            while cursor is not None:
+                more, cursor = await asyncio.to_thread(read_changes, result, cursor, 10_000)
+                paths.extend(change.path for change in more)
+        known = _digests(path)
+        new = {digest for digest in map(_digest, paths) if digest not in known}
+        if new:
+            with path.open("ab") as file:
+                file.write(b"".join(new))
+
+    def was_reported(self, instance_id: UUID, path: bytes) -> bool:
+        """Whether a files_changed of the instance ever listed the path."""
+        return _digest(path) in _digests(self.folder(instance_id) / "reported")
+
+
+def _digest(path: bytes) -> bytes:
+    return hashlib.blake2b(path, digest_size=DIGEST_BYTES).digest()
+
+
+def _digests(path: Path) -> frozenset[bytes]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(content[at : at + DIGEST_BYTES] for at in range(0, len(content) - DIGEST_BYTES + 1, DIGEST_BYTES))
+
+
+async def _sniff(machine: Machine, paths: list[bytes]) -> list[str | None]:
+    """Media types by content, read by the agent in the guest; None where it cannot tell or does not answer sensibly."""
+    nothing: list[str | None] = [None] * len(paths)
+    found: list[str | None] = []
+    # Long paths: a request must fit a frame.
+    step = 32
+    for at in range(0, len(paths), step):
+        try:
+            answer = await machine.endpoint.request("mime", guest_path_params(paths[at : at + step]), timeout_seconds=SNIFF_SECONDS)
+        except InnkeeperError:
+            return nothing
+        types = answer.get("types")
+        if not isinstance(types, list) or len(types) != len(paths[at : at + step]):
+            return nothing
+        found.extend(kind if isinstance(kind, str) and len(kind) <= 127 and kind.isprintable() and kind.isascii() else None for kind in types)
+    return found

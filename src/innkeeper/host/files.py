@@ -1,0 +1,137 @@
+"""File verbs: every byte goes through the agent in the guest; no guest path is ever opened on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from innkeeper.bus.contract import ServerCall
+from innkeeper.core.host_verbs import ListFiles, ReadFile, StatFile, WriteFile
+from innkeeper.errors import FileMissingError, GuestError, InvalidRequestError, PayloadTooLargeError
+from innkeeper.host.file_changes import FileChanges, mime_by_name
+from innkeeper.host.guest_link import GuestInputError
+from innkeeper.host.machine import Machine
+from innkeeper.host.wire_paths import guest_path, name_from_entry, path_param
+from innkeeper.wire.stream import Data, End, Message
+
+STAT_SECONDS = 10.0
+
+
+async def read_file(machine: Machine, request: ReadFile, call: ServerCall, changes: FileChanges) -> dict[str, Any]:
+    """Stream a file; see ReadFile."""
+    path = guest_path(request.path)
+    if request.public is not None:
+        _check_public(machine, request, path, changes)
+    params: dict[str, Any] = {**path_param(path), "offset": request.offset}
+    if request.length is not None:
+        params["length"] = request.length
+    if request.public is not None:
+        params["public"] = True
+    async with machine.in_use():
+        stream = await machine.endpoint.open("read", params)
+        try:
+            sent = 0
+            while (event := await stream.next_event()) is not None:
+                if isinstance(event, Message):
+                    size = event.body.get("size")
+                    if not isinstance(size, int) or size < 0:
+                        raise GuestError("The guest agent sent no valid size")
+                    if request.max_bytes is not None and size > request.max_bytes:
+                        raise PayloadTooLargeError(f"The file is larger than {request.max_bytes} bytes; read it with ?raw=1")
+                    await call.send_message({"size": size, "mtime_ns": _int_or_zero(event.body.get("mtime_ns")), "mime": _mime(path, event.body)})
+                elif isinstance(event, Data):
+                    sent += len(event.data)
+                    # The answer's length was announced; a file that grows meanwhile, or an agent that lies, must not exceed a limit.
+                    if request.max_bytes is not None and sent > request.max_bytes:
+                        raise PayloadTooLargeError
+                    await call.send_data(event.data)
+            return {"bytes": sent}
+        except GuestInputError as error:
+            if request.public is not None:
+                raise FileMissingError from error
+            raise
+        finally:
+            stream.cancel()
+
+
+def _check_public(machine: Machine, request: ReadFile, path: bytes, changes: FileChanges) -> None:
+    instance_id: UUID | None = machine.record.instance_id
+    allowed = request.public == "all" or (request.public == "reported" and instance_id is not None and changes.was_reported(instance_id, path))
+    if not allowed:
+        raise FileMissingError
+
+
+def _mime(path: bytes, body: dict[str, Any]) -> str:
+    sniffed = body.get("mime")
+    by_name = mime_by_name(path)
+    if by_name is not None:
+        return by_name
+    if isinstance(sniffed, str) and len(sniffed) <= 127 and sniffed.isascii() and sniffed.isprintable():
+        return sniffed
+    return "application/octet-stream"
+
+
+def _int_or_zero(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
+
+
+async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> dict[str, Any]:
+    """Take a file's content from the call; see WriteFile. Without END (the client went away) nothing is written."""
+    params: dict[str, Any] = {**path_param(guest_path(request.path)), "parents": True}
+    if request.mode is not None:
+        params["mode"] = request.mode
+    async with machine.in_use():
+        stream = await machine.endpoint.open("write", params)
+        try:
+            ended = False
+            async for event in call.events():
+                if isinstance(event, Data):
+                    if stream.over:
+                        break
+                    await stream.send_data(event.data)
+                elif isinstance(event, End):
+                    ended = True
+                    await stream.send_end()
+            if not ended and not stream.over:
+                raise InvalidRequestError("The content ended early")
+            answer = await stream.result()
+        finally:
+            stream.cancel()
+    return {"bytes": _int_or_zero(answer.get("bytes")), "created": bool(answer.get("created"))}
+
+
+async def stat_file(machine: Machine, request: StatFile) -> dict[str, Any]:
+    """See StatFile."""
+    async with machine.in_use():
+        answer = await machine.endpoint.request("stat", path_param(guest_path(request.path)), timeout_seconds=STAT_SECONDS)
+    kind = answer.get("type")
+    return {
+        "type": kind if kind in ("file", "dir", "symlink", "other") else "other",
+        **{name: _int_or_zero(answer.get(name)) for name in ("size", "mode", "uid", "gid", "mtime_ns")},
+        "target": answer.get("target") if isinstance(answer.get("target"), str) else None,
+    }
+
+
+async def list_files(machine: Machine, request: ListFiles) -> dict[str, Any]:
+    """See ListFiles."""
+    params: dict[str, Any] = {**path_param(guest_path(request.path)), "limit": max(1, min(request.limit, 1_000))}
+    if request.cursor is not None:
+        params["cursor"] = request.cursor
+    async with machine.in_use():
+        answer = await machine.endpoint.request("list", params, timeout_seconds=STAT_SECONDS)
+    entries = answer.get("entries")
+    if not isinstance(entries, list) or len(entries) > 1_000:
+        raise GuestError("The guest agent sent no valid listing")
+    try:
+        rows = [
+            {
+                "name": name_from_entry(entry),
+                "type": entry["type"] if entry["type"] in ("file", "dir", "symlink", "other") else "other",
+                **{name: _int_or_zero(entry.get(name)) for name in ("size", "mode", "mtime_ns")},
+            }
+            for entry in entries
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GuestError("The guest agent sent no valid listing") from error
+    following = answer.get("next")
+    return {"entries": rows, "next_cursor": following if isinstance(following, str) and len(following) <= 4_096 else None}

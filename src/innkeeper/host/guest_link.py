@@ -1,0 +1,186 @@
+"""The daemon's end of the guest link: a unix socket per machine that the agent dials. The peer is hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from innkeeper.errors import FileMissingError, GuestError, InvalidRequestError, LinkLostError
+from innkeeper.wire.frames import Limits, ProtocolError
+from innkeeper.wire.link import Link
+from innkeeper.wire.stream import Stream
+
+log = structlog.stdlib.get_logger(__name__)
+
+PROTOCOL_VERSIONS = (1,)
+SOCKET_NAME = "agent.sock"
+HELLO_SECONDS = 10.0
+SOCKET_BUFFER_BYTES = 1_048_576
+GUEST_LIMITS = Limits()
+
+
+def guest_error(code: str, message: str) -> Exception:
+    """The typed error for an agent's ERROR. What the guest says is quoted, never trusted to be short or polite."""
+    text = "".join(character if character.isprintable() else "?" for character in message)[:500]
+    if code == "not_found":
+        return FileMissingError(text or None)
+    if code in (
+        "bad_request",
+        "is_a_directory",
+        "not_a_directory",
+        "not_a_regular_file",
+        "exists",
+        "too_large",
+        "no_space",
+    ):
+        return GuestInputError(text or code, guest_code=code)
+    return GuestError(f"The guest answered {code}: {text}", guest_code=code)
+
+
+class GuestInputError(InvalidRequestError):
+    """The guest refused the request's input."""
+
+    def __init__(self, message: str | None = None, *, guest_code: str = "bad_request") -> None:
+        super().__init__(message)
+        self.guest_code = guest_code
+
+
+class GuestEndpoint:
+    """Listens for one machine's agent and keeps its current link.
+
+    Only one link is alive at a time: a further connection while one works is dropped, since anything in the guest that gets to the socket could dial it.
+    `on_link` is called with each new link after its HELLO.
+    """
+
+    def __init__(self, directory: Path, *, on_link: Callable[[Link], None] | None = None) -> None:
+        self.directory = directory
+        self._on_link = on_link
+        self._server: asyncio.Server | None = None
+        self._link: Link | None = None
+        self._greeting: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
+        self.agent_version = ""
+        self.failure: str | None = None
+
+    async def listen(self) -> None:
+        """Make the directory and its socket, replacing one that an earlier daemon left."""
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            # The path of a unix socket holds 107 bytes at most; through the directory's descriptor any state directory fits.
+            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                path = f"/proc/self/fd/{directory}/{SOCKET_NAME}"
+                with contextlib.suppress(FileNotFoundError):
+                    (self.directory / SOCKET_NAME).unlink()
+                listener.bind(path)
+            finally:
+                os.close(directory)
+            # The agent is root in the guest, and its uids are the host's: no other uid may connect.
+            (self.directory / SOCKET_NAME).chmod(0o600)
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._accept, sock=listener, backlog=16)
+        except BaseException:
+            listener.close()
+            raise
+
+    def _accept(self) -> asyncio.Protocol:
+        if self._link is not None and not self._link.closed.done():
+            return _Refuse()
+        link = Link(limits=GUEST_LIMITS, opens_odd=True, make_error=guest_error)
+        self._link = link
+        self._greeting = asyncio.get_running_loop().create_task(self._greet(link))
+        return link
+
+    async def _greet(self, link: Link) -> None:
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = await link.hello
+            version = common_version(hello)
+        except (TimeoutError, asyncio.CancelledError):
+            link.close(ProtocolError("no hello"))
+            return
+        except ProtocolError as error:
+            self.failure = str(error)
+            link.close(error)
+            self._arrived.set()
+            return
+        link.send_hello({"protocol": version})
+        self.agent_version = str(hello.get("agent", ""))[:64]
+        self._arrived.set()
+        link.closed.add_done_callback(lambda _: self._arrived.clear())
+        if self._on_link is not None:
+            self._on_link(link)
+
+    async def link(self, *, timeout_seconds: float) -> Link:
+        """The working link, waiting for the agent to dial in. Raises LinkLostError after `timeout_seconds` or when no protocol version fits."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            raise LinkLostError("The guest agent did not answer") from None
+        if self.failure is not None or self._link is None:
+            raise LinkLostError(self.failure)
+        return self._link
+
+    @property
+    def linked(self) -> bool:
+        """Whether a link is up."""
+        return self._arrived.is_set() and self.failure is None
+
+    async def request(self, verb: str, params: dict[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
+        """One verb without data. Raises GuestError (also for a guest that does not answer in time) or a typed input error."""
+        link = await self.link(timeout_seconds=timeout_seconds)
+        try:
+            return await link.request(verb, params, timeout_seconds=timeout_seconds)
+        except TimeoutError:
+            raise GuestError(f"The guest did not answer {verb} in time") from None
+
+    async def open(self, verb: str, params: dict[str, Any], *, timeout_seconds: float = 5.0) -> Stream:
+        """Open a stream on the working link."""
+        return (await self.link(timeout_seconds=timeout_seconds)).open(verb, params)
+
+    async def close(self, *, remove: bool) -> None:
+        """Stop listening; with `remove` take the directory away, without it the agent finds the socket again when a new daemon listens."""
+        if self._server is not None:
+            self._server.close()
+        if self._link is not None:
+            self._link.close()
+            await self._link.wait_closed()
+        if remove:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class _Refuse(asyncio.Protocol):
+    """A second connection: closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+
+
+def common_version(hello: dict[str, Any]) -> int:
+    """The highest protocol version that both ends know.
+
+    Raises:
+        ProtocolError: there is none, or the hello makes no sense.
+
+    """
+    newest, oldest = hello.get("protocol"), hello.get("min_protocol")
+    if not isinstance(newest, int) or not isinstance(oldest, int) or oldest > newest:
+        raise ProtocolError("a malformed hello")
+    common = [version for version in PROTOCOL_VERSIONS if oldest <= version <= newest]
+    if not common:
+        raise ProtocolError(
+            f"the agent speaks protocol {oldest} to {newest}, this server {PROTOCOL_VERSIONS[0]} to {PROTOCOL_VERSIONS[-1]}"
+        )
+    return max(common)

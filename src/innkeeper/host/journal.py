@@ -1,0 +1,147 @@
+"""The kept output of executions: files on the host, bounded per execution and per instance.
+
+An execution keeps its first 16 MiB and its last 48 MiB; the bytes between are a marked gap. Offsets count the bytes that the
+command wrote, so they never shift. `<execution>.head` holds the first part, `<execution>.tail` is a ring of the last part, `<execution>.json` the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+from uuid import UUID
+
+from innkeeper.errors import ExecutionNotFoundError
+
+HEAD_BYTES = 16 * 1_048_576
+TAIL_BYTES = 48 * 1_048_576
+INSTANCE_BYTES = 512 * 1_048_576
+# Records without output are small but not free: a room that runs a million commands keeps the newest of them.
+INSTANCE_EXECUTIONS = 10_000
+
+
+@dataclass(slots=True)
+class ExecutionRecord:
+    """What is kept of an execution beside its output. `total_bytes` counts everything the command wrote."""
+
+    execution_id: str
+    started_at: float
+    total_bytes: int = 0
+    ended: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    duration_ms: float | None = None
+    lost: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSlice:
+    """Bytes of a journal at `offset`. `gap` is the dropped middle, if any."""
+
+    offset: int
+    data: bytes
+    total_bytes: int
+    gap: tuple[int, int] | None
+
+
+class Journal:
+    """Writes one execution's output. Nothing is created on disk before the first byte or `finish`."""
+
+    def __init__(self, directory: Path, execution_id: UUID) -> None:
+        self._stem = directory / str(execution_id)
+        self.record = ExecutionRecord(execution_id=str(execution_id), started_at=time.time())
+        self._head: BinaryIO | None = None
+        self._tail: BinaryIO | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append output."""
+        position = self.record.total_bytes
+        self.record.total_bytes += len(data)
+        if position < HEAD_BYTES:
+            if self._head is None:
+                self._head = self._stem.with_suffix(".head").open("wb", buffering=0)
+            kept = data[: HEAD_BYTES - position]
+            self._head.write(kept)
+            position, data = position + len(kept), data[len(kept) :]
+        if data:
+            if self._tail is None:
+                self._tail = self._stem.with_suffix(".tail").open("wb", buffering=0)
+            data, position = data[-TAIL_BYTES:], position + max(0, len(data) - TAIL_BYTES)
+            at = (position - HEAD_BYTES) % TAIL_BYTES
+            first = data[: TAIL_BYTES - at]
+            os.pwrite(self._tail.fileno(), first, at)
+            if len(first) < len(data):
+                os.pwrite(self._tail.fileno(), data[len(first) :], 0)
+
+    def save(self) -> None:
+        """Write the record. It is small and replaced as a whole, so a crash leaves the former one."""
+        path = self._stem.with_suffix(".json")
+        temporary = path.with_suffix(".json.new")
+        temporary.write_text(json.dumps(asdict(self.record)))
+        temporary.replace(path)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._head, self._tail):
+            if file is not None:
+                file.close()
+        self._head = self._tail = None
+
+
+def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
+    """The record of an execution. Raises ExecutionNotFoundError."""
+    try:
+        return ExecutionRecord(**json.loads((directory / f"{execution_id}.json").read_text()))
+    except FileNotFoundError:
+        raise ExecutionNotFoundError from None
+
+
+def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: int) -> OutputSlice:
+    """At most `limit` bytes from `offset` on; an offset inside the gap is moved to its end."""
+    total = record.total_bytes
+    tail_start = max(HEAD_BYTES, total - TAIL_BYTES)
+    gap = (HEAD_BYTES, tail_start) if tail_start > HEAD_BYTES else None
+    stem = directory / record.execution_id
+    if gap is not None and gap[0] <= offset < gap[1]:
+        offset = gap[1]
+    if offset >= total:
+        return OutputSlice(total, b"", total, gap)
+    data = b""
+    with contextlib.suppress(FileNotFoundError):
+        if offset < HEAD_BYTES:
+            with stem.with_suffix(".head").open("rb") as head:
+                data = os.pread(head.fileno(), limit, offset)
+        else:
+            with stem.with_suffix(".tail").open("rb") as tail:
+                at = (offset - HEAD_BYTES) % TAIL_BYTES
+                wanted = min(limit, total - offset)
+                data = os.pread(tail.fileno(), min(wanted, TAIL_BYTES - at), at)
+                if len(data) < wanted and at + len(data) == TAIL_BYTES:
+                    data += os.pread(tail.fileno(), wanted - len(data), 0)
+    return OutputSlice(offset, data, total, gap)
+
+
+def prune(
+    directory: Path, *, keep: frozenset[str], max_bytes: int = INSTANCE_BYTES, max_executions: int = INSTANCE_EXECUTIONS
+) -> None:
+    """Drop the oldest executions of an instance beyond its limits; those in `keep` (running) stay."""
+    sizes: dict[str, tuple[float, int]] = {}
+    for entry in os.scandir(directory):
+        stem = entry.name.partition(".")[0]
+        info = entry.stat(follow_symlinks=False)
+        newest, size = sizes.get(stem, (0.0, 0))
+        sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
+    used, count = sum(size for _, size in sizes.values()), len(sizes)
+    for stem, (_, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
+        if used <= max_bytes and count <= max_executions:
+            return
+        if stem in keep:
+            continue
+        for path in directory.glob(f"{stem}.*"):
+            path.unlink(missing_ok=True)
+        used, count = used - size, count - 1

@@ -1,0 +1,203 @@
+"""A machine as the daemon holds it: its records on disk, its link, and the freezing of idle ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from innkeeper.core.host_verbs import MachineShape
+from innkeeper.core.instance import BootStep
+from innkeeper.errors import InnkeeperError, InstanceFailedError
+from innkeeper.host.drivers.contract import Driver, RunningMachine
+from innkeeper.host.guest_link import GuestEndpoint
+from innkeeper.host.journal import Journal
+
+log = structlog.stdlib.get_logger(__name__)
+
+RECORD = "machine.json"
+# How often an idle guest that still runs user processes is asked whether they have ended.
+RECHECK_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class MachineRecord:
+    """What survives a restart of the daemon: enough to adopt the machine or to clean it away."""
+
+    machine_id: str
+    shape: MachineShape
+    driver: str
+    disk: str
+    slot_index: int
+    instance_id: UUID | None = None
+    configured: bool = False
+    boot_trace: list[BootStep] = field(default_factory=list)
+
+    def save(self, state_dir: Path) -> None:
+        """Write the record, replacing it as a whole."""
+        body = asdict(self)
+        body["instance_id"] = None if self.instance_id is None else str(self.instance_id)
+        write_json(state_dir / RECORD, body)
+
+
+def load_machine_record(state_dir: Path) -> MachineRecord | None:
+    """The record of a machine, or None where there is none that can be read."""
+    try:
+        body = json.loads((state_dir / RECORD).read_text())
+        body["shape"] = MachineShape(**body["shape"])
+        body["instance_id"] = None if body["instance_id"] is None else UUID(body["instance_id"])
+        body["boot_trace"] = [BootStep(**step) for step in body["boot_trace"]]
+        return MachineRecord(**body)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_json(path: Path, body: dict[str, Any]) -> None:
+    """Write a small JSON file, replacing it as a whole."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(body))
+    temporary.replace(path)
+
+
+@dataclass(slots=True, eq=False)
+class Machine:
+    """A running machine. `upper` and `lowers` are what the change scanner reads."""
+
+    record: MachineRecord
+    state_dir: Path
+    driver: Driver
+    running: RunningMachine
+    endpoint: GuestEndpoint
+    upper: Path
+    lowers: tuple[Path, ...]
+    resources: AsyncExitStack
+    freeze_after_seconds: float
+    frozen: bool = False
+    uses: int = 0
+    user_processes: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+    failure: str | None = None
+    scan_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    has_baseline: bool = False
+    journals: dict[str, Journal] = field(default_factory=dict)
+    _freeze_timer: asyncio.TimerHandle | None = None
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _switching: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def id(self) -> str:
+        """The machine's id, never used twice."""
+        return self.record.machine_id
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last use; 0 while it is in use."""
+        return 0.0 if self.uses else time.monotonic() - self.last_used
+
+    def start_task(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
+        """Run work that belongs to the machine: it is cancelled and awaited when the machine goes."""
+
+        async def run() -> Any:  # noqa: ANN401
+            return await work
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keep the machine thawed for the block. Raises InstanceFailedError when it has failed."""
+        self.uses += 1
+        if self._freeze_timer is not None:
+            self._freeze_timer.cancel()
+            self._freeze_timer = None
+        try:
+            if self.failure is not None:
+                raise InstanceFailedError(self.failure)
+            if self.frozen or self._switching.locked():
+                await self.thaw()
+            yield
+        finally:
+            self.uses -= 1
+            self.last_used = time.monotonic()
+            if self.uses == 0:
+                self._schedule_freeze(self.freeze_after_seconds)
+
+    def _schedule_freeze(self, delay: float) -> None:
+        if self.failure is None and self.driver.capabilities.freeze:
+            loop = asyncio.get_running_loop()
+            self._freeze_timer = loop.call_later(delay, lambda: self.start_task(self._freeze_if_quiet()))
+
+    async def _freeze_if_quiet(self) -> None:
+        self._freeze_timer = None
+        if self.uses or self.frozen or self.failure is not None:
+            return
+        if self.user_processes:
+            try:
+                answer = await self.endpoint.request("processes", {}, timeout_seconds=5)
+                self.user_processes = int(answer.get("user_processes", 1))
+            except (InnkeeperError, ValueError, TypeError):
+                self.user_processes = 1
+            if self.user_processes:
+                if not self.uses and self._freeze_timer is None:
+                    self._schedule_freeze(RECHECK_SECONDS)
+                return
+        await self.freeze()
+
+    async def freeze(self) -> None:
+        """Take the processor time away, unless somebody uses the machine meanwhile."""
+        async with self._switching:
+            if self.uses or self.frozen or self.failure is not None:
+                return
+            try:
+                await self.driver.freeze(self.id)
+            except (OSError, TimeoutError) as error:
+                self.driver.thaw(self.id)
+                log.warning("freeze failed", machine=self.id, error=str(error))
+                return
+            self.frozen = True
+
+    async def thaw(self) -> None:
+        """Give the processor time back."""
+        async with self._switching:
+            if self.frozen:
+                self.driver.thaw(self.id)
+                self.frozen = False
+
+    def fail(self, reason: str) -> None:
+        """Record why the machine is of no use any more; the daemon then takes it away."""
+        if self.failure is None:
+            self.failure = reason
+            log.warning("machine failed", machine=self.id, reason=reason)
+
+    async def close(self, *, stop: bool) -> None:
+        """End the machine's own tasks and release everything; without `stop` the guest runs on for the next daemon to adopt."""
+        if self._freeze_timer is not None:
+            self._freeze_timer.cancel()
+            self._freeze_timer = None
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+        others = [task for task in self._tasks if task is not asyncio.current_task()]
+        if others:
+            await asyncio.wait(others)
+        for journal in self.journals.values():
+            journal.close()
+        if stop:
+            await self.resources.aclose()
+        else:
+            with contextlib.suppress(OSError):
+                await self.endpoint.close(remove=False)
+
+
+WhenGone = Callable[[Machine], None]
