@@ -240,3 +240,10 @@ func (s *Stream) breakOff() {
 	s.incoming = nil
 	s.notify()
 }
+
+// ReturnCredit gives back credit that was taken and not used.
+func (s *Stream) ReturnCredit(count int) {
+	s.mu.Lock()
+	s.sendCredit += int64(count)
+	s.mu.Unlock()
+}

@@ -1,0 +1,221 @@
+// Package configure gives a guest its identity: name, time, randomness, resolver, user and environment.
+package configure
+
+import (
+	"encoding/base64"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"innkeeper/guest/account"
+	"innkeeper/guest/exec"
+	"innkeeper/guest/link"
+	"innkeeper/guest/sudo"
+)
+
+// Settings serve the configure verb.
+type Settings struct {
+	table  *exec.Table
+	logins *account.Logins
+	sudo   *sudo.Server
+	mu     sync.Mutex // one configure at a time
+}
+
+type request struct {
+	Hostname   *string           `json:"hostname"`
+	TimeUnixNs *int64            `json:"time_unix_ns"`
+	EntropyB64 *string           `json:"entropy_b64"`
+	Hosts      *string           `json:"hosts"`
+	ResolvConf *string           `json:"resolv_conf"`
+	MachineID  *string           `json:"machine_id"`
+	User       *string           `json:"user"`
+	Workdir    *string           `json:"workdir"`
+	Env        map[string]string `json:"env"`
+	Sudo       *bool             `json:"sudo"`
+	SpareShell *bool             `json:"spare_shell"`
+	Warm       []string          `json:"warm"`
+}
+
+type answer struct {
+	UID        uint32 `json:"uid"`
+	GID        uint32 `json:"gid"`
+	Home       string `json:"home"`
+	TmpIsTmpfs bool   `json:"tmp_is_tmpfs"`
+}
+
+// New makes the owner of the settings.
+func New(table *exec.Table, logins *account.Logins, server *sudo.Server) *Settings {
+	return &Settings{table: table, logins: logins, sudo: server}
+}
+
+// Configure serves the verb.
+func (s *Settings) Configure(stream *link.Stream, open link.Request) {
+	var wanted request
+	if err := open.Decode(&wanted); err != nil {
+		stream.Fail(err)
+		return
+	}
+	result, err := s.apply(&wanted)
+	if err != nil {
+		stream.Fail(err)
+		return
+	}
+	stream.Succeed(result)
+}
+
+func (s *Settings) apply(wanted *request) (*answer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	settings := s.table.Settings()
+	if wanted.User != nil {
+		settings.User = *wanted.User
+	}
+	user, err := account.Lookup(settings.User)
+	if err != nil {
+		return nil, err
+	}
+	if wanted.Workdir != nil {
+		settings.Workdir = *wanted.Workdir
+	}
+	if wanted.Env != nil {
+		settings.Env = wanted.Env
+	}
+	if wanted.SpareShell != nil {
+		settings.SpareShell = *wanted.SpareShell
+	}
+	if err := setSystem(wanted); err != nil {
+		return nil, err
+	}
+	if wanted.Sudo != nil {
+		if err := s.sudo.Allow(*wanted.Sudo); err != nil {
+			return nil, err
+		}
+	}
+	s.table.Configure(settings)
+	for _, line := range wanted.Warm {
+		s.table.RunQuietly(line)
+	}
+	return &answer{UID: user.UID, GID: user.GID, Home: user.Home, TmpIsTmpfs: tmpIsTmpfs()}, nil
+}
+
+// setSystem ignores what this kind of guest does not allow: gVisor has neither a clock to set nor an entropy pool.
+func setSystem(wanted *request) error {
+	if wanted.EntropyB64 != nil {
+		entropy, err := base64.StdEncoding.DecodeString(*wanted.EntropyB64)
+		if err != nil {
+			return link.Errorf("bad_request", "configure: entropy_b64: %v", err)
+		}
+		addEntropy(entropy)
+	}
+	if wanted.TimeUnixNs != nil {
+		now := syscall.NsecToTimeval(*wanted.TimeUnixNs)
+		_ = syscall.Settimeofday(&now)
+	}
+	if wanted.Hostname != nil {
+		_ = syscall.Sethostname([]byte(*wanted.Hostname))
+		if err := replace("/etc/hostname", *wanted.Hostname+"\n"); err != nil {
+			return err
+		}
+	}
+	if wanted.MachineID != nil {
+		if err := replace("/etc/machine-id", strings.TrimSpace(*wanted.MachineID)+"\n"); err != nil {
+			return err
+		}
+	}
+	if wanted.Hosts != nil {
+		if err := overwrite("/etc/hosts", *wanted.Hosts); err != nil {
+			return err
+		}
+	}
+	if wanted.ResolvConf != nil {
+		return overwrite("/etc/resolv.conf", *wanted.ResolvConf)
+	}
+	return nil
+}
+
+// replace writes beside and renames, so that nobody reads half a file.
+func replace(path, content string) error {
+	if existing, err := os.ReadFile(path); err == nil && string(existing) == content {
+		return nil
+	}
+	beside := fmt.Sprintf("%s.inn-%d", path, time.Now().UnixNano())
+	err := os.WriteFile(beside, []byte(content), 0o644)
+	if os.IsNotExist(err) {
+		if err = os.MkdirAll("/etc", 0o755); err == nil {
+			err = os.WriteFile(beside, []byte(content), 0o644)
+		}
+	}
+	if err == nil {
+		err = os.Rename(beside, path)
+	}
+	if err != nil {
+		_ = os.Remove(beside)
+	}
+	return err
+}
+
+// overwrite keeps the file itself, which may be a bind mount that nothing can be renamed over.
+func overwrite(path, content string) error {
+	if existing, err := os.ReadFile(path); err == nil && string(existing) == content {
+		return nil
+	}
+	if target, err := os.Readlink(path); err == nil {
+		// A link that a resolver service left points to nothing here.
+		if _, err := os.Stat(path); err != nil && target != "" {
+			_ = os.Remove(path)
+		}
+	}
+	err := os.WriteFile(path, []byte(content), 0o644)
+	if os.IsNotExist(err) {
+		if err = os.MkdirAll("/etc", 0o755); err == nil {
+			err = os.WriteFile(path, []byte(content), 0o644)
+		}
+	}
+	return err
+}
+
+const (
+	rndAddEntropy = 0x40085203
+	rndReseedCRNG = 0x5207
+)
+
+// addEntropy credits the bytes to the kernel's pool and makes it use them now: clones would share random numbers otherwise.
+func addEntropy(entropy []byte) {
+	if len(entropy) == 0 {
+		return
+	}
+	device, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer device.Close()
+	const head = 8
+	pool := make([]byte, head+len(entropy))
+	*(*int32)(unsafe.Pointer(&pool[0])) = int32(len(entropy) * 8)
+	*(*int32)(unsafe.Pointer(&pool[4])) = int32(len(entropy))
+	copy(pool[head:], entropy)
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, device.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&pool[0])))
+	if errno != 0 {
+		_, _ = device.Write(entropy)
+	}
+	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, device.Fd(), rndReseedCRNG, 0)
+}
+
+func tmpIsTmpfs() bool {
+	content, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		return false
+	}
+	kind := ""
+	for _, line := range strings.Split(string(content), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) >= 3 && fields[1] == "/tmp" {
+			kind = fields[2] // a later mount covers an earlier one
+		}
+	}
+	return kind == "tmpfs"
+}

@@ -1,0 +1,415 @@
+// Package exec runs commands: their output journals, readers, timeouts and the spare shell.
+package exec
+
+import (
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"innkeeper/guest/link"
+	"innkeeper/guest/reaper"
+	"innkeeper/guest/terminal"
+)
+
+const (
+	// A reader that is this far behind makes the process wait, well before its journal would have to forget bytes.
+	readerWindow = 256 << 10
+	readBuffer   = 64 << 10
+)
+
+// Process is one execution, running or remembered.
+type Process struct {
+	ID    string
+	table *Table
+	child *reaper.Child
+	pty   *os.File
+	begun time.Time
+
+	hasInput bool
+	inputMu  sync.Mutex
+	input    *os.File
+
+	mu       sync.Mutex
+	space    *sync.Cond // a reader took something, came or went
+	journal  journal
+	reader   *link.Stream
+	sent     int64 // what the reader got, as an offset of the journal
+	unread   int64 // forgotten before any reader got it
+	outputs  []*output
+	open     int
+	timedOut bool
+	exit     *exitMessage
+	exitAt   int64 // the exit message follows this offset
+	exitSent bool
+}
+
+// output is the agent's end of a pipe or terminal that the process writes to.
+type output struct {
+	file   *os.File
+	raw    syscall.RawConn
+	kind   byte
+	closed bool
+}
+
+type startedMessage struct {
+	Started bool   `json:"started"`
+	Pid     int    `json:"pid"`
+	Offset  *int64 `json:"offset,omitempty"`
+	Dropped *int64 `json:"dropped_bytes,omitempty"`
+}
+
+type exitMessage struct {
+	Exited        bool  `json:"exited"`
+	ExitCode      int   `json:"exit_code"`
+	Signal        *int  `json:"signal"`
+	TimedOut      bool  `json:"timed_out"`
+	DurationUs    int64 `json:"duration_us"`
+	OutputBytes   int64 `json:"output_bytes"`
+	DroppedBytes  int64 `json:"dropped_bytes"`
+	UserProcesses int   `json:"user_processes"`
+}
+
+var buffers = sync.Pool{New: func() any { return new([readBuffer]byte) }}
+
+func (p *Process) addOutput(file *os.File, kind byte) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	p.outputs = append(p.outputs, &output{file: file, raw: raw, kind: kind})
+	p.open++
+	return nil
+}
+
+// watch follows the process to its end; started with the process, in goroutines of its own.
+func (p *Process) watch(timeout time.Duration) {
+	var timer *time.Timer
+	if timeout > 0 {
+		timer = time.AfterFunc(timeout, p.expire)
+	}
+	for _, out := range p.outputs {
+		go p.pump(out)
+	}
+	<-p.child.Done
+	if timer != nil {
+		timer.Stop()
+	}
+	p.leaderEnded()
+}
+
+func (p *Process) expire() {
+	select {
+	case <-p.child.Done:
+		return
+	default:
+	}
+	p.mu.Lock()
+	p.timedOut = true
+	p.mu.Unlock()
+	_ = p.table.children.Signal(p.child, syscall.SIGKILL, true)
+}
+
+// pump reads one output until all its writers are gone.
+func (p *Process) pump(out *output) {
+	for {
+		full := false
+		err := out.raw.Read(func(descriptor uintptr) bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			for !out.closed {
+				if p.behind() {
+					full = true
+					return true
+				}
+				if !p.readOnce(out, int(descriptor), readBuffer) {
+					return out.closed
+				}
+			}
+			return true
+		})
+		p.mu.Lock()
+		if err != nil && !out.closed {
+			p.closeOutput(out)
+		}
+		if out.closed {
+			p.flush()
+			p.mu.Unlock()
+			_ = out.file.Close()
+			return
+		}
+		for full && p.behind() {
+			p.space.Wait()
+		}
+		p.mu.Unlock()
+	}
+}
+
+func (p *Process) behind() bool {
+	return p.reader != nil && p.journal.end-p.sent >= readerWindow
+}
+
+// readOnce moves what is there, up to limit bytes, into the journal and to the reader. False: there was nothing.
+func (p *Process) readOnce(out *output, descriptor, limit int) bool {
+	buffer := buffers.Get().(*[readBuffer]byte)
+	defer buffers.Put(buffer)
+	if limit > readBuffer {
+		limit = readBuffer
+	}
+	count, err := syscall.Read(descriptor, buffer[:limit])
+	switch {
+	case err == syscall.EAGAIN || err == syscall.EINTR:
+		return err == syscall.EINTR
+	case err != nil || count <= 0: // a terminal answers EIO when its last user is gone
+		p.closeOutput(out)
+		return false
+	}
+	p.append(out.kind, buffer[:count])
+	p.flush()
+	return true
+}
+
+func (p *Process) closeOutput(out *output) {
+	if !out.closed {
+		out.closed = true
+		p.open--
+	}
+}
+
+func (p *Process) append(kind byte, data []byte) {
+	p.journal.append(kind, data)
+	p.table.account(int64(len(data)))
+	p.trim(journalBytes)
+	if over := p.table.overBudget(); over > 0 {
+		p.trim(p.journal.size() - over)
+	}
+}
+
+// trim forgets the oldest bytes above limit, but none that a reader still waits for.
+func (p *Process) trim(limit int64) {
+	excess := p.journal.size() - limit
+	if p.reader != nil && p.journal.start+excess > p.sent {
+		excess = p.sent - p.journal.start
+	}
+	if excess <= 0 {
+		return
+	}
+	start := p.journal.start
+	p.journal.drop(excess)
+	p.table.account(start - p.journal.start)
+	if p.journal.start > p.sent {
+		from := p.sent
+		if start > from {
+			from = start
+		}
+		p.unread += p.journal.start - from
+	}
+}
+
+// leaderEnded sends what the leader left in the pipes and says that it ended; background children may go on writing.
+func (p *Process) leaderEnded() {
+	users := p.table.UserProcesses()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, out := range p.outputs {
+		p.drain(out)
+	}
+	ended := p.child.Exit()
+	message := &exitMessage{
+		Exited: true, ExitCode: ended.Code(), TimedOut: p.timedOut,
+		DurationUs: ended.At.Sub(p.begun).Microseconds(), UserProcesses: users,
+	}
+	if ended.Status.Signaled() {
+		number := int(ended.Status.Signal())
+		message.Signal = &number
+	}
+	if p.timedOut {
+		message.ExitCode = 124
+	}
+	p.exit = message
+	p.exitAt = p.journal.end
+	p.flush()
+	p.table.ended(p)
+}
+
+// drain reads no more than what is in the pipe now: a background child may write for ever.
+func (p *Process) drain(out *output) {
+	if out.closed {
+		return
+	}
+	_ = out.raw.Control(func(descriptor uintptr) {
+		left := waiting(int(descriptor))
+		for left > 0 && !out.closed {
+			before := p.journal.end
+			if !p.readOnce(out, int(descriptor), left) {
+				return
+			}
+			left -= int(p.journal.end - before)
+		}
+		// The end of file is not counted as waiting: one more look says whether anybody can still write.
+		if !out.closed {
+			p.readOnce(out, int(descriptor), readBuffer)
+		}
+	})
+}
+
+// flush sends the reader what its credit allows, then the exit message and the end when their turn has come. mu is held.
+func (p *Process) flush() {
+	if p.reader == nil {
+		return
+	}
+	for p.sent < p.journal.end {
+		if p.exit != nil && !p.exitSent && p.sent >= p.exitAt {
+			break
+		}
+		kind, data := p.journal.at(p.sent)
+		if p.exit != nil && !p.exitSent && p.sent+int64(len(data)) > p.exitAt {
+			data = data[:p.exitAt-p.sent]
+		}
+		if len(data) > link.MaxPayload {
+			data = data[:link.MaxPayload]
+		}
+		granted := p.reader.TakeCredit(len(data))
+		if granted == 0 {
+			return
+		}
+		if p.reader.SendFrames(link.Frame{Stream: p.reader.ID, Kind: kind, Payload: data[:granted]}) != nil {
+			p.detach()
+			return
+		}
+		p.sent += int64(granted)
+		p.space.Broadcast()
+	}
+	p.flushEnd()
+}
+
+func (p *Process) flushEnd() {
+	var frames []link.Frame
+	if p.exit != nil && !p.exitSent && p.sent >= p.exitAt {
+		message := *p.exit
+		message.OutputBytes = p.journal.end
+		message.DroppedBytes = p.unread
+		frames = append(frames, p.reader.JSONFrame(link.Message, message))
+		p.exitSent = true
+	}
+	over := p.exitSent && p.open == 0 && p.sent == p.journal.end
+	if over {
+		frames = append(frames, p.reader.JSONFrame(link.Result, struct{}{}))
+	}
+	if len(frames) == 0 {
+		return
+	}
+	if p.reader.SendFrames(frames...) != nil || over {
+		p.detach()
+		return
+	}
+	if p.sent < p.journal.end {
+		p.flush()
+	}
+}
+
+// detach lets the process run on without a reader. mu is held.
+func (p *Process) detach() {
+	p.reader = nil
+	p.space.Broadcast()
+}
+
+// attach makes stream the reader from offset on.
+func (p *Process) attach(stream *link.Stream, offset int64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if offset < 0 || offset > p.journal.end {
+		return link.Errorf("bad_request", "offset %d is not within the %d bytes of output", offset, p.journal.end)
+	}
+	if p.reader != nil {
+		p.reader.Fail(link.Errorf("busy", "another reader took over execution %s", p.ID))
+	}
+	skipped := p.journal.start - offset
+	if skipped < 0 {
+		skipped = 0
+	}
+	offset += skipped
+	p.reader, p.sent, p.exitSent = stream, offset, false
+	message := startedMessage{Started: true, Pid: p.child.Pid, Offset: &offset, Dropped: &skipped}
+	if stream.SendMessage(message) != nil {
+		p.detach()
+		return nil
+	}
+	p.space.Broadcast()
+	p.flush()
+	return nil
+}
+
+// serve follows one reader's wishes until its stream ends.
+func (p *Process) serve(stream *link.Stream, detachOnCancel bool) {
+	if p.hasInput {
+		go p.feed(stream)
+	}
+	for range stream.Events() {
+		p.mu.Lock()
+		mine := p.reader == stream
+		cancelled, broken := stream.State()
+		if mine && (cancelled || broken) {
+			p.detach()
+		} else if mine {
+			p.flush()
+			mine = p.reader == stream
+		}
+		p.mu.Unlock()
+		if cancelled && !detachOnCancel && mine {
+			_ = p.table.children.Signal(p.child, syscall.SIGKILL, true)
+		}
+		if cancelled || broken || !mine {
+			return
+		}
+		for message := stream.TakeMessage(); message != nil; message = stream.TakeMessage() {
+			p.obey(message)
+		}
+	}
+}
+
+// feed passes the opener's bytes to the process; a broken link leaves its input open for the next reader.
+func (p *Process) feed(stream *link.Stream) {
+	for {
+		data, ok, err := stream.Read()
+		if err != nil {
+			return
+		}
+		if !ok {
+			p.endInput()
+			return
+		}
+		p.inputMu.Lock()
+		file := p.input
+		p.inputMu.Unlock()
+		if file != nil {
+			// A process that closed its input makes the rest of it disappear, as it does in a pipeline.
+			_, _ = file.Write(data)
+		}
+	}
+}
+
+// endInput closes a pipe; a terminal has no end of input of its own.
+func (p *Process) endInput() {
+	p.inputMu.Lock()
+	defer p.inputMu.Unlock()
+	if p.input != nil && p.pty == nil {
+		_ = p.input.Close()
+		p.input = nil
+	}
+}
+
+func (p *Process) running() bool {
+	select {
+	case <-p.child.Done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *Process) resize(size terminal.Size) {
+	if p.pty != nil {
+		_ = terminal.Resize(p.pty, p.child.Pid, size)
+	}
+}

@@ -1,0 +1,180 @@
+package exec
+
+import (
+	"os"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"innkeeper/guest/account"
+	"innkeeper/guest/link"
+	"innkeeper/guest/reaper"
+	"innkeeper/guest/usage"
+)
+
+// Settings are what configure decides about commands.
+type Settings struct {
+	User       string
+	Workdir    string
+	Env        map[string]string
+	SpareShell bool
+}
+
+// Table knows all executions.
+type Table struct {
+	children *reaper.Table
+	logins   *account.Logins
+	retained int64 // bytes in all journals, atomic
+	null     *os.File
+
+	mu       sync.Mutex
+	settings Settings
+	byID     map[string]*Process
+	over     []*Process // ended ones, oldest first
+	spares   spares
+}
+
+// NewTable starts processes through children.
+func NewTable(children *reaper.Table, logins *account.Logins) (*Table, error) {
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	t := &Table{children: children, logins: logins, null: null, byID: map[string]*Process{}}
+	t.spares.table = t
+	return t, nil
+}
+
+// Settings returns what the last Configure left.
+func (t *Table) Settings() Settings {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.settings
+}
+
+// Configure replaces the settings; a spare shell that was made for others is thrown away.
+func (t *Table) Configure(settings Settings) {
+	t.mu.Lock()
+	t.settings = settings
+	t.mu.Unlock()
+	t.spares.discard()
+	t.spares.prepare()
+}
+
+// UserProcesses counts what lives in the guest beside the agent and its spare shell.
+func (t *Table) UserProcesses() int {
+	_, users := usage.Processes(t.OwnPids())
+	return users
+}
+
+// OwnPids are processes that belong to the agent itself.
+func (t *Table) OwnPids() map[int]bool { return t.spares.pids() }
+
+func (t *Table) account(change int64) { atomic.AddInt64(&t.retained, change) }
+
+// overBudget is how much the calling process must forget after ended ones forgot what they could.
+func (t *Table) overBudget() int64 {
+	over := atomic.LoadInt64(&t.retained) - budgetBytes
+	if over <= 0 {
+		return 0
+	}
+	// The caller holds its own lock, so others are only tried: two that wait for each other would never end.
+	t.mu.Lock()
+	victims := append([]*Process(nil), t.over...)
+	t.mu.Unlock()
+	for _, victim := range victims {
+		if over <= 0 {
+			return 0
+		}
+		if !victim.mu.TryLock() {
+			continue
+		}
+		victim.trim(victim.journal.size() - over)
+		victim.mu.Unlock()
+		over = atomic.LoadInt64(&t.retained) - budgetBytes
+	}
+	return over
+}
+
+// ended is called with p's lock held.
+func (t *Table) ended(p *Process) {
+	t.spares.commandEnded()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.over = append(t.over, p)
+	for len(t.over) > remembered {
+		oldest := t.over[0]
+		t.over = t.over[1:]
+		delete(t.byID, oldest.ID)
+		if oldest != p && oldest.mu.TryLock() {
+			oldest.trim(0)
+			oldest.mu.Unlock()
+		}
+	}
+}
+
+func (t *Table) find(id string) (*Process, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.byID[id]; p != nil {
+		return p, nil
+	}
+	return nil, link.Errorf("no_such_process", "there is no execution %q", id)
+}
+
+// claim registers p under its id.
+func (t *Table) claim(p *Process) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID[p.ID] != nil {
+		return link.Errorf("exists", "execution %q exists already", p.ID)
+	}
+	t.byID[p.ID] = p
+	return nil
+}
+
+func (t *Table) disown(p *Process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byID, p.ID)
+}
+
+// Entry is one execution in the answer to the processes verb.
+type Entry struct {
+	ID      string `json:"id"`
+	Pid     int    `json:"pid"`
+	Running bool   `json:"running"`
+	Offset  int64  `json:"offset"`
+}
+
+// List tells of all known executions, by id.
+func (t *Table) List() []Entry {
+	t.mu.Lock()
+	known := make([]*Process, 0, len(t.byID))
+	for _, p := range t.byID {
+		known = append(known, p)
+	}
+	t.mu.Unlock()
+	entries := make([]Entry, 0, len(known))
+	for _, p := range known {
+		p.mu.Lock()
+		if p.child != nil {
+			entries = append(entries, Entry{p.ID, p.child.Pid, p.running(), p.journal.end})
+		}
+		p.mu.Unlock()
+	}
+	sort.Slice(entries, func(i, j int) bool { return entries[i].ID < entries[j].ID })
+	return entries
+}
+
+// SignalAll reaches the process group of every running execution.
+func (t *Table) SignalAll(number syscall.Signal) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.byID {
+		if p.child != nil && p.running() {
+			_ = t.children.Signal(p.child, number, true)
+		}
+	}
+}

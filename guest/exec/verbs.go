@@ -1,0 +1,139 @@
+package exec
+
+import (
+	"encoding/json"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"innkeeper/guest/link"
+	"innkeeper/guest/terminal"
+)
+
+// Exec serves the exec verb.
+func (t *Table) Exec(stream *link.Stream, open link.Request) {
+	var request Request
+	if err := open.Decode(&request); err != nil {
+		stream.Fail(err)
+		return
+	}
+	p, err := t.start(&request)
+	if err != nil {
+		stream.Fail(err)
+		return
+	}
+	p.mu.Lock()
+	p.reader = stream
+	if stream.SendMessage(startedMessage{Started: true, Pid: p.child.Pid}) != nil {
+		p.detach()
+	}
+	p.mu.Unlock()
+	go p.watch(time.Duration(request.TimeoutMs) * time.Millisecond)
+	p.serve(stream, request.DetachOnCancel)
+}
+
+// Attach serves the attach verb.
+func (t *Table) Attach(stream *link.Stream, open link.Request) {
+	var request struct {
+		ID     string `json:"id"`
+		Offset int64  `json:"offset"`
+	}
+	if err := open.Decode(&request); err != nil {
+		stream.Fail(err)
+		return
+	}
+	p, err := t.find(request.ID)
+	if err == nil {
+		err = p.attach(stream, request.Offset)
+	}
+	if err != nil {
+		stream.Fail(err)
+		return
+	}
+	// Whoever looks at a process that somebody else started does not end it by going away.
+	p.serve(stream, true)
+}
+
+// Processes serves the processes verb.
+func (t *Table) Processes(stream *link.Stream, _ link.Request) {
+	stream.Succeed(struct {
+		Executions    []Entry `json:"executions"`
+		UserProcesses int     `json:"user_processes"`
+	}{t.List(), t.UserProcesses()})
+}
+
+// Signal serves the signal verb.
+func (t *Table) Signal(stream *link.Stream, open link.Request) {
+	var request struct {
+		ID     string `json:"id"`
+		Signal int    `json:"signal"`
+		Group  *bool  `json:"group"`
+	}
+	err := open.Decode(&request)
+	if err == nil {
+		var p *Process
+		if p, err = t.find(request.ID); err == nil {
+			err = p.signal(request.Signal, request.Group == nil || *request.Group)
+		}
+	}
+	if err != nil {
+		stream.Fail(err)
+		return
+	}
+	stream.Succeed(struct{}{})
+}
+
+const lastSignal = 64
+
+func (p *Process) signal(number int, group bool) error {
+	if number < 1 || number > lastSignal {
+		return link.Errorf("bad_request", "%d is no signal", number)
+	}
+	if p.child == nil {
+		return link.Errorf("no_such_process", "execution %q is only starting", p.ID)
+	}
+	return p.table.children.Signal(p.child, syscall.Signal(number), group)
+}
+
+// obey handles a MESSAGE of the opener; what it does not understand it leaves alone.
+func (p *Process) obey(message json.RawMessage) {
+	var order struct {
+		Signal *int           `json:"signal"`
+		Resize *terminal.Size `json:"resize"`
+	}
+	if json.Unmarshal(message, &order) != nil {
+		return
+	}
+	if order.Signal != nil {
+		_ = p.signal(*order.Signal, true)
+	}
+	if order.Resize != nil {
+		p.resize(*order.Resize)
+	}
+}
+
+// waiting is the number of bytes in a pipe or terminal.
+func waiting(descriptor int) int {
+	const fionread = 0x541b
+	var count int32
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(descriptor), fionread, uintptr(unsafe.Pointer(&count))); errno != 0 {
+		return 0
+	}
+	return int(count)
+}
+
+// RunQuietly runs a shell line as the default user and waits for its end; its output is dropped.
+func (t *Table) RunQuietly(line string) {
+	made, err := t.plan(&Request{Shell: &line})
+	if err != nil {
+		return
+	}
+	null := t.null.Fd()
+	child, err := t.children.Start(made.path, made.argv, &syscall.ProcAttr{
+		Dir: made.directory, Env: made.environment, Files: []uintptr{null, null, null},
+		Sys: &syscall.SysProcAttr{Setsid: true, Credential: made.user.Credential()},
+	})
+	if err == nil {
+		<-child.Done
+	}
+}

@@ -1,0 +1,105 @@
+// Package ports reaches the guest's TCP ports and lists them.
+package ports
+
+import (
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	"innkeeper/guest/link"
+)
+
+const (
+	dialTimeout = 5 * time.Second
+	readBuffer  = 64 << 10
+)
+
+// Dial serves the dial verb: bytes both ways, END as the half close.
+func Dial(stream *link.Stream, open link.Request) {
+	request := struct {
+		Port int    `json:"port"`
+		Host string `json:"host"`
+	}{Host: "127.0.0.1"}
+	if err := open.Decode(&request); err != nil {
+		stream.Fail(err)
+		return
+	}
+	if request.Port < 1 || request.Port > 65535 {
+		stream.Fail(link.Errorf("bad_request", "%d is no port", request.Port))
+		return
+	}
+	if request.Host == "" {
+		request.Host = "127.0.0.1"
+	}
+	connection, err := net.DialTimeout("tcp", net.JoinHostPort(request.Host, strconv.Itoa(request.Port)), dialTimeout)
+	if err != nil {
+		stream.Fail(link.Errorf("unreachable", "%v", err))
+		return
+	}
+	defer connection.Close()
+	if stream.SendMessage(map[string]bool{"connected": true}) != nil {
+		return
+	}
+	inward := make(chan error, 1)
+	go func() { inward <- receive(stream, connection.(*net.TCPConn)) }()
+	outward := send(stream, connection)
+	if outward == nil {
+		outward = stream.SendEnd()
+	}
+	if outward != nil {
+		// Nobody can use the other direction after a reset or a cancelled stream.
+		_ = connection.Close()
+		stream.Fail(link.Errorf("io_error", "%v", outward))
+		return
+	}
+	if err := <-inward; err != nil {
+		stream.Fail(link.Errorf("io_error", "%v", err))
+		return
+	}
+	stream.Succeed(struct{}{})
+}
+
+// receive carries the opener's bytes to the port. A stream that is gone takes the connection with it.
+func receive(stream *link.Stream, connection *net.TCPConn) error {
+	for {
+		data, ok, err := stream.Read()
+		if err != nil {
+			_ = connection.Close()
+			return err
+		}
+		if !ok {
+			// A peer that has closed already needs no half close.
+			_ = connection.CloseWrite()
+			return nil
+		}
+		if _, err := connection.Write(data); err != nil {
+			return err
+		}
+	}
+}
+
+// send carries the port's bytes to the opener, never more than its credit.
+func send(stream *link.Stream, connection net.Conn) error {
+	buffer := make([]byte, link.HeaderBytes+readBuffer)
+	for {
+		granted, err := stream.WaitCredit(readBuffer)
+		if err != nil {
+			return err
+		}
+		count, err := connection.Read(buffer[link.HeaderBytes : link.HeaderBytes+granted])
+		stream.ReturnCredit(granted - count)
+		if count > 0 {
+			if err := stream.SendTaken(link.Data, buffer[:link.HeaderBytes+count]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				return err
+			}
+			return nil
+		}
+	}
+}
