@@ -80,7 +80,7 @@ def call_inside(name: str | None, function: Callable[[], T]) -> T:
             finally:
                 os.close(fd)
             results.append(function())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller
+        except BaseException as error:
             errors.append(error)
 
     # A new thread, not one of a pool: it ends here and takes its foreign namespace with it.

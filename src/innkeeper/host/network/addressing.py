@@ -52,16 +52,22 @@ class NoFreeSubnetError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class SlotPlan:
-    """The names and addresses of one slot. `interface` is the router's end of the pair, `eth0` the guest's."""
+class Slot:
+    """The names and addresses of one guest's place on the network.
+
+    `router_interface` is the router's end of the pair; the guest's end is `guest_interface` in the namespace `netns`.
+    """
 
     index: int
     netns: str
-    interface: str
+    router_interface: str
     guest_ip: IPv4Address
     gateway_ip: IPv4Address
+    resolver_ip: IPv4Address
     mac: str
     gateway_mac: str
+    guest_interface: str = "eth0"
+    prefix_length: int = BLOCK_PREFIX
 
     @property
     def netns_path(self) -> Path:
@@ -122,22 +128,23 @@ class ServerPlan:
         """How many slots fit into the subnet."""
         return (self.subnet.num_addresses >> (32 - BLOCK_PREFIX)) - _BLOCKS_RESERVED
 
-    def slot(self, index: int) -> SlotPlan:
+    def slot(self, index: int) -> Slot:
         """The plan of slot `index`. Raises ValueError when it does not fit the subnet."""
         if not 0 <= index < self.capacity:
             raise ValueError(f"slot {index} is outside of 0..{self.capacity - 1}")
         first = (index + _BLOCKS_RESERVED) << (32 - BLOCK_PREFIX)
-        return SlotPlan(
+        return Slot(
             index=index,
             netns=f"{self.slot_netns_prefix}{index}",
-            interface=f"s{index}",
+            router_interface=f"s{index}",
             gateway_ip=self.subnet[first + 1],
             guest_ip=self.subnet[first + 2],
+            resolver_ip=self.resolver_ip,
             mac=_mac(self.server_id, 0x02, index),
             gateway_mac=_mac(self.server_id, 0x06, index),
         )
 
-    def slot_of_netns(self, name: str) -> SlotPlan | None:
+    def slot_of_netns(self, name: str) -> Slot | None:
         """The slot whose namespace is called `name`, or None when it is none of ours."""
         number = name.removeprefix(self.slot_netns_prefix)
         if name == number or not re.fullmatch(r"0|[1-9][0-9]{0,8}", number) or int(number) >= self.capacity:
@@ -155,13 +162,19 @@ def _mac(server_id: str, first: int, index: int) -> str:
     return ":".join(f"{byte:02x}" for byte in (first, *bytes.fromhex(server_id)[:2], *index.to_bytes(3, "big")))
 
 
+# Services that are reached through the default route, so that no route gives them away: Alibaba Cloud's name servers
+# and metadata, Tailscale's resolver.
+_HIDDEN_SERVICES = (IPv4Network("100.100.0.0/16"),)
+
+
 def choose_subnet(server_id: str, taken: Iterable[IPv4Network]) -> IPv4Network:
-    """A /20 that overlaps none of `taken` (routes of the host, subnets of other servers).
+    """A /20 that overlaps none of `taken` (routes and name servers of the host, subnets of other servers).
 
     The search starts at a place that depends on the server id, so two servers rarely want the same one even when they
     cannot see each other. Raises NoFreeSubnetError.
     """
-    avoid = [network for network in taken if network.prefixlen > 0]  # the default route covers everything
+    # The default route covers everything.
+    avoid = [*_HIDDEN_SERVICES, *(network for network in taken if network.prefixlen > 0)]
     for candidates in CANDIDATE_RANGES:
         count = 1 << (SUBNET_PREFIX - candidates.prefixlen)
         start = int(server_id, 16) % count

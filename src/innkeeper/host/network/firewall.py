@@ -1,0 +1,227 @@
+"""Policy as nft text: pure functions, one for each transaction.
+
+Two places enforce it. The router namespace decides what a guest may reach; the host keeps everything that comes up the
+uplink away from its own addresses, whichever those are. Both refuse instead of dropping, so that a guest fails fast.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Network
+
+from innkeeper.host.network.addressing import NOT_PUBLIC, ServerPlan, Slot
+
+TABLE = "innkeeper"
+UPLINK = "uplink"
+"""The router's end of the pair to the host."""
+
+
+class PolicyClass(StrEnum):
+    """What a slot may reach: nothing at all, or public addresses and DNS through our resolver."""
+
+    NONE = "none"
+    INTERNET = "internet"
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallLimits:
+    """What holds for every guest of a server.
+
+    `allowed_cidrs` opens addresses that are not public: intranets, tests. An address of the host itself opens only when
+    it is listed alone, as a /32. `allow_smtp` opens TCP 25, closed by default since one guest's spam takes the whole
+    host's reputation with it (submission on 465 and 587 is open). The rest keeps one guest from using up the host's
+    connection table: connections at once, new ones and DNS questions per second.
+    """
+
+    allowed_cidrs: tuple[IPv4Network, ...] = ()
+    allow_smtp: bool = False
+    connections_per_guest: int = 4096
+    new_connections_per_second: int = 500
+    dns_questions_per_second: int = 200
+
+
+def router_ruleset(
+    plan: ServerPlan, limits: FirewallLimits, *, slots: Iterable[Slot] = (), online: Iterable[Slot] = ()
+) -> str:
+    """The router's whole ruleset, replacing an earlier one in the same transaction.
+
+    `slots` may speak at all (with their own address and MAC only); those in `online` have the internet policy.
+    """
+    guests = [_guest_element(slot) for slot in slots]
+    pace, dns_pace = _over(limits.new_connections_per_second), _over(limits.dns_questions_per_second)
+    smtp = "" if limits.allow_smtp else "tcp dport 25 goto refuse"
+    return f"""\
+table ip {TABLE}
+delete table ip {TABLE}
+table arp {TABLE}
+delete table arp {TABLE}
+table ip6 {TABLE}
+delete table ip6 {TABLE}
+
+table ip {TABLE} {{
+    set guests {{ type ifname . ether_addr . ipv4_addr; {_elements(guests)} }}
+    set online {{ type ifname; {_elements([_name(slot) for slot in online])} }}
+    set allowed {{ type ipv4_addr; flags interval; auto-merge; {_elements(limits.allowed_cidrs)} }}
+    set not_public {{ type ipv4_addr; flags interval; {_elements(NOT_PUBLIC)} }}
+    set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set pace {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set dns_pace {{ type ipv4_addr; size 65535; flags dynamic; }}
+
+    # No guest speaks with an address or a MAC that is not its own.
+    chain arrival {{
+        type filter hook prerouting priority raw; policy drop;
+        iifname {{ "lo", "{UPLINK}" }} accept
+        iifname . ether saddr . ip saddr @guests accept
+    }}
+    # What is addressed to the router itself: questions to the resolver, nothing else.
+    chain local {{
+        type filter hook input priority filter; policy drop;
+        iifname "lo" accept
+        iifname "{UPLINK}" drop
+        iifname @online ip daddr {plan.resolver_ip} udp dport 53 add @dns_pace {{ ip saddr {dns_pace} }} drop
+        iifname @online ip daddr {plan.resolver_ip} meta l4proto {{ tcp, udp }} th dport 53 accept
+        goto refuse
+    }}
+    chain transit {{
+        type filter hook forward priority filter; policy drop;
+        tcp flags syn tcp option maxseg size set rt mtu
+        iifname "{UPLINK}" oifname @online ct state established,related accept
+        iifname "{UPLINK}" drop
+        iifname @online goto internet
+        goto refuse
+    }}
+    chain internet {{
+        oifname != "{UPLINK}" goto refuse
+        ip daddr {plan.subnet} goto refuse
+        meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} goto refuse
+        ip daddr @allowed goto connect
+        ip daddr @not_public goto refuse
+        {smtp}
+        goto connect
+    }}
+    chain connect {{
+        ct state established,related accept
+        ct state invalid drop
+        meta l4proto != {{ tcp, udp, icmp }} goto refuse
+        meta l4proto icmp icmp type != echo-request goto refuse
+        add @connections {{ ip saddr ct count over {limits.connections_per_guest} }} goto refuse
+        add @pace {{ ip saddr {pace} }} goto refuse
+        accept
+    }}
+    chain refuse {{
+        counter
+        meta l4proto tcp reject with tcp reset
+        reject with icmp admin-prohibited
+    }}
+}}
+table arp {TABLE} {{
+    set guests {{ type ifname . ether_addr . ipv4_addr; {_elements(guests)} }}
+    chain arrival {{
+        type filter hook input priority filter; policy drop;
+        iifname "{UPLINK}" accept
+        iifname . arp saddr ether . arp saddr ip @guests accept
+    }}
+}}
+table ip6 {TABLE} {{
+    chain arrival {{ type filter hook prerouting priority raw; policy drop; }}
+    chain departure {{ type filter hook output priority filter; policy drop; }}
+}}
+"""
+
+
+def host_ruleset(plan: ServerPlan, limits: FirewallLimits) -> str:
+    """The host's table for one server, replacing an earlier one in the same transaction."""
+    exceptions = [network for network in limits.allowed_cidrs if network.prefixlen == 32]
+    return f"""\
+table inet {plan.host_table}
+delete table inet {plan.host_table}
+
+table inet {plan.host_table} {{
+    set exceptions {{ type ipv4_addr; flags interval; {_elements(exceptions)} }}
+
+    # Ahead of everybody's address translation: otherwise a port that the host forwards to a container would be reached
+    # through the host's address, as forwarded and not as local traffic.
+    chain arrival {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname != "{plan.uplink}" accept
+        meta nfproto != ipv4 drop
+        ip saddr != {plan.subnet} drop
+        ip daddr @exceptions accept
+        fib daddr type != unicast goto refuse
+    }}
+    chain local {{
+        type filter hook input priority filter - 10; policy accept;
+        iifname != "{plan.uplink}" accept
+        ip daddr @exceptions accept
+        goto refuse
+    }}
+    # Nobody opens a connection to a guest.
+    chain transit {{
+        type filter hook forward priority filter - 10; policy accept;
+        oifname != "{plan.uplink}" accept
+        meta nfproto ipv4 ct state established,related accept
+        drop
+    }}
+    chain departure {{
+        type filter hook output priority filter - 10; policy accept;
+        oifname "{plan.uplink}" meta nfproto != ipv4 drop
+    }}
+    chain translation {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {plan.subnet} oifname != "{plan.uplink}" masquerade
+    }}
+    chain refuse {{
+        meta nfproto != ipv4 drop
+        meta l4proto tcp reject with tcp reset
+        reject with icmp admin-prohibited
+    }}
+}}
+"""
+
+
+def add_slots(slots: Sequence[Slot], *, online: Sequence[Slot] = ()) -> str:
+    """Let these slots speak; those in `online` have the internet policy."""
+    guests = _elements([_guest_element(slot) for slot in slots], keyword="")
+    lines = [f"add element {family} {TABLE} guests {guests}" for family in ("ip", "arp")]
+    if online:
+        lines.append(f"add element ip {TABLE} online {_elements([_name(slot) for slot in online], keyword='')}")
+    return "\n".join(lines) + "\n"
+
+
+def remove_slots(slots: Sequence[Slot]) -> str:
+    """Silence these slots; also right for slots that were never added."""
+    # nft 1.0.6 has no `destroy`; deleting what the same transaction added works whether or not it was there.
+    guests = _elements([_guest_element(slot) for slot in slots], keyword="")
+    names = _elements([_name(slot) for slot in slots], keyword="")
+    targets = (("ip", "guests", guests), ("arp", "guests", guests), ("ip", "online", names))
+    return "".join(
+        f"{verb} element {family} {TABLE} {name} {elements}\n"
+        for family, name, elements in targets
+        for verb in ("add", "delete")
+    )
+
+
+def set_policy(slot: Slot, policy: PolicyClass) -> str:
+    """Give a slot another policy; connections that the new one does not allow stop at once."""
+    element = f"element ip {TABLE} online {{ {_name(slot)} }}\n"
+    return f"add {element}" if policy is PolicyClass.INTERNET else f"add {element}delete {element}"
+
+
+def _guest_element(slot: Slot) -> str:
+    return f"{_name(slot)} . {slot.mac} . {slot.guest_ip}"
+
+
+def _over(per_second: int) -> str:
+    return f"limit rate over {per_second}/second burst {per_second * 2} packets"
+
+
+def _name(slot: Slot) -> str:
+    return f'"{slot.router_interface}"'
+
+
+def _elements(values: Sequence[object], *, keyword: str = "elements = ") -> str:
+    """`elements = { … };` for a set's definition, `{ … }` for a command; nothing when there are none."""
+    if not values:
+        return ""
+    listed = "{ " + ", ".join(str(value) for value in values) + " }"
+    return f"{keyword}{listed};" if keyword else listed
