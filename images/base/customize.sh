@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs as root inside the new tree, without network, after the packages of recipe.toml are in.
+# Runs as root inside the new tree, without network, after the packages of recipe.toml are in; its folder is at /.recipe.
 set -eu
 
 # pip may install: this is one agent's own computer, not a distribution to protect. The diversion keeps the marker
@@ -24,5 +24,16 @@ install -d -m 0755 /.innkeeper /.innkeeper/bin /.innkeeper/link
 chmod 1777 /tmp
 install -d -m 0555 /tmp/.innkeeper
 
-# screen is set-gid in Debian, which gVisor ignores; as an ordinary program it insists on mode 0777 here.
+# screen needs two things that gVisor lacks. It is set-gid in Debian, which gVisor ignores; as an ordinary program it
+# insists on a directory of mode 0777. And it needs the packet mode of terminals, see screen-packet-mode.c.
 install -d -m 1777 /run/screen
+install -d -m 0755 /usr/lib/innkeeper
+dpkg-divert --quiet --local --rename --divert /usr/lib/innkeeper/screen --add /usr/bin/screen
+chmod g-s /usr/lib/innkeeper/screen
+cc -O2 -Wall -Werror -shared -fPIC -o /usr/lib/innkeeper/screen-packet-mode.so /.recipe/screen-packet-mode.c
+cat > /usr/bin/screen <<'SCREEN'
+#!/bin/sh
+export LD_PRELOAD=/usr/lib/innkeeper/screen-packet-mode.so
+exec /usr/lib/innkeeper/screen "$@"
+SCREEN
+chmod 0755 /usr/bin/screen

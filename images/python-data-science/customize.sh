@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs as root inside the new tree, without network, after the packages of recipe.toml are in.
+# Runs as root inside the new tree, without network, after the packages of recipe.toml are in; its folder is at /.recipe.
 set -eu
 
 # A first plot would otherwise build the font cache and show up as a file that the user's command changed.

@@ -39,7 +39,7 @@ if [ -z "$parent" ]; then
     say "bootstrapping Debian $suite with ${#packages[@]} packages"
     mkdir "$tree"
     copy_files
-    sources "$mirror" "$security_mirror" | mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty \
+    sources "$mirror" "$security_mirror" | mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty,cleanup/apt/lists \
         --include="$(IFS=,; printf '%s' "${packages[*]}")" \
         --aptopt='Acquire::Retries "3"' \
         "$suite" "$tree" -
@@ -58,8 +58,8 @@ else
 fi
 
 # Nothing newer than the suite's own release date: the same packages then make the same image, byte for byte.
-release=("$tree"/var/lib/apt/lists/*_dists_"${suite}"_*Release)
-SOURCE_DATE_EPOCH=$(date --date="$(sed -n 's/^Date: //p' "${release[0]}")" +%s)
+release_date=$(sed -n 's/^Date: //p' "$tree"/var/lib/apt/lists/*_dists_"${suite}"_*Release)
+SOURCE_DATE_EPOCH=$(date --date="${release_date:?}" +%s)
 export SOURCE_DATE_EPOCH
 
 in_tree() { chroot "$tree" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
@@ -74,10 +74,12 @@ fi
 
 if [ -f "$recipe/customize.sh" ]; then
     say 'customizing'
-    # Through a file and not a pipe, so that a command of the script cannot eat the rest of it.
-    cp "$recipe/customize.sh" "$tree/.customize.sh"
-    in_tree sh /.customize.sh < /dev/null
-    rm "$tree/.customize.sh"
+    mkdir "$tree/.recipe"
+    mount --bind "$recipe" "$tree/.recipe"
+    # No input, so that a command of the script cannot wait for somebody who is not there.
+    in_tree sh /.recipe/customize.sh < /dev/null
+    umount "$tree/.recipe"
+    rmdir "$tree/.recipe"
 fi
 
 say 'compiling bytecode'
@@ -90,7 +92,7 @@ fi
 say 'cleaning'
 umount --recursive --lazy "$tree/dev" "$tree/proc"
 cd "$tree"
-rm -rf var/lib/apt/lists/* var/cache/apt/* var/cache/debconf/*-old var/cache/ldconfig/aux-cache var/lib/dpkg/*-old var/log/* \
+rm -rf dev/* run/apt var/lib/apt/lists/* var/cache/apt/* var/cache/debconf/*-old var/cache/ldconfig/aux-cache var/lib/dpkg/*-old var/log/* \
     root/.cache var/tmp/* etc/ssh/ssh_host_* etc/hostname etc/resolv.conf etc/apt/sources.list etc/apt/sources.list.d/* \
     usr/share/man/* usr/share/info/* usr/share/lintian
 find usr/share/doc -not -type d -not -name copyright -delete
