@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from innkeeper.cli.options import Json
-from innkeeper.cli.printing import fail, print_json, visible
+from innkeeper.cli.printing import print_json, visible
+from innkeeper.cli.serve import read_settings
 
 if TYPE_CHECKING:
     from innkeeper.host.probes.check import Check
@@ -18,9 +19,8 @@ STYLES = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
 
 
 def doctor(
-    home: Annotated[
-        Path | None, typer.Option(help="State directory.", envvar="INNKEEPER_HOME", show_default=False)
-    ] = None,
+    ctx: typer.Context,
+    home: Annotated[Path | None, typer.Option(help="State directory.", show_default="/var/lib/innkeeper")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Take the long probes from the last full run.")] = False,
     json: Json = False,
 ) -> None:
@@ -34,14 +34,9 @@ def doctor(
     import structlog
 
     from innkeeper.host.inventory import take_inventory
-    from innkeeper.settings import load_settings
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    try:
-        settings = load_settings(home=home)
-    except ValueError as error:
-        fail(error, status=2)
-    inventory = asyncio.run(take_inventory(settings, quick=quick))
+    inventory = asyncio.run(take_inventory(read_settings(ctx, home), quick=quick))
     if json:
         print_json(inventory.as_dict())
     else:

@@ -1,21 +1,84 @@
-"""The `inn` command. Commands import what they need when they run, so that `inn --help` answers at once."""
+"""The `inn` command. Commands import what they need when they run, and only the asked one is built: `inn` answers at once."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from innkeeper.cli import doctor, version
+from innkeeper.cli.connection import Target
 
-app = typer.Typer(
-    name="inn",
-    help="Isolated guest computers for AI agents, on your own Linux machines.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.command()(doctor.doctor)
-app.command()(version.version)
+# name -> (module, attribute): an `app` is a group of commands, anything else a command.
+COMMANDS = {
+    "serve": ("serve", "serve"),
+    "doctor": ("doctor", "doctor"),
+    "room": ("room", "app"),
+    "run": ("run", "run"),
+    "cp": ("copying", "cp"),
+    "profile": ("profile", "app"),
+    "image": ("image", "app"),
+    "token": ("token", "app"),
+    "host": ("host", "app"),
+    "audit": ("audit", "audit"),
+    "version": ("version", "version"),
+}
+HELP = """Isolated guest computers for AI agents, on your own Linux machines.
+
+Commands speak to the server over the unix socket in its state directory, or to INNKEEPER_URL with the token in INNKEEPER_TOKEN.
+"""
+
+
+def build(names: tuple[str, ...] = tuple(COMMANDS)) -> typer.Typer:
+    """The application with the named commands."""
+    app = typer.Typer(name="inn", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_options)
+    for name in names:
+        module, attribute = COMMANDS[name]
+        found = getattr(importlib.import_module(f"innkeeper.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
+
+
+def _options(
+    ctx: typer.Context,
+    home: Annotated[
+        Path, typer.Option(envvar="INNKEEPER_HOME", help="State directory of the server, whose socket is used.")
+    ] = Path("/var/lib/innkeeper"),
+    url: Annotated[
+        str | None,
+        typer.Option(envvar="INNKEEPER_URL", help="Address of a server, in place of the socket.", show_default=False),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token, in place of INNKEEPER_TOKEN.", show_default=False)
+    ] = None,
+) -> None:
+    ctx.obj = Target(home, url, token_file)
+
+
+def asked(argv: list[str]) -> tuple[str, ...]:
+    """The commands that a command line can mean: the one it names, or all where it names none."""
+    if any(name.endswith("_COMPLETE") for name in os.environ):
+        return tuple(COMMANDS)
+    first = next((word for word in argv if word in COMMANDS), None)
+    before = argv[: argv.index(first)] if first is not None else argv
+    if first is None or "--help" in before or "--show-completion" in before or "--install-completion" in before:
+        return tuple(COMMANDS)
+    # The first word that is a command may still be the value of an option in front of the real one: then build all.
+    return tuple(COMMANDS) if before and before[-1].startswith("-") else (first,)
 
 
 def main() -> None:
     """The entry point of the `inn` script."""
-    app()
+    try:
+        build(asked(sys.argv[1:]))()
+    except BrokenPipeError:
+        # The reader of our output went away (`inn ... | head`); without this the interpreter complains once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None

@@ -36,6 +36,14 @@ def visible(value: object) -> str:
     return text.encode("utf-8", "backslashreplace").decode().translate(_TABLE)
 
 
+_LINES_TABLE = {code: escape for code, escape in _TABLE.items() if code not in (0x09, 0x0A, 0x0D)}
+
+
+def visible_lines(text: str) -> str:
+    """Like `visible`, but newlines, tabs and carriage returns stay."""
+    return text.encode("utf-8", "backslashreplace").decode().translate(_LINES_TABLE)
+
+
 def say(value: object) -> None:
     """A harmless line on stdout."""
     print(visible(value))

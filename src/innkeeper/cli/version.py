@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from innkeeper import __version__
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import print_json, say
 
 
 def version(json: Json = False) -> None:
     """Print the version of this command."""
-    from importlib.metadata import version as installed
-
-    number = installed("innkeeper")
     if json:
-        print_json({"version": number})
+        print_json({"version": __version__})
     else:
-        say(f"innkeeper {number}")
+        say(f"innkeeper {__version__}")

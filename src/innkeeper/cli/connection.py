@@ -1,0 +1,157 @@
+"""The way to the server: the unix socket in its state directory, or an address and a token. Speaks HTTP and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote, urlsplit
+
+import typer
+
+from innkeeper.cli.printing import FAILED, UNREACHABLE, USAGE, fail, note
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_SECONDS = 5.0
+# Making a room may take as long as the server's room_wait_seconds allows.
+READ_SECONDS = 660.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which server, and as whom: the options in front of the command."""
+
+    home: Path
+    url: str | None
+    token_file: Path | None
+
+    @property
+    def socket(self) -> Path:
+        """The server's unix socket."""
+        return self.home / "api" / "inn.sock"
+
+    def token(self) -> str | None:
+        """The token from the file, else from the environment. Never an option: others can read a command line."""
+        if self.token_file is None:
+            return os.environ.get("INNKEEPER_TOKEN", "").strip() or None
+        try:
+            token = self.token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"cannot read the token from {self.token_file}: {error}", status=USAGE)
+        if not token.isascii() or not token.isprintable() or " " in token:
+            fail(f"{self.token_file} does not hold one token and nothing else", status=USAGE)
+        return token or None
+
+
+class Server:
+    """A connection. Every method ends the command with the server's own message when the server refuses."""
+
+    def __init__(self, client: httpx2.Client, where: str) -> None:
+        self._client = client
+        self._where = where
+
+    def get(self, path: str, **query: str | int | None) -> Any:
+        """The JSON answer of a GET; query values that are None are left out."""
+        return self.call("GET", path, query=query)
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, query: Mapping[str, str | int | None] | None = None
+    ) -> Any:
+        """The JSON answer, None where there is none."""
+        params = {name: value for name, value in (query or {}).items() if value is not None}
+        with self.reaching():
+            response = self._client.request(method, path, json=body, params=params or None)
+        if response.is_error:
+            refused(response)
+        if response.status_code == 204 or not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            fail(f"{self._where} does not answer as an Innkeeper server does")
+
+    @contextmanager
+    def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx2.Response]:
+        """A response whose body is read as it comes, whatever its status."""
+        with self.reaching(), self._client.stream(method, path, **request) as response:
+            yield response
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turn transport errors into a sentence and an exit status."""
+        import httpx2
+
+        try:
+            yield
+        except httpx2.ConnectError as error:
+            fail(
+                f"no server answers at {self._where} ({error}): is the server running? Start it with: inn serve",
+                status=UNREACHABLE,
+            )
+        except httpx2.TimeoutException:
+            fail(f"{self._where} does not answer in time", status=UNREACHABLE)
+        except httpx2.TransportError as error:
+            fail(f"the connection to {self._where} broke: {str(error) or type(error).__name__}")
+        except httpx2.InvalidURL as error:
+            fail(f"{self._where}: {error}", status=USAGE)
+
+    def profile_id(self, name_or_id: str) -> str:
+        """The id of a profile given by name or id."""
+        profiles: list[dict[str, Any]] = self.get("/api/profiles")
+        # A name may look like an id, so names win; ids are compared in any case.
+        for field, wanted in (("name", name_or_id), ("id", name_or_id.lower())):
+            for profile in profiles:
+                if profile[field] == wanted:
+                    return str(profile["id"])
+        fail(f"there is no profile '{name_or_id}': see inn profile list")
+
+    def room_path(self, profile: str, room: str) -> str:
+        """The path of a room; the profile by name or id."""
+        return f"/api/profile/{self.profile_id(profile)}/room/{encode_segment(room)}"
+
+
+def encode_segment(text: str) -> str:
+    """One path segment, percent-encoded whole: also dots, so that no client or proxy takes `..` for a step up."""
+    return quote(text.encode("utf-8", "surrogateescape"), safe="").replace(".", "%2E")
+
+
+def refused(response: httpx2.Response) -> NoReturn:
+    """End the command with the message of an error answer, in whatever shape it comes."""
+    response.read()
+    message = None
+    try:
+        body = response.json()
+        message = body.get("message") or body.get("detail") or body.get("error")
+    except (ValueError, AttributeError):
+        pass
+    hint = ": set INNKEEPER_TOKEN, or use --token-file" if response.status_code == 401 else ""
+    fail(f"{message or f'the server answered {response.status_code}'}{hint}", status=FAILED)
+
+
+def connect(ctx: typer.Context) -> Server:
+    """The server that the options and the environment name."""
+    import httpx2
+
+    target: Target = ctx.obj
+    token = target.token()
+    headers = {"User-Agent": "inn", **({"Authorization": f"Bearer {token}"} if token else {})}
+    timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    if not target.url:
+        transport = httpx2.HTTPTransport(uds=str(target.socket))
+        client = httpx2.Client(transport=transport, base_url="http://innkeeper", headers=headers, timeout=timeout)
+        where = str(target.socket)
+    else:
+        parts = urlsplit(target.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            fail(f"'{target.url}' is not an http or https address", status=USAGE)
+        if token and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            note(f"inn: warning: the token travels to {parts.hostname} in the clear; use https")
+        client = httpx2.Client(base_url=target.url, headers=headers, timeout=timeout)
+        where = target.url
+    ctx.call_on_close(client.close)
+    return Server(client, where)
