@@ -15,17 +15,22 @@ import (
 //	"INNBASE1" record... end-of-root trailer
 //	record:  u8 kind | opaque<<7, then except for an end mark: u8 length, name;
 //	         for a file, symlink or special also u32 mode, uid, gid, u64 size, mtime, ctime, inode (little endian)
-//	trailer: path of the result file that was written together with this baseline, u32 its length, "INNBEND1"
+//	trailer: path of the result that was written together with this baseline, u64 its identity, u32 the path's length,
+//	         "INNBEND1"
 const (
 	baselineMagic   = "INNBASE1"
 	baselineTrailer = "INNBEND1"
 	endMark         = 0x7f
 	opaqueBit       = 0x80
 	metaBytes       = 3*4 + 4*8
+	trailerBytes    = 8 + 4 + len(baselineTrailer)
 	maxResultPath   = 4096
 )
 
-var errBadBaseline = errors.New("the baseline is damaged")
+var (
+	errNoBaseline  = errors.New("there is no baseline")
+	errBadBaseline = errors.New("the baseline is damaged")
+)
 
 type baselineReader struct {
 	f      *os.File
@@ -36,12 +41,16 @@ type baselineReader struct {
 	name   []byte
 	meta   meta
 	result string
+	id     uint64 // of the result
 	buf    [2 + 256 + metaBytes]byte
 }
 
-// openBaseline fails with os.ErrNotExist or errBadBaseline.
+// openBaseline fails with errNoBaseline or errBadBaseline, among others.
 func openBaseline(path string) (*baselineReader, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errNoBaseline
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -58,12 +67,16 @@ func (b *baselineReader) open() error {
 	if err != nil {
 		return err
 	}
-	tail := make([]byte, 4+len(baselineTrailer))
-	if _, err := b.f.ReadAt(tail, info.Size()-int64(len(tail))); err != nil || string(tail[4:]) != baselineTrailer {
+	tail := make([]byte, trailerBytes)
+	if info.Size() < int64(len(tail)) {
 		return errBadBaseline
 	}
-	length := int64(binary.LittleEndian.Uint32(tail))
-	if length > maxResultPath {
+	if _, err := b.f.ReadAt(tail, info.Size()-int64(len(tail))); err != nil || string(tail[12:]) != baselineTrailer {
+		return errBadBaseline
+	}
+	b.id = binary.LittleEndian.Uint64(tail)
+	length := int64(binary.LittleEndian.Uint32(tail[8:]))
+	if length > maxResultPath || length > info.Size()-int64(len(tail)) {
 		return errBadBaseline
 	}
 	result := make([]byte, length)
@@ -199,11 +212,12 @@ func (b *baselineWriter) end() error {
 }
 
 // finish completes the file, still under its temporary name.
-func (b *baselineWriter) finish(result string) error {
+func (b *baselineWriter) finish(result string, id uint64) error {
 	b.w.WriteString(result)
-	var length [4]byte
-	binary.LittleEndian.PutUint32(length[:], uint32(len(result)))
-	b.w.Write(length[:])
+	var tail [12]byte
+	binary.LittleEndian.PutUint64(tail[:], id)
+	binary.LittleEndian.PutUint32(tail[8:], uint32(len(result)))
+	b.w.Write(tail[:])
 	b.w.WriteString(baselineTrailer)
 	if err := b.w.Flush(); err != nil { // bufio keeps the first error of all writes
 		return err

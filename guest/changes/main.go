@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -27,7 +28,7 @@ const (
 // request is one length-prefixed (u32, big endian) JSON object on standard input.
 type request struct {
 	ID       uint64   `json:"id"`
-	Op       string   `json:"op"` // "baseline", "changes" or "cancel", which stops the request of that id
+	Op       string   `json:"op"` // "baseline", "changes", "cancel" (the request of that id) or "hello"
 	Upper    string   `json:"upper"`
 	Lowers   []string `json:"lowers"` // topmost first
 	Baseline string   `json:"baseline"`
@@ -61,6 +62,7 @@ func Main(args []string) int {
 		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 	}
 	syscall.Umask(0o077)
+	runtime.GOMAXPROCS(maxScans + 2)
 	debug.SetGCPercent(50) // almost everything that a scan allocates is kept for all of it
 	if err := newServer(os.Stdout).serve(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stderr, "scan:", err)
@@ -114,8 +116,12 @@ func (s *server) serve(in io.Reader) error {
 		if err := json.Unmarshal(body, &q); err != nil {
 			return err
 		}
-		if q.Op == "cancel" {
+		switch q.Op {
+		case "cancel":
 			s.cancel(q.ID)
+			continue
+		case "hello":
+			s.reply(&answer{ID: q.ID})
 			continue
 		}
 		ctx, cancel := context.WithCancel(context.Background())

@@ -3,6 +3,8 @@ package changes
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +16,6 @@ import (
 )
 
 var (
-	errNoBaseline    = errors.New("there is no baseline")
 	errBadRequest    = errors.New("bad request")
 	errTrustedXattrs = errors.New("the overlay is not mounted with `userxattr`, so emptied directories cannot be told")
 )
@@ -25,7 +26,7 @@ var alwaysExcluded = []string{"/proc", "/sys", "/dev", "/run", "/.innkeeper"}
 // perform answers one request.
 //
 // A result and the baseline that follows it become valid together, by one rename: the new baseline names the result,
-// which is complete by then under a pending name and gets its own afterwards, by this request or, after a crash, by the
+// which is complete by then under a pending name beside the baseline and gets its own afterwards, by this request or, after a crash, by the
 // next. A request whose result exists already is a retry and gets that one.
 func perform(ctx context.Context, q *request) (answer, error) {
 	started := time.Now()
@@ -66,20 +67,26 @@ func check(q *request) error {
 }
 
 // recall finishes what a crash interrupted, and says whether the result is there already.
-func recall(q *request) (uint64, bool, error) {
+func recall(q *request) (total uint64, found bool, err error) {
 	old, err := openBaseline(q.Baseline)
-	if err == nil {
-		if old.result != "" {
-			if err := publish(old.result); err != nil && !errors.Is(err, os.ErrNotExist) {
-				old.close()
-				return 0, false, err
-			}
-		}
-		old.close()
-	} else if !errors.Is(err, os.ErrNotExist) {
+	if err != nil {
 		return 0, false, err
 	}
-	return storedTotal(q.Result)
+	old.close()
+	if old.result != "" {
+		_, id, err := stored(pending(q.Baseline))
+		if err == nil && id == old.id {
+			err = os.Rename(pending(q.Baseline), old.result)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) && err != errBadResult {
+			return 0, false, err
+		}
+	}
+	total, _, err = stored(q.Result)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false, nil
+	}
+	return total, err == nil, err
 }
 
 // compare scans, again if the clock was too coarse, and stores what it found.
@@ -109,14 +116,11 @@ func compare(ctx context.Context, q *request) (answer, error) {
 		}
 		if q.Op == "changes" {
 			if s.old, err = openBaseline(q.Baseline); err != nil {
-				if errors.Is(err, os.ErrNotExist) {
-					err = errNoBaseline
-				}
 				return answer{}, err
 			}
-			s.result = &resultWriter{path: q.Result}
+			s.result = &resultWriter{path: pending(q.Baseline), id: identity()}
 		}
-		a, again, err := s.complete(fine || attempt == 3)
+		a, again, err := s.complete(q.Result, fine || attempt == 3)
 		if s.old != nil {
 			s.old.close()
 		}
@@ -129,7 +133,7 @@ func compare(ctx context.Context, q *request) (answer, error) {
 // complete runs the scan and makes its outcome valid, unless it must be run again: where the kernel stamps files with its
 // tick (before 6.13), a file seen in the very tick of its last change could change once more without a trace. So the scan
 // waits for the next tick and looks again. A file that is written all the time is taken as it is (settled).
-func (s *scan) complete(settled bool) (a answer, again bool, err error) {
+func (s *scan) complete(result string, settled bool) (a answer, again bool, err error) {
 	done := false
 	defer func() {
 		if !done {
@@ -152,17 +156,16 @@ func (s *scan) complete(settled bool) (a answer, again bool, err error) {
 	if !s.new.active {
 		return a, false, nil // nothing differs, so there are no rows either
 	}
-	published := ""
-	if s.result != nil {
-		a.Total = s.result.total
-		if a.Total > 0 {
-			published = s.result.path
-			if err := s.result.finish(); err != nil {
-				return a, false, err
-			}
+	var id uint64
+	if s.result == nil || s.result.total == 0 {
+		result = "" // no file, so nothing to finish after a crash
+	} else {
+		a.Total, id = s.result.total, s.result.id
+		if err := s.result.finish(); err != nil {
+			return a, false, err
 		}
 	}
-	if err := s.new.finish(published); err != nil {
+	if err := s.new.finish(result, id); err != nil {
 		return a, false, err
 	}
 	if err := s.ctx.Err(); err != nil {
@@ -172,10 +175,17 @@ func (s *scan) complete(settled bool) (a answer, again bool, err error) {
 		return a, false, err
 	}
 	done = true
-	if published != "" {
-		err = publish(published)
+	if result != "" {
+		err = os.Rename(s.result.path, result)
 	}
 	return a, false, err
+}
+
+// identity is a random number that tells one result from another.
+func identity() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // the kernel's generator does not fail
+	return binary.LittleEndian.Uint64(b[:])
 }
 
 // openRoot opens a layer's root, whose path the daemon chose.

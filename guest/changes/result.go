@@ -10,12 +10,12 @@ import (
 
 // A result is the list of one command's changes, sorted by path components.
 //
-//	"INNCHNG1", u64 number of rows, u64 offset of the index
+//	"INNCHNG1", u64 number of rows, u64 offset of the index, u64 identity
 //	row:   u8 status (1 created, 2 modified, 3 deleted), u8 kind (1 file, 2 symlink), u16 length, u64 size, path
 //	index: u64 offset of every 1,000th row, beginning with the first (all little endian)
 const (
 	resultMagic  = "INNCHNG1"
-	resultHeader = 24
+	resultHeader = 32
 	indexEvery   = 1000
 
 	created  = 1
@@ -25,7 +25,8 @@ const (
 
 // resultWriter makes its file with the first row: a command that changed nothing leaves none.
 type resultWriter struct {
-	path   string
+	path   string // while it is pending
+	id     uint64
 	f      *os.File
 	w      *bufio.Writer
 	total  uint64
@@ -33,11 +34,13 @@ type resultWriter struct {
 	index  []uint64
 }
 
-func pending(path string) string { return path + ".pending" }
+// pending is where the result of the request at hand waits for the baseline's commit: one name, so that crashes cannot
+// leave more than one file.
+func pending(baseline string) string { return baseline + ".result" }
 
 func (r *resultWriter) row(status byte, m *meta, path []byte) error {
 	if r.f == nil {
-		f, err := create(pending(r.path))
+		f, err := create(r.path)
 		if err != nil {
 			return err
 		}
@@ -62,7 +65,7 @@ func (r *resultWriter) row(status byte, m *meta, path []byte) error {
 	return err
 }
 
-// finish completes the file under its pending name; publish gives it its own.
+// finish completes the file, still pending.
 func (r *resultWriter) finish() error {
 	for _, offset := range r.index {
 		var b [8]byte
@@ -76,36 +79,32 @@ func (r *resultWriter) finish() error {
 	copy(head, resultMagic)
 	binary.LittleEndian.PutUint64(head[8:], r.total)
 	binary.LittleEndian.PutUint64(head[16:], r.offset)
+	binary.LittleEndian.PutUint64(head[24:], r.id)
 	if _, err := r.f.WriteAt(head, 0); err != nil {
 		return err
 	}
 	return r.f.Close()
 }
 
-func publish(path string) error { return os.Rename(pending(path), path) }
-
 func (r *resultWriter) abandon() {
 	if r.f != nil {
 		r.f.Close()
-		os.Remove(pending(r.path))
+		os.Remove(r.path)
 	}
 }
 
 var errBadResult = errors.New("the result file is damaged")
 
-// storedTotal is the number of rows of a published result, or false when there is none.
-func storedTotal(path string) (uint64, bool, error) {
+// stored is the number of rows and the identity of a finished result, or os.ErrNotExist.
+func stored(path string) (total, id uint64, err error) {
 	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, false, nil
-	}
 	if err != nil {
-		return 0, false, err
+		return 0, 0, err
 	}
 	defer f.Close()
 	head := make([]byte, resultHeader)
 	if _, err := io.ReadFull(f, head); err != nil || string(head[:8]) != resultMagic {
-		return 0, false, errBadResult
+		return 0, 0, errBadResult
 	}
-	return binary.LittleEndian.Uint64(head[8:]), true, nil
+	return binary.LittleEndian.Uint64(head[8:]), binary.LittleEndian.Uint64(head[24:]), nil
 }

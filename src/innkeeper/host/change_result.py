@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-_HEADER = struct.Struct("<8sQQ")  # magic, rows, offset of the index
+_HEADER = struct.Struct("<8sQQQ")  # magic, rows, offset of the index, identity
 _ROW = struct.Struct("<BBHQ")  # status, kind, length of the path, size; the path follows
 _OFFSET = struct.Struct("<Q")
 _MAGIC = b"INNCHNG1"
@@ -58,7 +58,7 @@ def read_changes(result: Path, cursor: int, limit: int) -> tuple[list[FileChange
 
 
 def _page(file: BinaryIO, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
-    magic, total, index = _HEADER.unpack(_exactly(file, _HEADER.size))
+    magic, total, index, _ = _HEADER.unpack(_exactly(file, _HEADER.size))
     if magic != _MAGIC:
         raise ValueError("the result has another format")
     last = min(total, cursor + limit)

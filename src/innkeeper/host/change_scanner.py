@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -57,6 +59,7 @@ class ScanTarget:
 @dataclass
 class _Process:
     process: asyncio.subprocess.Process
+    pidfd: int
     waiting: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     alive: bool = True
 
@@ -66,8 +69,9 @@ class _Process:
             if not answer.done():
                 answer.set_exception(ChangeScanError("scanner_died", reason))
         self.waiting.clear()
+        # Not Process.kill(): that polls first, and so takes the exit status from asyncio's own waiting thread.
         with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 class ChangeScanner:
@@ -95,7 +99,7 @@ class ChangeScanner:
         async with asyncio.TaskGroup() as tasks:
             scanner = cls(command, tasks, deadline_seconds=deadline_seconds)
             try:
-                await scanner._running()
+                await scanner._ask({"op": "hello"})
                 yield scanner
             finally:
                 if scanner._current is not None:
@@ -114,8 +118,8 @@ class ChangeScanner:
     async def changes(self, target: ScanTarget, *, result: Path, limit: int = 1000) -> ChangeSet:
         """What changed since the last baseline or report, with the first `limit` rows; all rows are kept in `result`.
 
-        `result` is a path of its own for every command, in a directory that the scanner may write; asking again with
-        the same one gives the same rows. Without changes no file is made. Raises `ChangeScanError`.
+        `result` is a path of its own for every command, on the baseline's file system, in a directory that the scanner
+        may write; asking again with the same one gives the same rows. Without changes no file is made. Raises `ChangeScanError`.
         """
         answer = await self._ask({"op": "changes", **_describe(target), "result": str(result)})
         total = int(answer["total"])
@@ -161,7 +165,7 @@ class ChangeScanner:
                     env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS": "2"},
                     start_new_session=True,
                 )
-                self._current = _Process(process)
+                self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))
             return self._current
 
@@ -217,4 +221,5 @@ async def _receive(process: _Process) -> None:
         if process.process.stdin is not None:
             process.process.stdin.close()
         status = await process.process.wait()
+        os.close(process.pidfd)
         _log.info("%s (status %d)", reason, status)
