@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from innkeeper.cli.connection import Target
+from innkeeper.cli.version import version
 
 # name -> (module, attribute): an `app` is a group of commands, anything else a command.
 COMMANDS = {
@@ -34,7 +35,9 @@ Commands speak to the server over the unix socket in its state directory, or to 
 
 def build(names: tuple[str, ...] = tuple(COMMANDS)) -> typer.Typer:
     """The application with the named commands."""
-    app = typer.Typer(name="inn", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        name="inn", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
     app.callback()(_options)
     for name in names:
         module, attribute = COMMANDS[name]
@@ -76,6 +79,10 @@ def asked(argv: list[str]) -> tuple[str, ...]:
 
 def main() -> None:
     """The entry point of the `inn` script."""
+    if sys.argv[1:] == ["version"]:
+        # Half of its time would go into building options that it does not have.
+        version()
+        return
     try:
         build(asked(sys.argv[1:]))()
     except BrokenPipeError:
