@@ -9,8 +9,10 @@ set -euo pipefail
 
 work=$1
 tree=$work/tree
+# What plan.sh says; parent is an EROFS file, or empty for a bootstrap.
+recipe='' suite='' mirror='' security_mirror='' parent='' packages=() erofs_options='' uuid=''
 # shellcheck source=/dev/null
-. "$work/plan.sh" # recipe, suite, mirror, security_mirror, parent (an EROFS file or empty), packages (an array)
+. "$work/plan.sh"
 
 say() { printf '> %s\n' "$*"; }
 

@@ -1,0 +1,45 @@
+# Every command of the project. `make run` and `make test` work on a bare Debian 12 or 13, as root.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run prepare demo test lint format bench clean
+
+# Arguments for pytest: make test PYTEST_ARGS='-k disks'
+PYTEST_ARGS ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+
+run: ## install what is missing, then start the server in the foreground
+	@setup/prepare.sh run
+	@exec .venv/bin/inn serve
+
+prepare: ## only install what is missing
+	@setup/prepare.sh run
+
+demo: ## with the server up: a chart drawn in a room, fetched without a token
+	@exec .venv/bin/python deploy/demo.py
+
+test: ## install what the tests need, then run them all
+	@setup/prepare.sh test
+	@exec .venv/bin/pytest $(PYTEST_ARGS)
+
+lint: ## formatting, lints, types, layers, Go and shell
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	cd guest && go vet ./...
+	shellcheck setup/*.sh .ci/run images/*/customize.sh src/innkeeper/host/disks/image_tree.sh
+
+format: ## rewrite the Python and Go sources in the one style
+	.venv/bin/ruff check --fix-only --quiet .
+	.venv/bin/ruff format .
+	gofmt -w guest
+
+bench: ## the performance tables
+	@setup/prepare.sh bench
+	@exec .venv/bin/python -m bench
+
+clean: ## remove what was built here; images and rooms in the state directory stay
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests bench -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,163 @@
+#!/bin/bash
+# Installs what the server (run), its tests (test) or the performance tables (bench) need and is missing; on a machine
+# that has everything it costs a tenth of a second. Debian 12 or 13, as root.
+#
+#   setup/prepare.sh run|test|bench
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+purpose=${1:-run}
+api_user=${INNKEEPER_API_USER:-innkeeper}
+# Older releases of runsc have neither systrap nor the flags the driver uses.
+oldest_runsc=2023
+
+packages=(
+    ca-certificates debian-archive-keyring mmdebstrap erofs-utils e2fsprogs xfsprogs util-linux mount kmod
+    iproute2 nftables golang-go python3 python3-venv
+)
+test_packages=(shellcheck)
+bench_packages=(bubblewrap crun)
+
+say() { printf '%s\n' "-- $*" >&2; }
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# Of the packages named, those that are not installed.
+missing_packages() {
+    local installed
+    installed=" $(dpkg-query --show --showformat='${db:Status-Status}=${Package}\n' "$@" 2> /dev/null |
+        sed -n 's/^installed=//p' | tr '\n' ' ') "
+    for package in "$@"; do
+        case $installed in
+            *" $package "*) ;;
+            *) printf '%s\n' "$package" ;;
+        esac
+    done
+}
+
+# The release of runsc as a number like 20240729; 0 where there is none. The package's own record costs nothing, the
+# binary of an operator who brought another one is asked.
+runsc_release() {
+    local version
+    version=$(dpkg-query --show --showformat='${db:Status-Status} ${Version}' runsc 2> /dev/null || true)
+    case $version in
+        "installed "*) ;;
+        *) version=$(runsc --version 2> /dev/null | head -n 1 || true) ;;
+    esac
+    [[ $version =~ (20[0-9]{6}) ]] && printf '%s' "${BASH_REMATCH[1]}" || printf '0'
+}
+
+fresh_enough() { [ "${1:0:4}" -ge "$oldest_runsc" ]; }
+
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o DPkg::Use-Pty=false -o Acquire::Retries=3 "$@"; }
+
+install_packages() {
+    local wanted=("$@") sources=() scratch
+    say "installing: ${wanted[*]}"
+    scratch=$(mktemp -d)
+    # shellcheck disable=SC2064  # the directory of now, whatever the variable says then
+    trap "rm -rf '$scratch'" EXIT
+    apt update || say 'some package sources could not be read; going on with what is known'
+    if printf '%s\n' "${wanted[@]}" | grep -qx runsc && ! fresh_enough "$(candidate_release)"; then
+        backports_sources "$scratch"
+        # The host's own list of sources stays as it is: backports are known to these calls alone.
+        sources=(-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$scratch/sources" -o "Dir::State::Lists=$scratch/lists")
+        say "runsc comes from $codename-backports: the one in $codename is too old"
+        apt "${sources[@]}" update || true
+        wanted=("${wanted[@]/%runsc/runsc/$codename-backports}")
+    fi
+    apt ${sources[@]+"${sources[@]}"} install --yes --no-install-recommends "${wanted[@]}" > /dev/null ||
+        die "apt could not install: ${wanted[*]}"
+}
+
+candidate_release() {
+    local version
+    version=$(apt-cache policy runsc 2> /dev/null | sed -n 's/^ *Candidate: //p')
+    [[ $version =~ (20[0-9]{6}) ]] && printf '%s' "${BASH_REMATCH[1]}" || printf '0'
+}
+
+# The host's own sources and, beside them, backports from the mirror that the host uses for Debian itself.
+backports_sources() { # $1: scratch directory
+    local mirror
+    mkdir -p "$1/sources" "$1/lists/partial"
+    cp -a /etc/apt/sources.list.d/. "$1/sources/" 2> /dev/null || true
+    if [ -f /etc/apt/sources.list ]; then cp /etc/apt/sources.list "$1/sources/host.list"; fi
+    # shellcheck disable=SC2016  # apt expands $(REPO_URI) itself
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $codename" 'Origin: Debian' \
+        2> /dev/null | head -n 1 || true)
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s-backports main\n' \
+        "${mirror:-http://deb.debian.org/debian/}" "$codename" > "$1/sources/innkeeper-backports.list"
+}
+
+ensure_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages "$@")
+    if ! fresh_enough "$(runsc_release)"; then missing+=(runsc); fi
+    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+    fresh_enough "$(runsc_release)" || die "runsc of $oldest_runsc or newer is needed, and $codename has none; put one in /usr/local/bin"
+}
+
+# A kernel that has these as modules loads most of them by itself at the first mount, but not inside every container.
+ensure_modules() {
+    local filesystem
+    for filesystem in ext4 erofs overlay xfs; do
+        grep -qw "$filesystem" /proc/filesystems || modprobe --quiet "$filesystem" || true
+    done
+    [ -e /dev/loop-control ] || modprobe --quiet loop || true
+}
+
+ensure_user() {
+    grep -q "^$api_user:" /etc/passwd && return
+    say "creating the system user $api_user"
+    useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$api_user"
+}
+
+ensure_python() {
+    local groups=() stamp=.venv/installed-$purpose state
+    [ "$purpose" = run ] || groups=(--group dev)
+    # Which interpreter, which requirements, which folder (an editable installation points at it).
+    state=$({ readlink -f /usr/bin/python3; pwd; cat pyproject.toml; } | sha256sum)
+    [ "$(cat "$stamp" 2> /dev/null)" = "$state" ] && return
+    /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die 'Python 3.11 or newer is needed: Debian 12 or 13'
+    if ! .venv/bin/python -c '' 2> /dev/null; then
+        say 'creating the Python environment .venv'
+        rm -rf .venv
+        /usr/bin/python3 -m venv .venv
+    fi
+    say "installing the Python packages for: $purpose"
+    # Debian 12's pip knows no dependency groups.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . ${groups[@]+"${groups[@]}"}
+    printf '%s\n' "$state" > "$stamp"
+}
+
+ensure_agent() {
+    local agent=build/inn-agent version
+    [ -x "$agent" ] && [ -z "$(find guest \( -name '*.go' -o -name go.mod \) -newer "$agent" -print -quit)" ] && return
+    say 'building the guest agent'
+    mkdir -p build
+    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+    # Renamed into place: guests that run keep the binary they started with.
+    (cd guest && CGO_ENABLED=0 GOFLAGS=-buildvcs=false GOCACHE="${GOCACHE:-/var/cache/innkeeper-go}" \
+        go build -trimpath -ldflags "-s -w -X main.version=$version" -o ../build/.inn-agent.new .)
+    mv build/.inn-agent.new "$agent"
+}
+
+case $purpose in
+    run) ;;
+    test) packages+=("${test_packages[@]}") ;;
+    bench) packages+=("${bench_packages[@]}") ;;
+    *) die "not known: $purpose (run, test or bench)" ;;
+esac
+[ "$(id -u)" = 0 ] || die "this needs root, for namespaces, mounts and cgroups: sudo make $purpose"
+command -v dpkg-query > /dev/null || die 'this sets up Debian 12 or 13; elsewhere see docs/operations.md'
+codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+
+ensure_packages "${packages[@]}"
+ensure_modules
+ensure_user
+ensure_python
+ensure_agent
