@@ -1,0 +1,28 @@
+"""Who may do what: every use case begins here."""
+
+from __future__ import annotations
+
+from innkeeper.core.token import Principal, Scope
+from innkeeper.errors import ForbiddenError
+
+
+def require(principal: Principal, scope: Scope) -> None:
+    """Check that the principal holds the scope.
+
+    Raises:
+        ForbiddenError: naming the scope.
+
+    """
+    if not principal.allows(scope):
+        raise ForbiddenError(f"The token lacks the scope '{scope}'")
+
+
+def require_any(principal: Principal, *scopes: Scope) -> None:
+    """Check that the principal holds one of the scopes.
+
+    Raises:
+        ForbiddenError: naming them.
+
+    """
+    if not any(principal.allows(scope) for scope in scopes):
+        raise ForbiddenError(f"The token lacks the scope '{' or '.join(scopes)}'")

@@ -1,0 +1,85 @@
+"""The beginning: load, adopt, then the loops that go on until the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from innkeeper.control import expiry, hosts, provisioning, reconciler, warm_pools
+from innkeeper.control.tasks import wait_for_hint
+from innkeeper.control.write_behind import FLUSH_SECONDS
+from innkeeper.store import images, leases, organizations, profiles, rooms, tables
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+
+# The bus has no event for a new host; looking costs nothing.
+LOOK_FOR_HOSTS_SECONDS = 0.5
+FIRST_ADOPTION_SECONDS = 15.0
+
+
+async def begin(control: Control) -> None:
+    """Load the database into memory, adopt the hosts that are there, and start the loops."""
+    if control.default_organization_id is None:
+        raise RuntimeError("organizations.bootstrap has not run")
+    await _load(control)
+    watched: set[UUID] = set()
+    adopted = _watch_new(control, watched)
+    if adopted:
+        # So that the first request finds its room; a host that is slow to answer is waited for by its own rooms only.
+        await asyncio.wait(adopted, timeout=FIRST_ADOPTION_SECONDS)
+
+    async def write_behind() -> None:
+        await wait_for_hint(control.later.hint, at_most_seconds=FLUSH_SECONDS)
+        await control.later.flush(control)
+
+    async def look_for_hosts() -> None:
+        await asyncio.sleep(LOOK_FOR_HOSTS_SECONDS)
+        _watch_new(control, watched)
+
+    control.tasks.forever(write_behind, name="write behind")
+    control.tasks.forever(look_for_hosts, name="look for hosts")
+    control.tasks.forever(lambda: reconciler.step(control), name="reconciler")
+    control.tasks.forever(lambda: warm_pools.step(control), name="warm pools")
+    control.tasks.forever(lambda: expiry.step(control), name="expiry")
+
+
+def _watch_new(control: Control, watched: set[UUID]) -> list[asyncio.Future[None]]:
+    """Start to watch the hosts that nobody watches; one future each that is done when the host is taken in, or failed to be."""
+    adopted = []
+    for host_id in control.bus.hosts():
+        if host_id not in watched:
+            watched.add(host_id)
+            connected = asyncio.get_running_loop().create_future()
+            adopted.append(connected)
+            control.tasks.spawn(_watch(control, host_id, connected, watched), name="host watch")
+    return adopted
+
+
+async def _watch(control: Control, host_id: UUID, connected: asyncio.Future[None], watched: set[UUID]) -> None:
+    try:
+        await hosts.watch(control, host_id, connected)
+    finally:
+        watched.discard(host_id)
+
+
+async def _load(control: Control) -> None:
+    def clear(connection: sa.Connection) -> None:
+        # Those of the process that was here before: it cannot come back for them.
+        leases.break_all(connection, tables.instances)
+
+    if control.database.exclusive:
+        await control.database.write(clear)
+    control.organizations = {found.id: found for found in await control.database.read(organizations.every)}
+    control.profiles = {found.profile.id: found for found in await control.database.read(profiles.every)}
+    control.images = {found.name: found for found in await control.database.read(images.every)}
+    now = time.time()
+    for room, instance in await control.database.read(rooms.every):
+        stored = control.profiles.get(room.profile_id)
+        if stored is not None:
+            entry = provisioning.remember(control, stored, room, instance)
+            warm_pools.note_loaded(control, room.profile_id, now - entry.last_active)

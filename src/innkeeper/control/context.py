@@ -1,0 +1,72 @@
+"""What every use case works with, and its life from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from innkeeper.bus.contract import Bus
+from innkeeper.control.flights import Flights
+from innkeeper.control.host_table import HostTable
+from innkeeper.control.metrics import Metrics
+from innkeeper.control.room_table import RoomTable
+from innkeeper.control.secrets import SecretBox, load_box
+from innkeeper.control.tasks import Tasks
+from innkeeper.control.token_cache import TokenCache
+from innkeeper.control.write_behind import WriteBehind
+from innkeeper.core.image import Image
+from innkeeper.core.token import Organization
+from innkeeper.settings import Settings
+from innkeeper.store.database import Database
+from innkeeper.store.profiles import StoredProfile
+
+
+class Control:
+    """The control side of one server. Between `start` and `close` the use cases may be called, from one event loop."""
+
+    def __init__(self, settings: Settings, database: Database, bus: Bus, box: SecretBox) -> None:
+        self.settings = settings
+        self.database = database
+        self.bus = bus
+        self.box = box
+        self.metrics = Metrics()
+        self.tasks = Tasks()
+        self.flights = Flights(self.tasks)
+        self.later = WriteBehind()
+        self.tokens = TokenCache()
+        self.rooms = RoomTable()
+        self.hosts = HostTable()
+        self.profiles: dict[UUID, StoredProfile] = {}
+        self.organizations: dict[UUID, Organization] = {}
+        self.images: dict[str, Image] = {}
+        self.default_organization_id: UUID | None = None
+        # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
+        self.profile_used: dict[UUID, float] = {}
+        self.pools_hint = asyncio.Event()
+        self.reconcile_hint = asyncio.Event()
+
+    async def start(self) -> None:
+        """Load what the database knows, adopt what the hosts run, and begin the background work.
+
+        `organizations.bootstrap` must have run. Hosts that do not answer now are taken in when they do.
+        """
+        # Imported here because the loops import this module for its type.
+        from innkeeper.control import background
+
+        await self.tasks.start()
+        await background.begin(self)
+
+    async def close(self) -> None:
+        """End the background work and write what is still to be written. Guests go on. Idempotent."""
+        await self.tasks.close()
+        await self.later.flush(self)
+
+
+def build_control(settings: Settings, database: Database, bus: Bus) -> Control:
+    """The control side over an open database and a bus.
+
+    Raises:
+        ValueError: the master key cannot be used.
+
+    """
+    return Control(settings, database, bus, load_box(settings))

@@ -1,0 +1,354 @@
+"""Executions: run a command in a room, and read again what it said and changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from innkeeper.bus.contract import Call, Data, Message
+from innkeeper.control import audit, rooms
+from innkeeper.control.room_table import Entry
+from innkeeper.core.host_verbs import Execute, ReadFilesChanged, ReadOutput, to_wire
+from innkeeper.core.instance import Instance
+from innkeeper.core.profile import COMMAND_TIMEOUT_RANGE, validate_env
+from innkeeper.core.token import Principal
+from innkeeper.errors import (
+    InnkeeperError,
+    InstanceNotFoundError,
+    InvalidRequestError,
+    LinkLostError,
+    UnavailableError,
+)
+from innkeeper.ids import uuid7
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+
+COMMAND_BYTES_MAX = 1_048_576
+# What the host may take beyond the command's own time: thawing, queueing for its turn, the scan for changes.
+GRACE_SECONDS = 60.0
+READ_SECONDS = 30.0
+OUTPUT_LIMIT_MAX = 8_388_608
+PAGE_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionRequest:
+    """A shell line to run. `timeout_seconds` None: the profile's; `stream`: no limit on the output that is sent."""
+
+    command: str
+    timeout_seconds: float | None = None
+    cwd: str | None = None
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    stdin: bytes | None = field(default=None, repr=False)
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One changed file. `path` as `host_verbs.path_to_wire` spells it; status `created`, `modified` or `deleted` (size 0)."""
+
+    path: str
+    status: str
+    size: int
+    mime_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionResult:
+    """How a command ended. `exit_code` is 128+n after signal n, 124 after a timeout."""
+
+    exit_code: int
+    signal: int | None
+    timed_out: bool
+    duration_ms: float
+    output_bytes: int
+    output_truncated: bool
+    files_changed: tuple[FileChange, ...]
+    files_changed_total: int
+    files_changed_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPage:
+    """A piece of the kept output. `gap` is the dropped middle as (from, to); `next_offset` continues."""
+
+    offset: int
+    data: bytes
+    next_offset: int
+    total_bytes: int
+    gap: tuple[int, int] | None
+    ended: bool
+    exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FilesChangedPage:
+    """A piece of the changes; `next_cursor` continues and is None at the end."""
+
+    files_changed: tuple[FileChange, ...]
+    total: int
+    next_cursor: int | None
+
+
+class Execution:
+    """A command that is being run. Read `output` to its end, then ask for the `result`; or the result alone, and the output is dropped."""
+
+    def __init__(
+        self, control: Control, principal: Principal, entry: Entry, request: Execute, stdin: bytes | None
+    ) -> None:
+        self.execution_id = request.execution_id
+        self._control = control
+        self._principal = principal
+        self._entry = entry
+        self._request = request
+        self._stdin = stdin
+        self._stack = AsyncExitStack()
+        self._call: Call | None = None
+        self._started = False
+        self._retried = False
+
+    @property
+    def instance(self) -> Instance:
+        """The instance that it runs in."""
+        return self._entry.instance
+
+    @property
+    def output(self) -> AsyncIterator[bytes]:
+        """The output as it comes. Raises the typed error when the command could not be run."""
+        return self._output()
+
+    async def result(self) -> ExecutionResult:
+        """The end of it. Raises the typed error when the command could not be run."""
+        while True:
+            try:
+                async with asyncio.timeout(self._patience_seconds):
+                    return _result(await self._opened().result())
+            except InstanceNotFoundError:
+                await self._again()
+            except TimeoutError:
+                raise UnavailableError("The host did not answer in time") from None
+
+    async def open(self) -> None:
+        """Send the command to the host."""
+        host_id = self._entry.instance.host_id
+        if host_id is None:
+            raise UnavailableError("The room has no host")
+        self._call = await self._stack.enter_async_context(
+            self._control.bus.open(host_id, Execute.verb, to_wire(self._request))
+        )
+        if self._stdin is not None:
+            # Beside, because a command that does not read its input must not keep us from reading its output.
+            feeder = asyncio.create_task(_feed(self._call, self._stdin))
+            self._stack.push_async_callback(_stop, feeder)
+
+    async def close(self) -> None:
+        """Let go of the call. A command that still runs goes on; its output is kept."""
+        await self._stack.aclose()
+
+    async def _output(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                events = aiter(self._opened().events())
+                while True:
+                    async with asyncio.timeout(self._patience_seconds):
+                        event = await anext(events, None)
+                    if event is None:
+                        return
+                    self._started = True
+                    if isinstance(event, Data):
+                        yield event.data
+            except InstanceNotFoundError:
+                await self._again()
+            except TimeoutError:
+                raise UnavailableError("The host did not answer in time") from None
+
+    async def _again(self) -> None:
+        """The host had no such machine: bring it up and send the command anew, once, and only if nothing had begun."""
+        if self._started or self._retried:
+            raise UnavailableError("The guest is gone; its next use starts it again on its disk")
+        self._retried = True
+        self._control.metrics.execution_retries += 1
+        await self._stack.aclose()
+        await rooms.revive(self._control, self._principal, self._entry)
+        await self.open()
+
+    @property
+    def _patience_seconds(self) -> float:
+        return self._request.timeout_seconds + GRACE_SECONDS
+
+    def _opened(self) -> Call:
+        if self._call is None:
+            raise RuntimeError("the execution is not open")
+        return self._call
+
+
+@asynccontextmanager
+async def start(
+    control: Control, principal: Principal, profile_id: UUID, room_id: str, request: ExecutionRequest
+) -> AsyncIterator[Execution]:
+    """Run a command in the room, which is made where it is missing. Leaving the context early leaves the command running.
+
+    Raises:
+        InvalidRequestError: a bad command, time limit, directory or variable.
+        And what `rooms.get_or_create` raises, and the host's errors from `output` and `result`.
+
+    """
+    _validate(request)
+    entry = await rooms.ready_entry(control, principal, profile_id, room_id)
+    limit = request.timeout_seconds
+    verb = Execute(
+        instance_id=entry.instance.id,
+        execution_id=uuid7(),
+        command=request.command,
+        timeout_seconds=float(entry.stored.profile.command_timeout_seconds if limit is None else limit),
+        cwd=request.cwd,
+        env=request.env,
+        stdin=request.stdin is not None,
+        stream=request.stream,
+    )
+    execution = Execution(control, principal, entry, verb, request.stdin)
+    control.metrics.executions += 1
+    entry.open_streams += 1
+    try:
+        await execution.open()
+        # The command itself may hold secrets, so the log says only that there was one.
+        control.later.audit(
+            audit.event(
+                principal, "execution.start", "execution", verb.execution_id, {"instance_id": str(verb.instance_id)}
+            )
+        )
+        yield execution
+    except InnkeeperError:
+        control.metrics.execution_failures += 1
+        raise
+    finally:
+        entry.open_streams -= 1
+        control.rooms.touch(entry)
+        await execution.close()
+
+
+async def read_output(
+    control: Control,
+    principal: Principal,
+    profile_id: UUID,
+    room_id: str,
+    execution_id: UUID,
+    *,
+    offset: int = 0,
+    limit: int = 1_048_576,
+) -> OutputPage:
+    """A piece of an execution's kept output. Raises InstanceNotFoundError, ExecutionNotFoundError."""
+    if offset < 0 or not 1 <= limit <= OUTPUT_LIMIT_MAX:
+        raise InvalidRequestError(f"offset: must not be negative; limit: must be between 1 and {OUTPUT_LIMIT_MAX}")
+    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
+    verb = ReadOutput(entry.instance.id, execution_id, offset=offset, limit=limit)
+    head: dict[str, Any] = {}
+    pieces: list[bytes] = []
+    try:
+        async with (
+            asyncio.timeout(READ_SECONDS),
+            control.bus.open(_host(entry), ReadOutput.verb, to_wire(verb)) as call,
+        ):
+            async for event in call.events():
+                if isinstance(event, Message):
+                    head = event.body
+                elif isinstance(event, Data):
+                    pieces.append(event.data)
+            answer = await call.result()
+    except TimeoutError:
+        raise UnavailableError("The host did not answer in time") from None
+    gap = head.get("gap")
+    return OutputPage(
+        offset=head.get("offset", offset),
+        data=b"".join(pieces),
+        next_offset=answer["next_offset"],
+        total_bytes=head.get("total_bytes", 0),
+        gap=None if gap is None else (gap["from"], gap["to"]),
+        ended=bool(head.get("ended")),
+        exit_code=head.get("exit_code"),
+    )
+
+
+async def files_changed(
+    control: Control,
+    principal: Principal,
+    profile_id: UUID,
+    room_id: str,
+    execution_id: UUID,
+    *,
+    cursor: int = 0,
+    limit: int = PAGE_MAX,
+) -> FilesChangedPage:
+    """A page of an execution's file changes. Raises InstanceNotFoundError, ExecutionNotFoundError."""
+    if cursor < 0 or not 1 <= limit <= PAGE_MAX:
+        raise InvalidRequestError(f"cursor: must not be negative; limit: must be between 1 and {PAGE_MAX}")
+    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
+    verb = ReadFilesChanged(entry.instance.id, execution_id, cursor=cursor, limit=limit)
+    answer = await control.bus.request(_host(entry), ReadFilesChanged.verb, to_wire(verb), timeout_seconds=READ_SECONDS)
+    return FilesChangedPage(_changes(answer["files_changed"]), answer["total"], answer["next_cursor"])
+
+
+def _validate(request: ExecutionRequest) -> None:
+    if not request.command.strip():
+        raise InvalidRequestError("command: must not be empty")
+    if "\0" in request.command:
+        raise InvalidRequestError("command: must not contain NUL")
+    try:
+        size = len(request.command.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequestError("command: must be valid Unicode") from None
+    if size > COMMAND_BYTES_MAX:
+        raise InvalidRequestError(f"command: at most {COMMAND_BYTES_MAX} bytes; write a file and run that")
+    high = COMMAND_TIMEOUT_RANGE[1]
+    if request.timeout_seconds is not None and not 0 < request.timeout_seconds <= high:
+        raise InvalidRequestError(f"timeout: must be above 0 and at most {high} seconds")
+    if request.cwd is not None and (not request.cwd.startswith("/") or "\0" in request.cwd):
+        raise InvalidRequestError("cwd: must be an absolute path")
+    if request.env:
+        validate_env(request.env)
+
+
+def _host(entry: Entry) -> UUID:
+    if entry.instance.host_id is None:
+        raise UnavailableError("The room has no host")
+    return entry.instance.host_id
+
+
+async def _feed(call: Call, stdin: bytes) -> None:
+    try:
+        if stdin:
+            await call.send_data(stdin)
+        await call.send_end()
+    except (InnkeeperError, LinkLostError):
+        # The call has ended; its reader hears why.
+        pass
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
+
+
+def _changes(rows: list[dict[str, Any]]) -> tuple[FileChange, ...]:
+    return tuple(FileChange(row["path"], row["status"], row["size"], row["mime_type"]) for row in rows)
+
+
+def _result(answer: dict[str, Any]) -> ExecutionResult:
+    return ExecutionResult(
+        exit_code=answer["exit_code"],
+        signal=answer["signal"],
+        timed_out=answer["timed_out"],
+        duration_ms=answer["duration_ms"],
+        output_bytes=answer["output_bytes"],
+        output_truncated=answer["output_truncated"],
+        files_changed=_changes(answer["files_changed"]),
+        files_changed_total=answer["files_changed_total"],
+        files_changed_truncated=answer["files_changed_truncated"],
+    )

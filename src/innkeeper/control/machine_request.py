@@ -1,0 +1,70 @@
+"""What a host is asked for when a profile or an instance needs a machine. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from innkeeper.core.host_verbs import EnsureMachine, MachineShape
+from innkeeper.core.image import Image
+from innkeeper.core.instance import Instance
+from innkeeper.core.profile import Profile, pool_shape
+
+HOSTNAME_MAX = 63
+
+
+def shape_of(profile: Profile, image: Image, *, driver: str, agent_version: str) -> MachineShape:
+    """The shape of the profile's new guests: what the warm pool keeps ready, and what a new instance asks for."""
+    return MachineShape(
+        pool_key=pool_shape(profile, image_digest=image.digest, driver=driver, agent_version=agent_version),
+        image_digest=image.digest,
+        driver=driver,
+        vcpu_count=profile.vcpu_count,
+        memory_mb=profile.memory_mb,
+        disk_mb=profile.disk_mb,
+        egress_mode=profile.egress_policy.mode,
+        user=profile.user or image.user,
+    )
+
+
+def ensure_of(
+    instance: Instance, profile: Profile, image: Image | None, env: dict[str, str], *, driver: str, agent_version: str
+) -> EnsureMachine:
+    """The request that makes the instance's machine ready.
+
+    Its image and size are the ones that it was made with; a pool serves it only while the profile still says the same.
+    """
+    default_user = image.user if image is not None else "root"
+    shape = MachineShape(
+        pool_key="",
+        image_digest=instance.image_digest,
+        driver=driver,
+        vcpu_count=instance.vcpu_count,
+        memory_mb=instance.memory_mb,
+        disk_mb=instance.disk_mb,
+        egress_mode=profile.egress_policy.mode,
+        user=profile.user or default_user,
+    )
+    if image is not None:
+        fresh = shape_of(profile, image, driver=driver, agent_version=agent_version)
+        same = (fresh.image_digest, fresh.vcpu_count, fresh.memory_mb, fresh.disk_mb) == (
+            shape.image_digest,
+            shape.vcpu_count,
+            shape.memory_mb,
+            shape.disk_mb,
+        )
+        shape = fresh if same else shape
+    return EnsureMachine(
+        instance_id=instance.id,
+        shape=shape,
+        hostname=hostname_of(profile, instance),
+        user=profile.user,
+        workdir=profile.workdir,
+        env={**(image.env if image is not None else {}), **env},
+    )
+
+
+def hostname_of(profile: Profile, instance: Instance) -> str:
+    """A host name that people recognise: the profile's name and the end of the instance's id."""
+    suffix = "-" + instance.id.hex[-8:]
+    name = re.sub(r"[^a-z0-9]+", "-", profile.name)[: HOSTNAME_MAX - len(suffix)].strip("-")
+    return (name or "room") + suffix

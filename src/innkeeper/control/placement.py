@@ -1,0 +1,66 @@
+"""Which host a new instance goes to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from innkeeper.control.host_table import HostEntry
+from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.profile import Profile
+from innkeeper.errors import NoHostError, UnavailableError
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+
+# Weakest first: a host serves a profile whose minimum is not above its own level.
+ISOLATION_LEVELS = ("gvisor", "microvm")
+
+
+def choose(control: Control, profile: Profile, *, host_id: UUID | None) -> HostEntry:
+    """The host for a new instance: the one asked for, else the one with the fewest instances. A full host says so itself when it is asked.
+
+    Raises:
+        NoHostError: none is reachable, takes new instances, and can isolate as strongly as the profile wants.
+
+    """
+    reachable = set(control.bus.hosts())
+    fit = [
+        entry
+        for entry in control.hosts
+        if entry.host.id in reachable and not entry.host.draining and _serves(entry, profile)
+    ]
+    if host_id is not None:
+        fit = [entry for entry in fit if entry.host.id == host_id]
+    if not fit:
+        raise NoHostError
+    if len(fit) == 1:
+        return fit[0]
+    load = {entry.host.id: 0 for entry in fit}
+    for room in control.rooms:
+        if room.instance.host_id in load:
+            load[room.instance.host_id] += 1
+    return min(fit, key=lambda entry: load[entry.host.id])
+
+
+def usable_image(control: Control, profile: Profile) -> Image:
+    """The profile's image, ready to be used.
+
+    Raises:
+        UnavailableError: it is being built, could not be built, or is not there.
+
+    """
+    image = control.images.get(profile.image)
+    if image is not None and image.status is ImageStatus.READY:
+        return image
+    if image is not None and image.status is ImageStatus.FAILED:
+        raise UnavailableError(f"The image {profile.image!r} could not be built", retry_after_seconds=30)
+    if image is not None and image.status is ImageStatus.BUILDING:
+        raise UnavailableError(f"The image {profile.image!r} is still being built", retry_after_seconds=10)
+    raise UnavailableError(f"The image {profile.image!r} is not there", retry_after_seconds=30)
+
+
+def _serves(entry: HostEntry, profile: Profile) -> bool:
+    if profile.driver not in ("auto", entry.driver) or entry.isolation_level not in ISOLATION_LEVELS:
+        return False
+    return ISOLATION_LEVELS.index(entry.isolation_level) >= ISOLATION_LEVELS.index(profile.min_isolation)

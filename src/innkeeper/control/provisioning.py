@@ -1,0 +1,372 @@
+"""How a room comes up and goes down. Only flights run these, so for one room they never overlap in this process; leases keep other processes away."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+import structlog
+
+from innkeeper.bus.contract import Message
+from innkeeper.control import audit, clock, placement
+from innkeeper.control.machine_request import ensure_of
+from innkeeper.control.profiles import open_env
+from innkeeper.control.room_table import Entry
+from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, to_wire
+from innkeeper.core.instance import LEGAL, PROVISIONING, BootStep, Instance, InstanceState, Isolation, transition
+from innkeeper.core.room import Room
+from innkeeper.core.token import Organization, Principal
+from innkeeper.errors import (
+    HostMismatchError,
+    InnkeeperError,
+    InstanceFailedError,
+    NoHostError,
+    ProfileNotFoundError,
+    RateLimitedError,
+    UnavailableError,
+)
+from innkeeper.ids import public_key_id, uuid7
+from innkeeper.store import audit_events, instances, leases, organizations, rooms
+from innkeeper.store.profiles import StoredProfile
+from innkeeper.store.tables import instances as instances_table
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+
+log = structlog.get_logger(__name__)
+
+# A burst of cold starts queues on the host; beyond this the host is taken to have forgotten the request.
+ENSURE_SECONDS = 300.0
+DESTROY_SECONDS = 60.0
+LEASE_SECONDS = ENSURE_SECONDS + 30.0
+OTHER_PROCESS_POLL_SECONDS = 0.2
+
+_RANK = {state: position for position, state in enumerate(PROVISIONING)}
+
+
+async def bring_up(
+    control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
+) -> Entry:
+    """The room, ready: made, restarted on its disk, or found so.
+
+    Raises:
+        NoHostError, UnavailableError, RateLimitedError: it cannot be made now; nothing is left of it.
+        InstanceFailedError: it is there and failed.
+
+    """
+    key = (stored.profile.id, room_id)
+    entry = control.rooms.find(key) or await load(control, stored, room_id)
+    if entry is not None and entry.instance.desired == "destroyed":
+        await take_down(control, principal, entry)
+        entry = None
+    lease: UUID | None = None
+    new = entry is None
+    if entry is None:
+        entry, lease = await _create(control, principal, stored, room_id, host_id)
+        new = lease is not None
+    if host_id is not None and host_id != entry.instance.host_id:
+        raise HostMismatchError
+    if entry.ready:
+        return entry
+    if lease is None:
+        lease = await _claim(control, principal, entry)
+    if lease is None:
+        return await _wait_for_other_process(control, entry)
+    await _ensure(control, entry, lease, new=new)
+    return entry
+
+
+async def load(control: Control, stored: StoredProfile, room_id: str) -> Entry | None:
+    """The room from the database into memory: one that another process made."""
+    found = await control.database.read(rooms.get, stored.profile.id, room_id)
+    return None if found is None else remember(control, stored, found[0], found[1])
+
+
+def remember(control: Control, stored: StoredProfile, room: Room, instance: Instance) -> Entry:
+    """A stored room in memory."""
+    host = control.hosts.get(instance.host_id)
+    return control.rooms.add(Entry(instance, stored, room.room_id, host.host if host is not None else None))
+
+
+async def _create(
+    control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
+) -> tuple[Entry, UUID | None]:
+    """A new room, its row committed and leased, before any host hears of it; or the one that another process just made, without a lease."""
+    profile = stored.profile
+    host = placement.choose(control, profile, host_id=host_id)
+    image = placement.usable_image(control, profile)
+    created_at = clock.now()
+    instance = Instance(
+        id=uuid7(),
+        organization_id=profile.organization_id,
+        public_id=public_key_id(),
+        profile_id=profile.id,
+        image=profile.image,
+        state=InstanceState.ACTIVE,
+        created_at=created_at,
+        host_id=host.host.id,
+        last_active_at=created_at,
+        image_digest=image.digest,
+        vcpu_count=profile.vcpu_count,
+        memory_mb=profile.memory_mb,
+        disk_mb=profile.disk_mb,
+    )
+    room = Room(profile.id, room_id, instance.id, created_at)
+    lease = uuid4()
+    event = audit.event(
+        principal, "room.create", "instance", instance.id, {"profile_id": str(profile.id), "room_id": room_id}
+    )
+    organization = await _organization(control, profile.organization_id)
+
+    def insert(connection: sa.Connection) -> None:
+        _check_limits(connection, organization, profile.memory_mb)
+        instances.insert(connection, instance, lock_token=lease, now=created_at, ttl_seconds=LEASE_SECONDS)
+        rooms.insert(connection, room)
+        audit_events.insert(connection, event)
+
+    try:
+        await control.database.write(insert)
+    except sa.exc.IntegrityError:
+        entry = await load(control, stored, room_id)
+        if entry is None:
+            # Not the pair, so it was the profile: it went away at this moment.
+            control.profiles.pop(profile.id, None)
+            raise ProfileNotFoundError from None
+        return entry, None
+    except RateLimitedError:
+        control.metrics.rooms_refused += 1
+        raise
+    control.metrics.rooms_created += 1
+    return remember(control, stored, room, instance), lease
+
+
+async def _organization(control: Control, organization_id: UUID) -> Organization | None:
+    organization = control.organizations.get(organization_id)
+    if organization is None:
+        organization = await control.database.read(organizations.get, organization_id)
+        if organization is not None:
+            control.organizations[organization_id] = organization
+    return organization
+
+
+def _check_limits(connection: sa.Connection, organization: Organization | None, memory_mb: int) -> None:
+    """Refuse an instance beyond the organization's limits, in the transaction that would store it."""
+    if organization is None or (organization.max_instances is None and organization.max_memory_mb is None):
+        return
+    count, used_mb = instances.usage(connection, organization.id)
+    if organization.max_instances is not None and count + 1 > organization.max_instances:
+        raise RateLimitedError(
+            f"The organization's limit of {organization.max_instances} instances is reached; destroy a room first",
+            retry_after_seconds=10,
+        )
+    if organization.max_memory_mb is not None and used_mb + memory_mb > organization.max_memory_mb:
+        raise RateLimitedError(
+            f"The organization's limit of {organization.max_memory_mb} MiB of memory is reached: {used_mb} are in use and "
+            f"this profile needs {memory_mb}; destroy a room first",
+            retry_after_seconds=10,
+        )
+
+
+async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID | None:
+    """The lease of an existing room that is to come up (again), or None while another process works on it."""
+    await control.later.flush(control)
+    before = entry.instance
+    restart = before.state in (InstanceState.FAILED, InstanceState.STOPPED, InstanceState.READY)
+    wanted = transition(before, InstanceState.ACTIVE) if restart else before
+    wanted = dataclasses.replace(wanted, desired="running", revision=before.revision + 1)
+
+    def claim(connection: sa.Connection) -> UUID | None:
+        token = leases.take(connection, instances_table, before.id, now=clock.now(), ttl_seconds=LEASE_SECONDS)
+        if token is not None:
+            leases.apply(connection, instances_table, before.id, token, instances.state_values(wanted), release=False)
+            if restart:
+                audit_events.insert(connection, audit.event(principal, "room.restart", "instance", before.id))
+        return token
+
+    token = await control.database.write(claim)
+    if token is not None:
+        entry.change(wanted)
+        control.metrics.rooms_restarted += restart
+    return token
+
+
+async def _wait_for_other_process(control: Control, entry: Entry) -> Entry:
+    """The room once the process that holds its lease has brought it up."""
+    async with asyncio.timeout(LEASE_SECONDS):
+        while True:
+            instance = await control.database.read(instances.get, entry.instance.id)
+            if instance is None or instance.state is InstanceState.DESTROYED:
+                control.rooms.remove(entry)
+                raise UnavailableError("The room was removed meanwhile")
+            entry.change(instance)
+            if instance.state is InstanceState.READY:
+                return entry
+            if instance.state is InstanceState.FAILED:
+                raise InstanceFailedError(instance.failure)
+            await asyncio.sleep(OTHER_PROCESS_POLL_SECONDS)
+
+
+async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> None:
+    """Ask the host for the machine and note the outcome."""
+    began = time.monotonic()
+    control.metrics.provisionings += 1
+    try:
+        async with asyncio.timeout(ENSURE_SECONDS):
+            answer = await _ask(control, entry)
+        boot_trace, isolation = _boot_trace(answer), _isolation(answer)
+    except Exception as error:
+        control.metrics.provisioning_failures += 1
+        await _note_failure(control, entry, lease, error, new=new)
+    else:
+        ready = transition(entry.instance, InstanceState.READY)
+        entry.change(dataclasses.replace(ready, boot_trace=boot_trace, isolation=isolation))
+        control.rooms.touch(entry)
+        control.later.state(entry.instance, lease)
+        control.metrics.rooms_claimed += bool(answer.get("claimed"))
+        if control.profile_used.get(entry.instance.profile_id) is None:
+            control.pools_hint.set()
+        control.profile_used[entry.instance.profile_id] = time.monotonic()
+    finally:
+        control.metrics.provisioning_seconds += time.monotonic() - began
+
+
+async def _ask(control: Control, entry: Entry) -> dict[str, Any]:
+    host = control.hosts.get(entry.instance.host_id)
+    if host is None:
+        raise UnavailableError("The host of the room is not reachable")
+    request = ensure_of(
+        entry.instance,
+        entry.stored.profile,
+        control.images.get(entry.instance.image),
+        open_env(control, entry.stored),
+        driver=host.driver,
+        agent_version=host.agent_version,
+    )
+    async with control.bus.open(host.host.id, EnsureMachine.verb, to_wire(request)) as call:
+        async for event in call.events():
+            if isinstance(event, Message):
+                _follow(entry, event.body)
+        return await call.result()
+
+
+def _follow(entry: Entry, body: dict[str, Any]) -> None:
+    """Show a provisioning step that the host reports; only `READY` is left to the end, when the answer is there."""
+    step = body.get("step")
+    if step not in _RANK:
+        return
+    state = InstanceState(step)
+    if _RANK.get(entry.instance.state, len(_RANK)) < _RANK[state] < _RANK[InstanceState.READY]:
+        entry.change(transition(entry.instance, state))
+
+
+async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exception, *, new: bool) -> None:
+    """Store why the room did not come up, and raise what its callers are told."""
+    unavailable = isinstance(error, UnavailableError) and not isinstance(error, InstanceFailedError)
+    if unavailable and new:
+        # Nobody was told of it: no room is left behind, and what the host may have begun is an orphan that it cleans away.
+        control.rooms.remove(entry)
+        control.metrics.rooms_refused += 1
+        await control.database.write(_forget, entry.instance.id)
+        control.reconcile_hint.set()
+        raise NoHostError from error
+    if isinstance(error, InnkeeperError):
+        failure = error.message
+    elif isinstance(error, TimeoutError):
+        failure = f"The host did not bring the guest up within {ENSURE_SECONDS:.0f} seconds"
+    else:
+        log.exception("provisioning failed", instance_id=str(entry.instance.id), exc_info=error)
+        failure = "The server could not bring the guest up"
+    entry.change(transition(entry.instance, InstanceState.FAILED, failure=failure))
+    control.later.state(entry.instance, lease)
+    await control.later.flush(control)
+    if unavailable:
+        raise NoHostError from error
+    raise InstanceFailedError(failure) from error
+
+
+def _forget(connection: sa.Connection, instance_id: UUID) -> None:
+    rooms.delete_of_instance(connection, instance_id)
+    instances.delete(connection, instance_id)
+
+
+def mark_stopped(control: Control, entry: Entry) -> None:
+    """The room's machine is gone and its disk is kept: its next use starts it again."""
+    if entry.ready:
+        stopped = transition(transition(entry.instance, InstanceState.STOPPING), InstanceState.STOPPED)
+        entry.change(dataclasses.replace(stopped, desired="stopped"))
+        control.later.state(entry.instance, None)
+
+
+def mark_failed(control: Control, entry: Entry, failure: str) -> None:
+    """The room's machine broke: its next use starts it again on its disk."""
+    if entry.ready:
+        control.metrics.machines_failed += 1
+        entry.change(transition(entry.instance, InstanceState.FAILED, failure=failure))
+        control.later.state(entry.instance, None)
+
+
+async def take_down(control: Control, principal: Principal, entry: Entry, *, action: str = "room.destroy") -> Entry:
+    """Destroy the room; returns when its guest is gone. What is begun here is finished by the reconciler if this is cut short.
+
+    Raises:
+        UnavailableError: the host cannot be asked now, or another process works on the room.
+
+    """
+    await control.later.flush(control)
+    before = entry.instance
+    doomed = before
+    if before.state is not InstanceState.STOPPING and InstanceState.STOPPING in LEGAL[before.state]:
+        doomed = transition(before, InstanceState.STOPPING)
+    doomed = dataclasses.replace(doomed, desired="destroyed", revision=before.revision + 1)
+
+    def doom(connection: sa.Connection) -> UUID | None:
+        token = leases.take(connection, instances_table, before.id, now=clock.now(), ttl_seconds=DESTROY_SECONDS + 30)
+        if token is not None:
+            leases.apply(connection, instances_table, before.id, token, instances.state_values(doomed), release=False)
+            if before.desired != "destroyed":
+                audit_events.insert(connection, audit.event(principal, action, "instance", before.id))
+        return token
+
+    lease = await control.database.write(doom)
+    if lease is None:
+        raise UnavailableError("The room is being worked on by another process")
+    entry.change(doomed)
+    try:
+        if doomed.host_id is not None:
+            await control.bus.request(
+                doomed.host_id,
+                DestroyMachine.verb,
+                to_wire(DestroyMachine(doomed.id)),
+                timeout_seconds=DESTROY_SECONDS,
+            )
+    except BaseException:
+        # Still doomed: the reconciler goes on as soon as the lease is free.
+        control.later.state(doomed, lease)
+        control.reconcile_hint.set()
+        raise
+    gone = transition(doomed, InstanceState.DESTROYED)
+
+    def bury(connection: sa.Connection) -> None:
+        rooms.delete_of_instance(connection, gone.id)
+        leases.apply(connection, instances_table, gone.id, lease, instances.state_values(gone), release=True)
+
+    await control.database.write(bury)
+    entry.change(gone)
+    control.rooms.remove(entry)
+    control.metrics.rooms_destroyed += 1
+    return entry
+
+
+def _boot_trace(answer: dict[str, Any]) -> tuple[BootStep, ...]:
+    return tuple(BootStep(str(step["step"]), float(step["at_ms"])) for step in answer.get("boot_trace", []))
+
+
+def _isolation(answer: dict[str, Any]) -> Isolation | None:
+    told = answer.get("isolation")
+    if not isinstance(told, dict):
+        return None
+    return Isolation(*(str(told.get(name, "")) for name in ("level", "driver", "platform", "reason")))

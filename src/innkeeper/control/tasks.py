@@ -1,0 +1,82 @@
+"""The server's own tasks: all of them belong to one group, so none outlives the server and no failure goes unseen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+RESTART_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Tasks:
+    """A task group with a start and an end."""
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the group."""
+        started = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._hold(started), name="control")
+        await started
+
+    async def close(self) -> None:
+        """Cancel what runs and wait until it has ended. Idempotent."""
+        supervisor, self._supervisor, self._group = self._supervisor, None, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait({supervisor})
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run the work beside; an exception is logged.
+
+        Raises:
+            RuntimeError: the group is not open.
+
+        """
+        if self._group is None:
+            work.close()
+            raise RuntimeError("the server is not running")
+        self._group.create_task(_logged(work, name), name=name)
+
+    def forever(self, step: Callable[[], Awaitable[None]], *, name: str) -> None:
+        """Run `step` again and again; it does its own waiting. After an exception it starts anew a second later."""
+
+        async def loop() -> None:
+            while True:
+                try:
+                    await step()
+                except Exception:
+                    log.exception("background task failed", task=name)
+                    await asyncio.sleep(RESTART_SECONDS)
+
+        self.spawn(loop(), name=name)
+
+    async def _hold(self, started: asyncio.Future[None]) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            started.set_result(None)
+            await asyncio.get_running_loop().create_future()
+
+
+async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("background task failed", task=name)
+
+
+async def wait_for_hint(event: asyncio.Event, *, at_most_seconds: float) -> None:
+    """Wait until someone sets the event, or for that long; the event is clear afterwards."""
+    try:
+        async with asyncio.timeout(at_most_seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()

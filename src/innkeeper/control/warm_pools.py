@@ -1,0 +1,74 @@
+"""Warm pools: which ready guests the hosts should keep for whom."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+
+from innkeeper.control.machine_request import shape_of
+from innkeeper.control.tasks import wait_for_hint
+from innkeeper.core.host_verbs import SetPools, WarmPool, to_wire
+from innkeeper.core.image import ImageStatus
+from innkeeper.core.profile import Profile
+from innkeeper.errors import InnkeeperError
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+    from innkeeper.control.host_table import HostEntry
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 300.0
+HOST_SECONDS = 30.0
+# A profile of an organization other than the operator's own keeps its pool this long after its last use: many organizations
+# with three profiles each that nobody uses must not fill the machine.
+USED_SECONDS = 86_400.0
+
+
+async def step(control: Control) -> None:
+    """Wait for a hint or the next poll, then tell every host its pools. Telling the same again changes nothing."""
+    await wait_for_hint(control.pools_hint, at_most_seconds=POLL_SECONDS)
+    for host in control.hosts:
+        if host.host.id not in control.bus.hosts():
+            continue
+        pools = SetPools(() if host.host.draining else desired(control, host))
+        try:
+            await control.bus.request(host.host.id, SetPools.verb, to_wire(pools), timeout_seconds=HOST_SECONDS)
+        except InnkeeperError as error:
+            log.warning("a host could not be told its pools", host_id=str(host.host.id), reason=error.message)
+
+
+def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
+    """The pools that a host should keep: one per profile that is used and whose image is ready. Several hosts share a size evenly, rounded up."""
+    reachable = set(control.bus.hosts())
+    hosts = max(1, sum(1 for other in control.hosts if other.host.id in reachable and not other.host.draining))
+    pools = []
+    for stored in control.profiles.values():
+        profile = stored.profile
+        image = control.images.get(profile.image)
+        if (
+            profile.warm_pool_size
+            and image is not None
+            and image.status is ImageStatus.READY
+            and profile.driver in ("auto", host.driver)
+            and _used(control, profile)
+        ):
+            shape = shape_of(profile, image, driver=host.driver, agent_version=host.agent_version)
+            pools.append(WarmPool(shape, -(-profile.warm_pool_size // hosts)))
+    return tuple(pools)
+
+
+def _used(control: Control, profile: Profile) -> bool:
+    if profile.organization_id == control.default_organization_id:
+        return True
+    last = control.profile_used.get(profile.id)
+    return last is not None and time.monotonic() - last < USED_SECONDS
+
+
+def note_loaded(control: Control, profile_id: UUID, seconds_ago: float) -> None:
+    """A room of the profile was last used that long ago, before this process began."""
+    at = time.monotonic() - max(0.0, seconds_ago)
+    control.profile_used[profile_id] = max(control.profile_used.get(profile_id, at), at)

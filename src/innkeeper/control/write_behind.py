@@ -1,0 +1,109 @@
+"""Writes that no request waits for: states that a restart would find out anyhow, times of last use, audit events of commands.
+
+They go to the database together, within moments. A killed process loses at most those moments: the reconciler finds the
+states out again by asking the hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+
+from innkeeper.core.event import AuditEvent
+from innkeeper.core.instance import Instance
+from innkeeper.store import audit_events, instances, leases, tokens
+from innkeeper.store.tables import instances as instances_table
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+
+log = structlog.get_logger(__name__)
+
+FLUSH_SECONDS = 2.0
+HINT_AT_EVENTS = 500
+
+
+class WriteBehind:
+    """What is still to be written."""
+
+    def __init__(self) -> None:
+        self._states: list[tuple[Instance, UUID | None]] = []
+        self._events: list[AuditEvent] = []
+        self._token_use: dict[UUID, datetime] = {}
+        self._lock = asyncio.Lock()
+        self.hint = asyncio.Event()
+
+    def state(self, instance: Instance, lease: UUID | None) -> None:
+        """Store an instance's state soon: under its lease, which is given back with it, or without one if the row is older."""
+        self._states.append((instance, lease))
+        self.hint.set()
+
+    def audit(self, event: AuditEvent) -> None:
+        """Append an audit event soon."""
+        self._events.append(event)
+        if len(self._events) >= HINT_AT_EVENTS:
+            self.hint.set()
+
+    def token_used(self, token_id: UUID, at: datetime) -> None:
+        """Note a token's use soon."""
+        self._token_use[token_id] = at
+
+    async def flush(self, control: Control) -> None:
+        """Write all of it now."""
+        async with self._lock:
+            states, self._states = self._states, []
+            events, self._events = self._events, []
+            token_use, self._token_use = self._token_use, {}
+            active = control.rooms.take_touched()
+            if not (states or events or token_use or active):
+                return
+            for write in _parts(states, events, token_use, active):
+                # One bad part must not take the others with it.
+                try:
+                    control.metrics.stale_writes += await control.database.write(write)
+                except sa.exc.SQLAlchemyError:
+                    control.metrics.failed_writes += 1
+                    log.exception("a write behind failed")
+
+
+def _parts(
+    states: list[tuple[Instance, UUID | None]],
+    events: list[AuditEvent],
+    token_use: dict[UUID, datetime],
+    active: dict[UUID, datetime],
+) -> list[Callable[[sa.Connection], int]]:
+    def write_states(connection: sa.Connection) -> int:
+        stale = 0
+        for instance, lease in states:
+            if lease is None:
+                done = instances.advance(connection, instance)
+            else:
+                done = leases.apply(
+                    connection, instances_table, instance.id, lease, instances.state_values(instance), release=True
+                )
+            stale += not done
+        return stale
+
+    def write_events(connection: sa.Connection) -> int:
+        audit_events.insert(connection, *events)
+        return 0
+
+    def write_times(connection: sa.Connection) -> int:
+        tokens.set_last_used(connection, token_use)
+        instances.set_last_active(connection, active)
+        return 0
+
+    parts: list[Callable[[sa.Connection], int]] = []
+    if states:
+        parts.append(write_states)
+    if events:
+        parts.append(write_events)
+    if token_use or active:
+        parts.append(write_times)
+    return parts
