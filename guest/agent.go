@@ -57,7 +57,7 @@ func newAgent(socket, bootID string) (*agent, error) {
 			Protocol: link.Protocol, MinProtocol: link.MinimumProtocol, Agent: version, BootID: bootID,
 		},
 	}
-	a.settings = configure.New(table, logins, sudo.NewServer(children, logins, table))
+	a.settings = configure.New(table, sudo.NewServer(children, func() string { return table.Settings().User }))
 	store := files.New(func() string { return table.Settings().User })
 	a.verbs = map[string]link.Handler{
 		"configure": a.settings.Configure,

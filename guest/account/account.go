@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"innkeeper/guest/link"
@@ -32,8 +33,47 @@ func (u User) Credential() *syscall.Credential {
 
 var root = User{Name: "root", Home: "/root", Shell: "/bin/sh", Groups: []uint32{0}}
 
+// cached lookups hold while /etc/passwd and /etc/group do; reading both costs a command half a millisecond in gVisor.
+var cached struct {
+	sync.Mutex
+	stamp [2]fileStamp
+	users map[string]User
+}
+
+type fileStamp struct {
+	inode    uint64
+	size     int64
+	modified syscall.Timespec
+	changed  syscall.Timespec
+}
+
+func stampOf(path string) fileStamp {
+	var status syscall.Stat_t
+	if syscall.Stat(path, &status) != nil {
+		return fileStamp{}
+	}
+	return fileStamp{status.Ino, status.Size, status.Mtim, status.Ctim}
+}
+
 // Lookup finds a user by name, or by number, for which an entry is not needed. Images without /etc/passwd have root at home in /.
 func Lookup(name string) (User, error) {
+	stamp := [2]fileStamp{stampOf("/etc/passwd"), stampOf("/etc/group")}
+	cached.Lock()
+	defer cached.Unlock()
+	if cached.stamp != stamp || cached.users == nil {
+		cached.stamp, cached.users = stamp, map[string]User{}
+	}
+	if user, ok := cached.users[name]; ok {
+		return user, nil
+	}
+	user, err := lookup(name)
+	if err == nil && len(cached.users) < 100 {
+		cached.users[name] = user
+	}
+	return user, err
+}
+
+func lookup(name string) (User, error) {
 	if name == "" {
 		name = "root"
 	}

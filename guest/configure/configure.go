@@ -19,10 +19,9 @@ import (
 
 // Settings serve the configure verb.
 type Settings struct {
-	table  *exec.Table
-	logins *account.Logins
-	sudo   *sudo.Server
-	mu     sync.Mutex // one configure at a time
+	table *exec.Table
+	sudo  *sudo.Server
+	mu    sync.Mutex // one configure at a time
 }
 
 type request struct {
@@ -48,8 +47,8 @@ type answer struct {
 }
 
 // New makes the owner of the settings.
-func New(table *exec.Table, logins *account.Logins, server *sudo.Server) *Settings {
-	return &Settings{table: table, logins: logins, sudo: server}
+func New(table *exec.Table, server *sudo.Server) *Settings {
+	return &Settings{table: table, sudo: server}
 }
 
 // Configure serves the verb.

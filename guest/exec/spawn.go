@@ -11,6 +11,7 @@ import (
 
 	"innkeeper/guest/account"
 	"innkeeper/guest/link"
+	"innkeeper/guest/reaper"
 	"innkeeper/guest/terminal"
 )
 
@@ -272,7 +273,11 @@ func (t *Table) launch(p *Process, request *Request) error {
 	if err != nil {
 		return err
 	}
-	if t.spares.take(p, request, made) {
+	var direct *plan
+	if request.Shell != nil {
+		direct = made.direct(*request.Shell)
+	}
+	if direct == nil && t.spares.take(p, request, made) {
 		return nil
 	}
 	d, err := t.describe(request)
@@ -285,7 +290,7 @@ func (t *Table) launch(p *Process, request *Request) error {
 		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: d.pty != nil, Credential: made.user.Credential()},
 	}
 	p.begun = time.Now()
-	child, err := t.children.Start(made.path, made.argv, attributes)
+	child, err := t.spawn(made, direct, attributes)
 	if err == syscall.ENOEXEC {
 		// A script without an interpreter line: what execvp and shells do.
 		if shell := account.ShellPath(); shell != "" {
@@ -307,6 +312,18 @@ func (t *Table) launch(p *Process, request *Request) error {
 		}
 	}
 	return nil
+}
+
+// spawn tries the way without a shell first; whatever goes wrong there is the shell's to judge and to put into words.
+func (t *Table) spawn(made, direct *plan, attributes *syscall.ProcAttr) (*reaper.Child, error) {
+	if direct != nil {
+		shorter := *attributes
+		shorter.Env = direct.environment
+		if child, err := t.children.Start(direct.path, direct.argv, &shorter); err == nil {
+			return child, nil
+		}
+	}
+	return t.children.Start(made.path, made.argv, attributes)
 }
 
 // spawnError says whether the directory or the program was at fault: the kernel gives one number for both.

@@ -39,7 +39,7 @@ func Open(size Size) (master, slave *os.File, err error) {
 		_ = master.Close()
 		return nil, nil, err
 	}
-	if err := setSize(master, size); err != nil {
+	if err := SetSize(master, size); err != nil {
 		_ = master.Close()
 		_ = slave.Close()
 		return nil, nil, err
@@ -49,16 +49,22 @@ func Open(size Size) (master, slave *os.File, err error) {
 
 // Resize sets the size and tells the programs: gVisor does not send SIGWINCH, so each process group of the session gets it by hand.
 func Resize(master *os.File, session int, size Size) error {
-	if err := setSize(master, size); err != nil {
+	if err := SetSize(master, size); err != nil {
 		return err
 	}
-	for group := range sessionGroups(session) {
-		_ = syscall.Kill(-group, syscall.SIGWINCH)
-	}
+	Announce(session)
 	return nil
 }
 
-func setSize(file *os.File, size Size) error {
+// Announce sends SIGWINCH to each process group of a session.
+func Announce(session int) {
+	for group := range sessionGroups(session) {
+		_ = syscall.Kill(-group, syscall.SIGWINCH)
+	}
+}
+
+// SetSize changes the size without telling anybody.
+func SetSize(file *os.File, size Size) error {
 	clamp := func(value int) uint16 {
 		if value < 1 {
 			return 1
