@@ -111,7 +111,10 @@ async def world() -> AsyncIterator[World]:
 
 @contextlib.asynccontextmanager
 async def serve_tcp(inside: str, port: int, there: World, address: str = "0.0.0.0") -> AsyncIterator[None]:
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             if port == 53:
                 question = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
@@ -132,6 +135,9 @@ async def serve_tcp(inside: str, port: int, there: World, address: str = "0.0.0.
         yield
     finally:
         server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # the transports close on the next turn of the loop
 
 
 @contextlib.asynccontextmanager
