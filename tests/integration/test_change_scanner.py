@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import select
 import shutil
 import signal
 import socket
@@ -136,6 +137,13 @@ async def scanner(agent: Path) -> AsyncIterator[ChangeScanner]:
 
 def process_status(scanner: ChangeScanner) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in Path(f"/proc/{scanner.pid}/status").read_text().splitlines())
+
+
+def kill(pid: int) -> None:
+    """Kill a process and wait for its end."""
+    with contextlib.closing(os.fdopen(os.pidfd_open(pid))) as process:
+        os.kill(pid, signal.SIGKILL)
+        select.select([process], [], [], 5)
 
 
 async def changes(scanner: ChangeScanner, guest: Guest) -> list[tuple[str, bytes]]:
@@ -503,12 +511,13 @@ async def test_killed_at_any_moment_nothing_is_lost_or_repeated(scanner: ChangeS
         request = asyncio.create_task(scanner.changes(guest.target, result=result))
         await asyncio.sleep(attempt * 0.0005)
         if scanner.pid is not None and not request.done():
-            os.kill(scanner.pid, signal.SIGKILL)
+            kill(scanner.pid)
         try:
             await request
         except ChangeScanError as failure:
             assert failure.code == "scanner_died"
             killed += 1
+            assert scanner.pid is None
             if attempt % 2:  # ask again, or leave it to the next command
                 await scanner.changes(guest.target, result=result)
     await scanner.changes(guest.target, result=guest.next_result())

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import struct
 from collections.abc import AsyncIterator
@@ -157,6 +158,8 @@ class ChangeScanner:
 
     async def _running(self) -> _Process:
         async with self._starting:
+            if self._current is not None and self._current.alive and _has_exited(self._current.pidfd):
+                self._current.end("the scanner died")  # its pipe says so only a moment later
             if self._current is None or not self._current.alive:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -168,6 +171,12 @@ class ChangeScanner:
                 self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))
             return self._current
+
+
+def _has_exited(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _describe(target: ScanTarget) -> dict[str, Any]:
@@ -220,6 +229,8 @@ async def _receive(process: _Process) -> None:
         process.end(reason)
         if process.process.stdin is not None:
             process.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await process.process.stdin.wait_closed()
         status = await process.process.wait()
         os.close(process.pidfd)
         _log.info("%s (status %d)", reason, status)
