@@ -142,6 +142,7 @@ def connect(ctx: typer.Context) -> Server:
     headers = {"User-Agent": "inn", **({"Authorization": f"Bearer {token}"} if token else {})}
     timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     if not target.url:
+        _check_socket(target.socket)
         transport = httpx2.HTTPTransport(uds=str(target.socket))
         client = httpx2.Client(transport=transport, base_url="http://innkeeper", headers=headers, timeout=timeout)
         where = str(target.socket)
@@ -155,3 +156,14 @@ def connect(ctx: typer.Context) -> Server:
         where = target.url
     ctx.call_on_close(client.close)
     return Server(client, where)
+
+
+def _check_socket(path: Path) -> None:
+    """End the command with the reason when the socket is out of reach; it is a directory entry, so the reason can be exact."""
+    try:
+        path.stat()
+    except PermissionError:
+        hint = "you may not use it: run as its owner (sudo), or set INNKEEPER_URL and INNKEEPER_TOKEN"
+        fail(f"{path}: {hint}", status=UNREACHABLE)
+    except OSError:
+        fail(f"no server answers at {path}: is the server running? Start it with: inn serve", status=UNREACHABLE)

@@ -1,0 +1,290 @@
+"""A server for the command line's tests: real HTTP over a real unix socket, answers validated by the API's own models, a guest's files in a dict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+from uuid import UUID, uuid4
+
+import uvicorn
+from pydantic import BaseModel
+
+from innkeeper.api import sse
+from innkeeper.api.dialects.gentility import schemas
+from innkeeper.api.dialects.gentility.room_path import parse_room_path
+from innkeeper.api.raw_path import encode_path, guest_path, show_path
+from innkeeper.api.v1 import schemas as v1
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+INSTANCE = UUID("11111111-1111-4111-8111-111111111111")
+HOST = UUID("22222222-2222-4222-8222-222222222222")
+
+
+def profile(name: str = "base", **fields: Any) -> schemas.ProfileAnswer:
+    values: dict[str, Any] = {
+        "id": uuid4(), "name": name, "image": "base", "vcpu_count": 2, "memory_mb": 1024, "disk_mb": 10_240, "env": ["A"],
+        "user": None, "workdir": None, "egress_policy": {"mode": "internet"}, "driver": "auto", "min_isolation": "gvisor",
+        "warm_pool_size": 2, "idle_seconds": 86_400, "command_timeout_seconds": 120, "public_files": "reported", "created_at": NOW,
+    }  # fmt: skip
+    return schemas.ProfileAnswer(**{**values, **fields})
+
+
+@dataclass
+class Seen:
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class ScriptedServer:
+    """Change its fields before a request; `seen` has what arrived."""
+
+    socket: Path
+    profiles: list[schemas.ProfileAnswer] = field(default_factory=lambda: [profile()])
+    tokens: list[v1.TokenAnswer] = field(default_factory=list)
+    rooms: list[v1.RoomDetail] = field(default_factory=list)
+    files: dict[bytes, bytes | str] = field(default_factory=dict)
+    """Guest path -> content; a str is the type of something that is no file."""
+    output: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    changes: list[schemas.FileChange] = field(default_factory=list)
+    changes_total: int | None = None
+    error_event: tuple[str, str] | None = None
+    cut: bool = False
+    error: tuple[int, dict[str, str]] | None = None
+    page_size: int = 2
+    seen: list[Seen] = field(default_factory=list)
+    name_override: str | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        raw = scope["raw_path"]
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        query = parse_qs(scope["query_string"].decode())
+        self.seen.append(Seen(scope["method"], raw.decode(), query, headers, body))
+        if self.error is not None:
+            await _answer(send, self.error[0], self.error[1])
+            return
+        room = parse_room_path(raw)
+        if room is not None and room.room:
+            await self._room(room, scope["method"], query, headers, body, send)
+        else:
+            await self._other(scope["method"], raw.decode(), body, send)
+
+    async def _other(self, method: str, path: str, body: bytes, send: Any) -> None:
+        lists: dict[str, Any] = {
+            "/api/profiles": self.profiles,
+            "/v1/tokens": self.tokens,
+            "/v1/rooms": [v1.RoomAnswer(**room.model_dump(exclude={"boot_trace"})) for room in self.rooms],
+            "/v1/images": [
+                v1.ImageAnswer(
+                    name="base", status="ready", digest="sha256:0123456789abcdef0123", size_bytes=12_345_678, user="user",
+                    workdir="/home/user", tools=["git"], built_at="2026-01-02T03:04:05Z", message="a\x1b[2Jb",
+                )
+            ],
+            "/v1/hosts": [
+                v1.HostAnswer(
+                    id=HOST, name="here", draining=False, reachable=True, driver="gvisor", platform="ptrace", memory_mb=8000,
+                    memory_committed_mb=1024, machines=3, frozen=2, disk_free_mb=9, leaked=0,
+                    pools=[v1.PoolAnswer(pool_key="k", size=2, ready=1)],
+                ),
+                v1.HostAnswer(id=uuid4(), name="gone", draining=False, reachable=False),
+            ],
+            "/v1/audit": v1.AuditPage(
+                events=[
+                    v1.AuditEventAnswer(
+                        id=uuid4(), at=NOW, actor="token:ci", action="room.create", object_type="room", object_id="r", details={"k": "v"}
+                    )
+                ],
+                next_cursor=None,
+            ),
+        }  # fmt: skip
+        if method == "GET" and path in lists:
+            await _answer(send, 200, lists[path])
+        elif method == "GET" and path.startswith("/v1/rooms/"):
+            await _answer(
+                send, 200, next(room for room in self.rooms if str(room.instance_id) == path.rsplit("/", 1)[1])
+            )
+        elif method == "POST" and path == "/v1/tokens":
+            request = v1.TokenCreate.model_validate_json(body)
+            await _answer(send, 201, v1.TokenCreated(**token(request.name).model_dump(), token="rk_live_" + "0" * 32))
+        elif method == "POST" and path == "/api/profiles":
+            create = schemas.ProfileCreate.model_validate_json(body)
+            await _answer(send, 201, profile(create.name, image=create.image))
+        elif method == "PATCH" and path.startswith("/api/profile/"):
+            schemas.ProfileUpdate.model_validate_json(body)
+            await _answer(send, 200, self.profiles[0])
+        elif method == "GET" and path.startswith("/api/profile/"):
+            await _answer(send, 200, next(one for one in self.profiles if str(one.id) == path.rsplit("/", 1)[1]))
+        elif method == "DELETE":
+            await _answer(send, 204, None)
+        else:
+            await _answer(send, 404, schemas.error_shape("not_found", "There is no such endpoint."))
+
+    async def _room(self, room: Any, method: str, query: Any, headers: Any, body: bytes, send: Any) -> None:
+        path = guest_path(room.rest)
+        route = room.route.partition("{room_id}")[2]
+        if route == "/command":
+            await self._command(room, schemas.CommandRequest.model_validate_json(body), headers, send)
+        elif route == "" and method == "DELETE":
+            await _answer(send, 204, None)
+        elif route == "":
+            schemas.RoomRequest.model_validate_json(body or b"{}")
+            named = schemas.Named(id=self.profiles[0].id, name=self.profiles[0].name)
+            answer = schemas.RoomAnswer(
+                instance_id=INSTANCE, profile_id=named.id, room_id=room.room_id(), status="ready", profile=named
+            )
+            await _answer(send, 200, answer)
+        elif route.startswith("/files/"):
+            await self._listing(path, query, send)
+        elif method == "PUT":
+            created = path not in self.files
+            self.files[path] = body
+            written = schemas.FileWritten(
+                file_path=show_path(path), instance_id=INSTANCE, size=len(body), created=created
+            )
+            await _answer(send, 201 if created else 200, written)
+        elif isinstance(content := self.files.get(path), bytes):
+            assert query["raw"] == ["1"]
+            await _start(send, 200, [(b"content-length", str(len(content)).encode())])
+            if self.cut:
+                await send({"type": "http.response.body", "body": content[:3], "more_body": True})
+                return
+            await send({"type": "http.response.body", "body": content})
+        elif path in self.files or self._is_directory(path):
+            await _answer(send, 400, schemas.error_shape("invalid_request", "not a regular file"))
+        else:
+            await _answer(send, 404, schemas.error_shape("file_not_found", f"File '{show_path(path)}' not found"))
+
+    def _is_directory(self, path: bytes) -> bool:
+        return any(known.startswith(path.rstrip(b"/") + b"/") for known in self.files)
+
+    async def _listing(self, path: bytes, query: Any, send: Any) -> None:
+        if not self._is_directory(path):
+            status, code = (400, "invalid_request") if path in self.files else (404, "file_not_found")
+            await _answer(send, status, schemas.error_shape(code, f"'{show_path(path)}' is not a directory"))
+            return
+        top = path.rstrip(b"/") + b"/"
+        names = sorted({known[len(top) :].split(b"/")[0] for known in self.files if known.startswith(top)})
+        start = int(query.get("cursor", ["0"])[0])
+        entries = [self._entry(top, name) for name in names[start : start + self.page_size]]
+        after = start + self.page_size
+        listing = schemas.DirectoryListing(
+            file_path=show_path(path), instance_id=INSTANCE, entries=entries, next_cursor=str(after) if after < len(names) else None
+        )  # fmt: skip
+        await _answer(send, 200, listing)
+
+    def _entry(self, top: bytes, name: bytes) -> schemas.DirectoryEntry:
+        content = self.files.get(top + name)
+        kind = "dir" if content is None else "file" if isinstance(content, bytes) else content
+        size = len(content) if isinstance(content, bytes) else 0
+        encoded = self.name_override if self.name_override is not None else encode_path(top + name)
+        return schemas.DirectoryEntry(
+            name=show_path(name), path=encoded, type=kind, size=size, mode="4755", modified_at=NOW
+        )  # type: ignore[arg-type]
+
+    async def _command(self, room: Any, request: schemas.CommandRequest, headers: Any, send: Any) -> None:
+        execution = uuid4()
+        result = schemas.CommandResult(
+            output="".join(self.output), exit_code=self.exit_code, files_changed=self.changes, execution_id=execution,
+            output_truncated=False, files_changed_total=self.changes_total or len(self.changes), files_changed_truncated=False,
+        )  # fmt: skip
+        status = "success" if self.exit_code == 0 else "error"
+        answer = schemas.CommandAnswer(instance_id=INSTANCE, command=request.command, result=result, status=status)
+        if headers.get("accept") != "text/event-stream":
+            await _answer(send, 200, answer)
+            return
+        await _start(send, 200, list(sse.HEADERS))
+
+        async def event(name: str, data: dict[str, Any]) -> None:
+            frame = sse.PING + sse.frame(name, data)
+            # In two pieces, so that nothing relies on where the network cuts.
+            for piece in (frame[:-5], frame[-5:]):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+
+        await event("started", {"execution_id": str(execution)})
+        for text in self.output:
+            await event("output", {"data": text})
+        if self.error_event is not None:
+            await event("error", schemas.error_shape(*self.error_event))
+        elif not self.cut:
+            await event("result", answer.model_dump(mode="json"))
+        await send({"type": "http.response.body", "body": b""})
+
+
+def token(name: str, **fields: Any) -> v1.TokenAnswer:
+    values: dict[str, Any] = {
+        "id": uuid4(), "name": name, "prefix": "rk_live_00000000", "dialect": "gentility", "scopes": ["rooms"],
+        "created_at": NOW, "last_used_at": None, "revoked_at": None,
+    }  # fmt: skip
+    return v1.TokenAnswer(**{**values, **fields})
+
+
+def room(room_id: str, of: schemas.ProfileAnswer) -> v1.RoomDetail:
+    return v1.RoomDetail(
+        profile_id=of.id, profile_name=of.name, room_id=room_id, instance_id=uuid4(), status="ready", failure=None,
+        isolation=v1.IsolationAnswer(level="gvisor", driver="gvisor", platform="ptrace", reason="faster here"),
+        created_at=NOW, last_active_at=None, host=v1.HostName(id=HOST, name="here"),
+        boot_trace=[v1.BootStepAnswer(step="active", at_ms=0.25), v1.BootStepAnswer(step="ready", at_ms=3.5)],
+    )  # fmt: skip
+
+
+async def _start(send: Any, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def _answer(send: Any, status: int, value: Any) -> None:
+    def plain(one: Any) -> Any:
+        return one.model_dump(mode="json") if isinstance(one, BaseModel) else one
+
+    body = (
+        b""
+        if value is None
+        else json.dumps([plain(one) for one in value] if isinstance(value, list) else plain(value)).encode()
+    )
+    await _start(send, status, [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())])
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def serving(app: ScriptedServer, **listen: Any) -> Iterator[uvicorn.Server]:
+    """Serve it from a thread until the block ends."""
+    config = uvicorn.Config(
+        app, **listen, log_level="critical", lifespan="off", ws="none", http="httptools", loop="asyncio"
+    )  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+from scripted_server import profile, room, token
+
+
+def test_profile_list_is_tab_separated_for_programs(inn, server):
+    server.profiles = [profile("base"), profile("mine", egress_policy={"mode": "none"})]
+    lines = inn("profile", "list").out.splitlines()
+    assert lines[0].split("\t")[:2] == ["NAME", "IMAGE"]
+    assert [line.split("\t")[0] for line in lines[1:]] == ["base", "mine"]
+    assert lines[2].split("\t")[5] == "none"
+
+
+def test_a_profile_is_found_by_name_and_by_id_in_any_case(inn, server):
+    wanted = str(server.profiles[0].id)
+    for given in ("base", wanted, wanted.upper()):
+        assert json.loads(inn("profile", "show", given, "--json").out)["id"] == wanted
+    ended = inn("profile", "show", "absent")
+    assert (ended.status, ended.err) == (1, "inn: there is no profile 'absent': see inn profile list\n")
+
+
+def test_profile_create_sends_every_field(inn, server, monkeypatch):
+    monkeypatch.setenv("SECRET", "s3")
+    ended = inn(
+        "profile", "create", "new", "--image", "base", "--vcpu-count", "4", "--memory-mb", "512", "--disk-mb", "100", "--env", "A=b=c",
+        "--env", "SECRET", "--user", "user", "--workdir", "/w", "--egress", "none", "--driver", "gvisor", "--min-isolation", "gvisor",
+        "--warm-pool-size", "0", "--idle-seconds", "never", "--command-timeout-seconds", "5", "--public-files", "off",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    assert server.seen[-1].json == {
+        "name": "new", "image": "base", "vcpu_count": 4, "memory_mb": 512, "disk_mb": 100, "env": {"A": "b=c", "SECRET": "s3"},
+        "user": "user", "workdir": "/w", "egress_policy": {"mode": "none"}, "driver": "gvisor", "min_isolation": "gvisor",
+        "warm_pool_size": 0, "idle_seconds": None, "command_timeout_seconds": 5, "public_files": "off",
+    }  # fmt: skip
+
+
+def test_profile_create_from_toml_with_options_on_top(inn, server, tmp_path):
+    (tmp_path / "p.toml").write_text(
+        'name = "t"\nimage = "base"\nidle_seconds = "never"\nmemory_mb = 1\n[env]\nA = "1"\n'
+    )
+    assert inn("profile", "create", "-f", str(tmp_path / "p.toml"), "--memory-mb", "256").status == 0
+    assert server.seen[-1].json == {
+        "name": "t",
+        "image": "base",
+        "idle_seconds": None,
+        "memory_mb": 256,
+        "env": {"A": "1"},
+    }
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("create", "x"),
+        ("create", "--image", "base"),
+        ("update", "base"),
+        ("update", "base", "--idle-seconds", "soon"),
+        ("update", "base", "--env", "NOT_SET_ANYWHERE"),
+        ("create", "-f", "/nonexistent"),
+    ],
+)
+def test_incomplete_profiles_are_usage_errors(inn, server, argv):
+    assert inn("profile", *argv).status == 2
+    assert not [one for one in server.seen if one.method in ("POST", "PATCH")]
+
+
+def test_profile_update_sends_only_what_was_given(inn, server):
+    assert inn("profile", "update", "base", "--user", "", "--name", "b2").status == 0
+    assert (server.seen[-1].method, server.seen[-1].json) == ("PATCH", {"user": None, "name": "b2"})
+
+
+def test_profile_delete(inn, server):
+    assert json.loads(inn("profile", "delete", "base", "--json").out)["deleted"] is True
+    assert server.seen[-1].path == f"/api/profile/{server.profiles[0].id}"
+
+
+def test_token_create_prints_the_token_alone(inn, server):
+    ended = inn("token", "create", "ci", "--scope", "rooms", "--scope", "audit", "--dialect", "instavm", "--test")
+    assert ended.out == "rk_live_" + "0" * 32 + "\n"
+    assert server.seen[-1].json == {"name": "ci", "dialect": "instavm", "test": True, "scopes": ["rooms", "audit"]}
+
+
+def test_token_revoke_by_name_prefix_and_id(inn, server):
+    server.tokens = [
+        token("a", prefix="rk_live_aaaaaaaa"),
+        token("b", prefix="rk_live_bbbbbbbb"),
+        token("old", revoked_at="2026-01-01T00:00:00Z"),
+    ]
+    for given in ("b", "rk_live_bbbbbbbb", "rk_live_bbbbbbbb...", str(server.tokens[1].id)):
+        assert inn("token", "revoke", given).status == 0
+        assert server.seen[-1].path == f"/v1/tokens/{server.tokens[1].id}"
+    assert inn("token", "revoke", "old").status == 1
+
+
+def test_token_revoke_refuses_to_guess(inn, server):
+    server.tokens = [token("a"), token("a")]
+    ended = inn("token", "revoke", "a")
+    assert ended.status == 1 and "2 tokens" in ended.err
+    assert all(one.method == "GET" for one in server.seen)
+
+
+def test_token_list_makes_names_harmless(inn, server):
+    server.tokens = [token("x\x1b[31m\ny\u202e")]
+    out = inn("token", "list").out
+    assert out.splitlines()[1].startswith("x\\x1b[31m\\ny\\u202e\t") and len(out.splitlines()) == 2
+
+
+def test_room_list_and_show_with_boot_trace(inn, server):
+    server.rooms = [room("one\ttwo", server.profiles[0]), room("other", profile("elsewhere"))]
+    assert len(inn("room", "list").out.splitlines()) == 3
+    assert len(json.loads(inn("room", "list", "--profile", "base", "--json").out)) == 1
+    out = inn("room", "show", "base", "one\ttwo").out
+    assert "one\\ttwo" in out and "gvisor (ptrace)" in out and "faster here" in out
+    assert out.splitlines()[-1].split("\t") == ["ready", "3.5", "3.2"]
+    assert inn("room", "show", "base", "other").status == 1
+
+
+def test_room_create_and_rm(inn, server):
+    assert "ready" in inn("room", "create", "base", "r").out
+    assert server.seen[-1].body == b""
+    assert inn("room", "create", "base", "r", "--host", "22222222-2222-4222-8222-222222222222").status == 0
+    assert server.seen[-1].json == {"host_id": "22222222-2222-4222-8222-222222222222"}
+    assert inn("room", "rm", "base", "r").out == "destroyed room r\n"
+
+
+def test_image_host_audit(inn, server):
+    assert "a\\x1b[2Jb" in inn("image", "list").out and "12.3 MB" in inn("image", "list").out
+    assert "1024 of 8000" in inn("host", "list").out and "unreachable" in inn("host", "list").out
+    assert "warm:" in inn("host", "status", "here").out
+    assert inn("host", "status", "nowhere").status == 1
+    assert "k=v" in inn("audit", "--limit", "1").out
+    assert server.seen[-1].query["limit"] == ["1"]
+
+
+def test_version(inn):
+    from innkeeper import __version__
+
+    assert inn("version").out == f"innkeeper {__version__}\n"
+    assert json.loads(inn("version", "--json").out) == {"version": __version__}
