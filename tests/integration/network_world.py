@@ -181,7 +181,7 @@ def dns_reply(packet: bytes, there: World, *, over_tcp: bool) -> bytes | None:
         reply.add_answer(RR(name, QTYPE.AAAA, rdata=AAAA("2001:db8::1"), ttl=60))
     elif name == "big.test":
         if over_tcp:
-            reply.add_answer(*(RR(name, QTYPE.TXT, rdata=TXT(f"{n}" * 100), ttl=60) for n in range(100, 150)))
+            reply.add_answer(*(RR(name, QTYPE.TXT, rdata=TXT(f"{n}" * 60), ttl=60) for n in range(100, 150)))
         else:
             reply.header.tc = 1
     elif name == "silent.test":

@@ -182,6 +182,9 @@ class Resolver:
             return question, await self._answer_question(question, IPv4Address(guest))
         except dns_answers.MalformedQuestionError:
             return None, dns_answers.refusal(packet, RCODE.FORMERR)
+        except Exception:  # whatever bytes of a guest or of a name server provoke in dnslib
+            log.exception("a question could not be answered", guest=guest)
+            return None, dns_answers.refusal(packet, RCODE.SERVFAIL)
         finally:
             self._release(self._asking, guest)
 
