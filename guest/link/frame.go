@@ -80,8 +80,10 @@ func ReadFrame(reader io.Reader) (Frame, error) {
 	}
 	if length > 0 {
 		frame.Payload = make([]byte, length)
-		if _, err := io.ReadFull(reader, frame.Payload); err != nil {
-			return Frame{}, fmt.Errorf("payload: %w", err)
+		if _, err := io.ReadFull(reader, frame.Payload); err == io.EOF {
+			return Frame{}, io.ErrUnexpectedEOF
+		} else if err != nil {
+			return Frame{}, err
 		}
 	}
 	return frame, nil

@@ -1,0 +1,99 @@
+package exec_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"innkeeper/guest/exec"
+	"innkeeper/guest/linktest"
+)
+
+// commands whose answer must be the same from a spare shell as from `bash -c`.
+var alike = []string{
+	"echo hi; false",
+	"echo $- $0 $# \"$*\" $SHLVL",
+	"nosuchprogram",
+	"true\nnosuchprogram",
+	"x=$((1/0))",
+	"echo \"é\" | wc -m; echo $LC_ALL $LANG",
+	"set -u; echo $nosuch",
+	"umask; pwd; ulimit -n",
+	"exit 300",
+	"kill -TERM $$",
+	"(exit 3); echo $?",
+	"readlink /proc/$$/fd/9; ls /proc/$$/fd | tr '\\n' ' '",
+	"trap 'echo bye' EXIT; echo here",
+	"cat <<EOF\nword\nEOF",
+	"env | grep -v '^_=' | sort",
+	"compgen -v | grep -v -e ^_ -e PIPESTATUS -e COMP | sort; echo ${BASH_EXECUTION_STRING@Q}",
+	"return 3",
+	"echo $BASH_LINENO $FUNCNAME ${BASH_SOURCE[0]} $LINENO",
+	"\n\necho $LINENO; nosuchprogram",
+	"cat; true",
+	"",
+}
+
+func TestTheSpareShellAnswersLikeBashC(t *testing.T) {
+	table, verbs := start(t)
+	h := linktest.New(t, verbs)
+	for _, line := range alike {
+		table.Configure(exec.Settings{})
+		usual := h.Do(shell(line))
+		table.Configure(exec.Settings{SpareShell: true})
+		pids := table.OwnPids()
+		spare := h.Do(shell(line))
+		if pid := int(spare.Messages[0]["pid"].(float64)); !pids[pid] {
+			t.Errorf("%q was not run by the spare shell", line)
+		}
+		if spare.Output != usual.Output || exitCode(t, spare) != exitCode(t, usual) {
+			t.Errorf("%q\nbash -c: %q %d\nspare:   %q %d", line, usual.Output, exitCode(t, usual), spare.Output, exitCode(t, spare))
+		}
+	}
+}
+
+func TestTheSpareShellIsUsedOnceAndReplaced(t *testing.T) {
+	table, verbs := start(t)
+	h := linktest.New(t, verbs)
+	table.Configure(exec.Settings{SpareShell: true})
+	var before int
+	for pid := range table.OwnPids() {
+		before = pid
+	}
+	outcome := h.Do(shell("echo $$"))
+	if strings.TrimSpace(outcome.Output) == "" || int(outcome.Messages[0]["pid"].(float64)) != before {
+		t.Error("not the spare:", outcome, before)
+	}
+	time.Sleep(100 * time.Millisecond)
+	for pid := range table.OwnPids() {
+		if pid == before {
+			t.Error("used twice")
+		}
+		before = pid
+	}
+	// Another environment, and a file that a login reads: neither may meet the old shell.
+	other := h.Do(command(`"merge":true,"shell":"echo $A","env":{"A":"b"}`))
+	if other.Output != "b\n" || int(other.Messages[0]["pid"].(float64)) == before {
+		t.Error(other)
+	}
+	table.Configure(exec.Settings{})
+}
+
+func TestAChangedProfileCountsForTheNextCommand(t *testing.T) {
+	table, verbs := start(t)
+	h := linktest.New(t, verbs)
+	table.Configure(exec.Settings{SpareShell: true})
+	path := "/etc/profile.d/innkeeper-agent-test.sh"
+	t.Cleanup(func() { _ = os.Remove(path) })
+	for _, value := range []string{"first", "second"} {
+		if err := os.WriteFile(path, []byte("export INNKEEPER_TEST="+value+"\n"), 0o644); err != nil {
+			t.Skip(err)
+		}
+		if outcome := h.Do(shell("echo $INNKEEPER_TEST")); outcome.Output != value+"\n" {
+			t.Error(value, outcome)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	table.Configure(exec.Settings{})
+}
