@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
+from innkeeper.blobs.contract import Blobs
+from innkeeper.blobs.directory import DirectoryBlobs
 from innkeeper.bus.contract import Bus
 from innkeeper.control.flights import Flights
 from innkeeper.control.host_table import HostTable
@@ -24,10 +26,11 @@ from innkeeper.store.profiles import StoredProfile
 class Control:
     """The control side of one server. Between `start` and `close` the use cases may be called, from one event loop."""
 
-    def __init__(self, settings: Settings, database: Database, bus: Bus, box: SecretBox) -> None:
+    def __init__(self, settings: Settings, database: Database, bus: Bus, *, blobs: Blobs, box: SecretBox) -> None:
         self.settings = settings
         self.database = database
         self.bus = bus
+        self.blobs = blobs
         self.box = box
         self.metrics = Metrics()
         self.tasks = Tasks()
@@ -69,4 +72,5 @@ def build_control(settings: Settings, database: Database, bus: Bus) -> Control:
         ValueError: the master key cannot be used.
 
     """
-    return Control(settings, database, bus, load_box(settings))
+    box = load_box(settings)
+    return Control(settings, database, bus, blobs=DirectoryBlobs(settings.api_dir / "blobs"), box=box)

@@ -77,6 +77,7 @@ class ExecutionResult:
 class OutputPage:
     """A piece of the kept output. `gap` is the dropped middle as (from, to); `next_offset` continues."""
 
+    instance: Instance
     offset: int
     data: bytes
     next_offset: int
@@ -90,6 +91,7 @@ class OutputPage:
 class FilesChangedPage:
     """A piece of the changes; `next_cursor` continues and is None at the end."""
 
+    instance: Instance
     files_changed: tuple[FileChange, ...]
     total: int
     next_cursor: int | None
@@ -264,6 +266,7 @@ async def read_output(
         raise UnavailableError("The host did not answer in time") from None
     gap = head.get("gap")
     return OutputPage(
+        instance=entry.instance,
         offset=head.get("offset", offset),
         data=b"".join(pieces),
         next_offset=answer["next_offset"],
@@ -290,7 +293,7 @@ async def files_changed(
     entry = await rooms.existing_entry(control, principal, profile_id, room_id)
     verb = ReadFilesChanged(entry.instance.id, execution_id, cursor=cursor, limit=limit)
     answer = await control.bus.request(_host(entry), ReadFilesChanged.verb, to_wire(verb), timeout_seconds=READ_SECONDS)
-    return FilesChangedPage(_changes(answer["files_changed"]), answer["total"], answer["next_cursor"])
+    return FilesChangedPage(entry.instance, _changes(answer["files_changed"]), answer["total"], answer["next_cursor"])
 
 
 def _validate(request: ExecutionRequest) -> None:
