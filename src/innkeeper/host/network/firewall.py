@@ -1,7 +1,8 @@
 """Policy as nft text: pure functions, one for each transaction.
 
 Two places enforce it. The router namespace decides what a guest may reach; the host keeps everything that comes up the
-uplink away from its own addresses, whichever those are. Both refuse instead of dropping, so that a guest fails fast.
+uplink away from its own addresses, whichever those are. Both refuse instead of dropping, so that a guest fails fast: TCP by
+a reset and UDP by "port unreachable", since gVisor lets "administratively prohibited" pass unheard.
 """
 
 from collections.abc import Iterable, Sequence
@@ -111,6 +112,7 @@ table ip {TABLE} {{
     chain refuse {{
         counter
         meta l4proto tcp reject with tcp reset
+        meta l4proto udp reject with icmp port-unreachable
         reject with icmp admin-prohibited
     }}
 }}
@@ -173,6 +175,7 @@ table inet {plan.host_table} {{
     chain refuse {{
         meta nfproto != ipv4 drop
         meta l4proto tcp reject with tcp reset
+        meta l4proto udp reject with icmp port-unreachable
         reject with icmp admin-prohibited
     }}
 }}
