@@ -14,6 +14,13 @@ recipe='' suite='' mirror='' security_mirror='' parent='' packages=() erofs_opti
 # shellcheck source=/dev/null
 . "$work/plan.sh"
 
+# This namespace began as a copy of the host's, so it holds the disks and images of guests too. Let go of them: a guest that
+# is destroyed while we build could not give back its disk otherwise.
+host_directory=$(dirname "$(dirname "$work")")
+findmnt --noheadings --list --output TARGET | grep -F "$host_directory/" | sort -r | while read -r target; do
+    umount --lazy "$target" 2> /dev/null || true
+done
+
 say() { printf '> %s\n' "$*"; }
 
 sources() { # $1: mirror, $2: security mirror
@@ -52,16 +59,22 @@ else
     mount -t erofs -o loop,ro,nodev,noatime "$parent" "$work/lower"
     mount -t overlay -o "lowerdir=$work/lower,upperdir=$work/upper/u,workdir=$work/upper/w" overlay "$tree"
     copy_files
-    sources "$mirror" "$security_mirror" > "$work/sources.list"
-    tree_apt update
-    mount -t proc proc "$tree/proc"
-    mount --rbind /dev "$tree/dev"
-    DEBIAN_FRONTEND=noninteractive tree_apt install -- "${packages[@]}"
+    if [ ${#packages[@]} -gt 0 ]; then
+        sources "$mirror" "$security_mirror" > "$work/sources.list"
+        tree_apt update
+        mount -t proc proc "$tree/proc"
+        mount --rbind /dev "$tree/dev"
+        DEBIAN_FRONTEND=noninteractive tree_apt install -- "${packages[@]}"
+    fi
 fi
 
 # Nothing newer than the suite's own release date: the same packages then make the same image, byte for byte.
-release_date=$(sed -n 's/^Date: //p' "$tree"/var/lib/apt/lists/*_dists_"${suite}"_*Release)
-SOURCE_DATE_EPOCH=$(date --date="${release_date:?}" +%s)
+if [ -n "$parent" ] && [ ${#packages[@]} = 0 ]; then
+    SOURCE_DATE_EPOCH=$(stat --format=%Y "$tree/etc/machine-id") # written by this script, below
+else
+    release_date=$(sed -n 's/^Date: //p' "$tree"/var/lib/apt/lists/*_dists_"${suite}"_*Release)
+    SOURCE_DATE_EPOCH=$(date --date="${release_date:?}" +%s)
+fi
 export SOURCE_DATE_EPOCH
 
 in_tree() { chroot "$tree" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \

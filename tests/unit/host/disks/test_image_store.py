@@ -1,0 +1,77 @@
+"""The image store's records: atomic, found again, never half a truth."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from innkeeper.core.image import ImageStatus
+from innkeeper.errors import ImageNotFoundError
+from innkeeper.host.disks.image_store import ImageRecord, ImageStore
+
+
+def _add(store: ImageStore, name: str, digest: str, content: bytes = b"erofs") -> ImageRecord:
+    with store.workspace() as work:
+        (work / "image.erofs").write_bytes(content)
+        return store.add(
+            ImageRecord(
+                name=name, digest=digest, recipe_digest="r", size_bytes=len(content), user="user", workdir="/home/user",
+                built_at="2026-01-01T00:00:00+00:00", path=work / "image.erofs", env={"A": "1"}, tools=("git 2",),
+            )
+        )  # fmt: skip
+
+
+def test_what_was_added_is_found_by_another_store_object(tmp_path: Path) -> None:
+    added = _add(ImageStore(tmp_path), "base", "d1")
+    store = ImageStore(tmp_path)
+    assert store.get("base") == added == store.by_digest("d1")
+    assert store.list() == [added]
+    assert added.path.read_bytes() == b"erofs"
+    image = added.as_image()
+    assert (image.status, image.digest, image.tools, image.env) == (ImageStatus.READY, "d1", ("git 2",), {"A": "1"})
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage", "older"])
+def test_a_damaged_image_counts_as_none(tmp_path: Path, damage: str) -> None:
+    store = ImageStore(tmp_path)
+    added = _add(store, "base", "d1")
+    record = store.directory / "base.json"
+    if damage == "missing":
+        added.path.unlink()
+    elif damage == "truncated":
+        added.path.chmod(0o600)
+        added.path.write_bytes(b"ero")
+    elif damage == "garbage":
+        record.write_text('{"name"')
+    else:
+        table = json.loads(record.read_text())
+        del table["recipe_digest"]
+        record.write_text(json.dumps(table))
+    assert store.get("base") is None
+    assert store.list() == []
+
+
+def test_a_workspace_is_gone_even_after_a_failure_and_a_killed_builder_is_swept(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    with pytest.raises(RuntimeError), store.workspace() as work:
+        (work / "tree").mkdir()
+        raise RuntimeError
+    assert not work.exists()
+    (store.directory / ".build-left" / "tree").mkdir(parents=True)
+    assert store.sweep() == 1
+    assert list(store.directory.iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_collect_removes_only_what_nobody_names_or_uses(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    for digest in ("d1", "d2", "d3"):
+        _add(store, "base", digest)
+    assert await store.collect(frozenset({"d1"})) == {"d2"}
+    assert sorted(path.stem for path in store.directory.glob("*.erofs")) == ["d1", "d3"]
+    assert await store.collect(frozenset()) == {"d1"}
+
+
+def test_an_unknown_digest_is_not_mounted(tmp_path: Path) -> None:
+    with pytest.raises(ImageNotFoundError):
+        ImageStore(tmp_path).mount("nothing")
