@@ -42,6 +42,24 @@ type Process struct {
 	exit     *exitMessage
 	exitAt   int64 // the exit message follows this offset
 	exitSent bool
+	evicted  bool // no longer known by its id
+}
+
+// started is the child, or nil while the process is only being made.
+func (p *Process) started() *reaper.Child {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.child
+}
+
+// forget gives up the output once nobody reads it any more.
+func (p *Process) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.evicted = true
+	if p.reader == nil {
+		p.trim(0)
+	}
 }
 
 // output is the agent's end of a pipe or terminal that the process writes to.
@@ -179,7 +197,11 @@ func (p *Process) closeOutput(out *output) {
 func (p *Process) append(kind byte, data []byte) {
 	p.journal.append(kind, data)
 	p.table.account(int64(len(data)))
-	p.trim(journalBytes)
+	limit := int64(journalBytes)
+	if p.evicted {
+		limit = 0
+	}
+	p.trim(limit)
 	if over := p.table.overBudget(); over > 0 {
 		p.trim(p.journal.size() - over)
 	}
@@ -311,6 +333,9 @@ func (p *Process) flushEnd() {
 // detach lets the process run on without a reader. mu is held.
 func (p *Process) detach() {
 	p.reader = nil
+	if p.evicted {
+		p.trim(0)
+	}
 	p.space.Broadcast()
 }
 

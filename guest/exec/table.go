@@ -107,20 +107,19 @@ func (t *Table) ended(p *Process) {
 		oldest := t.over[0]
 		t.over = t.over[1:]
 		delete(t.byID, oldest.ID)
-		if oldest != p && oldest.mu.TryLock() {
-			oldest.trim(0)
-			oldest.mu.Unlock()
-		}
+		// Not under this lock: a process takes its own lock first.
+		go oldest.forget()
 	}
 }
 
 func (t *Table) find(id string) (*Process, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p := t.byID[id]; p != nil {
-		return p, nil
+	p := t.byID[id]
+	t.mu.Unlock()
+	if p == nil || p.started() == nil {
+		return nil, link.Errorf("no_such_process", "there is no execution %q", id)
 	}
-	return nil, link.Errorf("no_such_process", "there is no execution %q", id)
+	return p, nil
 }
 
 // claim registers p under its id.
@@ -150,12 +149,7 @@ type Entry struct {
 
 // List tells of all known executions, by id.
 func (t *Table) List() []Entry {
-	t.mu.Lock()
-	known := make([]*Process, 0, len(t.byID))
-	for _, p := range t.byID {
-		known = append(known, p)
-	}
-	t.mu.Unlock()
+	known := t.all()
 	entries := make([]Entry, 0, len(known))
 	for _, p := range known {
 		p.mu.Lock()
@@ -170,11 +164,19 @@ func (t *Table) List() []Entry {
 
 // SignalAll reaches the process group of every running execution.
 func (t *Table) SignalAll(number syscall.Signal) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, p := range t.byID {
-		if p.child != nil && p.running() {
-			_ = t.children.Signal(p.child, number, true)
+	for _, p := range t.all() {
+		if child := p.started(); child != nil && p.running() {
+			_ = t.children.Signal(child, number, true)
 		}
 	}
+}
+
+func (t *Table) all() []*Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := make([]*Process, 0, len(t.byID))
+	for _, p := range t.byID {
+		known = append(known, p)
+	}
+	return known
 }

@@ -89,9 +89,6 @@ func (p *Process) signal(number int, group bool) error {
 	if number < 1 || number > lastSignal {
 		return link.Errorf("bad_request", "%d is no signal", number)
 	}
-	if p.child == nil {
-		return link.Errorf("no_such_process", "execution %q is only starting", p.ID)
-	}
 	return p.table.children.Signal(p.child, syscall.Signal(number), group)
 }
 

@@ -44,7 +44,6 @@ type Link struct {
 	mu      sync.Mutex
 	streams map[uint32]*Stream
 	lastID  uint32
-	closed  bool
 }
 
 // A host that accepts and says nothing must not keep the agent from redialling.
@@ -152,9 +151,19 @@ func (l *Link) open(frame Frame) error {
 	case parseError != nil:
 		stream.Fail(Errorf("bad_request", "OPEN: %v", parseError))
 	default:
-		go l.handler(stream, Request{Verb: head.Verb, Raw: frame.Payload})
+		go l.serve(stream, Request{Verb: head.Verb, Raw: frame.Payload})
 	}
 	return nil
+}
+
+// serve turns a bug in one verb into an error of that verb: the end of PID 1 would be the end of the guest.
+func (l *Link) serve(stream *Stream, request Request) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			stream.Fail(Errorf("internal", "%s: %v", request.Verb, reason))
+		}
+	}()
+	l.handler(stream, request)
 }
 
 // write sends whole frames; a failed write closes the connection, which ends the reading side too.
@@ -179,7 +188,6 @@ func (l *Link) breakOff() {
 	l.mu.Lock()
 	streams := l.streams
 	l.streams = map[uint32]*Stream{}
-	l.closed = true
 	l.mu.Unlock()
 	for _, stream := range streams {
 		stream.breakOff()
