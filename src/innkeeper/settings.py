@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     host_netns: Annotated[
         str, Field(description="Path of the network namespace that stands for the host; default: the daemon's own.")
     ] = ""
+    keep_machines: Annotated[
+        bool, Field(description="Guests run on when the server ends, and the next start adopts them; false stops them.")
+    ] = True
     public_files_per_minute: Annotated[
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600

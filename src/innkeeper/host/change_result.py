@@ -42,15 +42,13 @@ class ChangeSet:
 def read_changes(result: Path, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
     """Up to `limit` rows from row `cursor` on, and the cursor after them (None at the end).
 
-    A result that does not exist has no rows. Raises ValueError for a file that no scanner wrote, OSError.
+    Raises FileNotFoundError where there is no result (so also of a command without changes), ValueError for a file that
+    no scanner wrote, OSError.
     """
     if cursor < 0 or limit < 0:
         raise ValueError("a cursor and a limit are not negative")
-    try:
-        # The scanner's user could put anything here: never follow, never wait for the other end of a FIFO.
-        fd = os.open(result, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return [], None
+    # The scanner's user could put anything here: never follow, never wait for the other end of a FIFO.
+    fd = os.open(result, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb", closefd=True) as file:  # noqa: PTH123  (an open descriptor)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("the result is not a regular file")

@@ -148,6 +148,10 @@ class Executions:
             self._lose(execution, InstanceFailedError(machine.failure))
         except InnkeeperError as error:
             self._lose(execution, error)
+        except Exception:
+            # Whatever it is, the one who waits must hear of an end, and no internals.
+            log.exception("an execution failed", machine=machine.id)
+            self._lose(execution, InnkeeperError())
         except asyncio.CancelledError:
             self._lose(execution, InstanceFailedError(machine.failure or "The machine was taken away"))
             raise

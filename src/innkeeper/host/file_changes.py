@@ -106,7 +106,9 @@ class FileChanges:
             "files_changed_truncated": found.total > len(rows),
         }
 
-    async def page(self, machine: Machine | None, instance_id: UUID, execution_id: UUID, *, cursor: int, limit: int) -> dict[str, Any]:
+    async def page(
+        self, machine: Machine | None, instance_id: UUID, execution_id: UUID, *, cursor: int, limit: int
+    ) -> dict[str, Any]:
         """A page of an execution's changes: `{"files_changed", "total", "next_cursor"}`. Raises ExecutionNotFoundError."""
         result = self.folder(instance_id) / f"{execution_id}.changes"
         try:
@@ -119,7 +121,9 @@ class FileChanges:
         types: list[str | None] = [self._type(change) for change in changes]
         unknown = [index for index, change in enumerate(changes) if types[index] is None and change.status != "deleted"]
         if unknown and machine is not None:
-            for index, kind in zip(unknown, await _sniff(machine, [changes[index].path for index in unknown]), strict=True):
+            for index, kind in zip(
+                unknown, await _sniff(machine, [changes[index].path for index in unknown]), strict=True
+            ):
                 types[index] = kind or "application/octet-stream"
         return [
             {
@@ -178,11 +182,16 @@ async def _sniff(machine: Machine, paths: list[bytes]) -> list[str | None]:
     step = 32
     for at in range(0, len(paths), step):
         try:
-            answer = await machine.endpoint.request("mime", guest_path_params(paths[at : at + step]), timeout_seconds=SNIFF_SECONDS)
+            answer = await machine.endpoint.request(
+                "mime", guest_path_params(paths[at : at + step]), timeout_seconds=SNIFF_SECONDS
+            )
         except InnkeeperError:
             return nothing
         types = answer.get("types")
         if not isinstance(types, list) or len(types) != len(paths[at : at + step]):
             return nothing
-        found.extend(kind if isinstance(kind, str) and len(kind) <= 127 and kind.isprintable() and kind.isascii() else None for kind in types)
+        found.extend(
+            kind if isinstance(kind, str) and len(kind) <= 127 and kind.isprintable() and kind.isascii() else None
+            for kind in types
+        )
     return found

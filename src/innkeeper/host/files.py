@@ -37,8 +37,16 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
                     if not isinstance(size, int) or size < 0:
                         raise GuestError("The guest agent sent no valid size")
                     if request.max_bytes is not None and size > request.max_bytes:
-                        raise PayloadTooLargeError(f"The file is larger than {request.max_bytes} bytes; read it with ?raw=1")
-                    await call.send_message({"size": size, "mtime_ns": _int_or_zero(event.body.get("mtime_ns")), "mime": _mime(path, event.body)})
+                        raise PayloadTooLargeError(
+                            f"The file is larger than {request.max_bytes} bytes; read it with ?raw=1"
+                        )
+                    await call.send_message(
+                        {
+                            "size": size,
+                            "mtime_ns": _int_or_zero(event.body.get("mtime_ns")),
+                            "mime": _mime(path, event.body),
+                        }
+                    )
                 elif isinstance(event, Data):
                     sent += len(event.data)
                     # The answer's length was announced; a file that grows meanwhile, or an agent that lies, must not exceed a limit.
@@ -56,7 +64,9 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
 
 def _check_public(machine: Machine, request: ReadFile, path: bytes, changes: FileChanges) -> None:
     instance_id: UUID | None = machine.record.instance_id
-    allowed = request.public == "all" or (request.public == "reported" and instance_id is not None and changes.was_reported(instance_id, path))
+    allowed = request.public == "all" or (
+        request.public == "reported" and instance_id is not None and changes.was_reported(instance_id, path)
+    )
     if not allowed:
         raise FileMissingError
 
@@ -103,7 +113,9 @@ async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> 
 async def stat_file(machine: Machine, request: StatFile) -> dict[str, Any]:
     """See StatFile."""
     async with machine.in_use():
-        answer = await machine.endpoint.request("stat", path_param(guest_path(request.path)), timeout_seconds=STAT_SECONDS)
+        answer = await machine.endpoint.request(
+            "stat", path_param(guest_path(request.path)), timeout_seconds=STAT_SECONDS
+        )
     kind = answer.get("type")
     return {
         "type": kind if kind in ("file", "dir", "symlink", "other") else "other",
@@ -134,4 +146,7 @@ async def list_files(machine: Machine, request: ListFiles) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise GuestError("The guest agent sent no valid listing") from error
     following = answer.get("next")
-    return {"entries": rows, "next_cursor": following if isinstance(following, str) and len(following) <= 4_096 else None}
+    return {
+        "entries": rows,
+        "next_cursor": following if isinstance(following, str) and len(following) <= 4_096 else None,
+    }

@@ -57,12 +57,11 @@ class GuestEndpoint:
     """Listens for one machine's agent and keeps its current link.
 
     Only one link is alive at a time: a further connection while one works is dropped, since anything in the guest that gets to the socket could dial it.
-    `on_link` is called with each new link after its HELLO.
     """
 
-    def __init__(self, directory: Path, *, on_link: Callable[[Link], None] | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._on_link = on_link
+        self._on_link: Callable[[Link], None] | None = None
         self._server: asyncio.Server | None = None
         self._link: Link | None = None
         self._greeting: asyncio.Task[None] | None = None
@@ -120,6 +119,12 @@ class GuestEndpoint:
         link.closed.add_done_callback(lambda _: self._arrived.clear())
         if self._on_link is not None:
             self._on_link(link)
+
+    def on_link(self, callback: Callable[[Link], None]) -> None:
+        """Call back with the working link, if there is one, and with every later one."""
+        self._on_link = callback
+        if self.linked and self._link is not None:
+            callback(self._link)
 
     async def link(self, *, timeout_seconds: float) -> Link:
         """The working link, waiting for the agent to dial in. Raises LinkLostError after `timeout_seconds` or when no protocol version fits."""

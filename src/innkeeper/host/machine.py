@@ -106,7 +106,7 @@ class Machine:
     def start_task(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
         """Run work that belongs to the machine: it is cancelled and awaited when the machine goes."""
 
-        async def run() -> Any:  # noqa: ANN401
+        async def run() -> Any:
             return await work
 
         task = asyncio.get_running_loop().create_task(run())

@@ -74,6 +74,10 @@ class Driver(Protocol):
         """Take the processor time away; under a millisecond."""
         ...
 
+    def is_frozen(self, machine_id: str) -> bool:
+        """Whether the machine is frozen now."""
+        ...
+
     def thaw(self, machine_id: str) -> None:
         """Give the processor time back; under a millisecond."""
         ...
@@ -84,6 +88,10 @@ class Driver(Protocol):
 
     async def found(self) -> set[str]:
         """Ids of machines of this server that exist in any form (processes, cgroups, runtime files)."""
+        ...
+
+    async def close(self, *, keep_running: bool) -> None:
+        """Let go of the machines, which run on; or stop them all and remove what the driver made for the server."""
         ...
 
     def memory_bytes(self, machine_id: str) -> int:

@@ -161,6 +161,10 @@ class GvisorDriver:
         """Freeze the sandbox's processes: systrap burns 4 % of a core even when it is idle."""
         await self._parent.child(machine_id).freeze()
 
+    def is_frozen(self, machine_id: str) -> bool:
+        """Whether the sandbox is frozen."""
+        return self._parent.child(machine_id).frozen()
+
     def thaw(self, machine_id: str) -> None:
         """Thaw the sandbox's processes."""
         self._parent.child(machine_id).thaw()

@@ -1,0 +1,240 @@
+"""The host daemon: root's half of a server. Everything it does is asked for by validated messages on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import pwd
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+
+from innkeeper import __version__
+from innkeeper.bus.contract import Handler
+from innkeeper.host import recovery
+from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
+from innkeeper.host.change_scanner import ChangeScanner
+from innkeeper.host.directories import Directories
+from innkeeper.host.disks.disk_pool import DiskPool, open_pool
+from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.drivers.contract import Driver
+from innkeeper.host.drivers.gvisor import GvisorDriver
+from innkeeper.host.executions import Executions
+from innkeeper.host.file_changes import FileChanges
+from innkeeper.host.fleet import Fleet
+from innkeeper.host.inventory import choose_platform
+from innkeeper.host.linux.cgroup import CgroupTree
+from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
+from innkeeper.host.machine_builder import MachineBuilder
+from innkeeper.host.network.firewall import FirewallLimits
+from innkeeper.host.network.network import Network, NetworkSettings
+from innkeeper.host.network.resolver import Upstream
+from innkeeper.host.shipped_images import ShippedImages
+from innkeeper.host.turns import Turns
+from innkeeper.host.verbs import Verbs, Watchers
+from innkeeper.settings import Settings
+
+log = structlog.stdlib.get_logger(__name__)
+
+MIB = 1_048_576
+# Debian's `nobody`: the scanner owns nothing but its instances' folders, which no other process of that user can reach.
+SCANNER_USER = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A running daemon: its host id, its verbs, and what the start found."""
+
+    host_id: UUID
+    handlers: Mapping[str, Handler]
+    driver: Driver
+    images: ShippedImages
+    fleet: Fleet
+    recovered: recovery.Recovered
+
+
+@asynccontextmanager
+async def run_daemon(
+    settings: Settings, *, agent_binary: Path, recipes: Path, progress: Callable[[str], None], keep_running: bool = True
+) -> AsyncIterator[Daemon]:
+    """The daemon, ready to serve. At the end its machines run on for the next one to adopt, unless `keep_running` is false."""
+    become_subreaper()
+    directories = Directories(settings.host_dir)
+    directories.make()
+    nobody = pwd.getpwnam(SCANNER_USER)
+    _make_changes_directory(directories, nobody.pw_uid)
+    watchers = Watchers()
+    pool = await open_pool(settings.host_dir, size_mib=settings.pool_disk_mb)
+    store = ImageStore(settings.host_dir)
+    platform = await choose_platform(settings)
+    group_name = f"innkeeper-{settings.server_id}"
+    driver = GvisorDriver(
+        runsc=settings.runsc,
+        platform=platform.platform,
+        root=directories.runsc,
+        tree=CgroupTree.detect(),
+        group_name=group_name,
+        reason=platform.reason,
+    )
+    agent_dir = install_agent(agent_binary, settings.host_dir)
+    images = ShippedImages(
+        store=store,
+        recipes=recipes,
+        names=[name for name in settings.images.split(",") if name],
+        on_change=lambda name, status: watchers.publish({"type": "image.changed", "name": name, "status": status}),
+        progress=progress,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(OrphanReaper().running())
+        network = await stack.enter_async_context(
+            Network.open(
+                settings.server_id,
+                settings.host_dir / "run",
+                settings=network_settings(settings),
+                keep_running=keep_running,
+            )
+        )
+        scanner = await stack.enter_async_context(
+            ChangeScanner.start(agent_dir / "inn-agent", uid=nobody.pw_uid, gid=nobody.pw_gid)
+        )
+        changes = FileChanges(scanner, directories.changes, scanner_uid=nobody.pw_uid, scanner_gid=nobody.pw_gid)
+        builder = MachineBuilder(
+            directories=directories,
+            driver=driver,
+            network=network,
+            disks=pool,
+            images=store,
+            agent_dir=agent_dir,
+            freeze_after_seconds=settings.freeze_after_seconds,
+        )
+        admission = Admission(
+            settings.memory_overcommit, settings.memory_reserve_mb, settings.disk_reserve_mb, pool.free_bytes
+        )
+        fleet = Fleet(
+            directories=directories,
+            builder=builder,
+            admission=admission,
+            changes=changes,
+            max_starts=settings.max_starts,
+            on_failure=lambda instance_id, failure: watchers.publish(
+                {"type": "machine.failed", "instance_id": str(instance_id), "failure": failure}
+            ),
+            on_pool_ready=lambda key: watchers.publish({"type": "pool.ready", "pool_key": key}),
+        )
+        stack.push_async_callback(_wind_down, fleet, driver, store, pool, keep_running=keep_running)
+        recovered = await recovery.recover(
+            directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
+        )
+        filling = asyncio.get_running_loop().create_task(fleet.warm.run())
+        stack.push_async_callback(_cancel, filling)
+        host_id = persistent_host_id(settings.host_dir)
+        turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
+
+        async def status() -> dict[str, Any]:
+            machines = fleet.machines()
+            return {
+                "host_id": str(host_id),
+                "name": os.uname().nodename,
+                "driver": driver.name,
+                "platform": driver.isolation.platform,
+                "isolation_level": driver.isolation.level,
+                "reason": driver.isolation.reason,
+                "cpus": os.cpu_count(),
+                "memory_mb": total_memory_mb(),
+                "memory_committed_mb": committed_mb(fleet.loads()),
+                "memory_limit_mb": admission.memory_limit_mb(),
+                "disk_free_mb": pool.free_bytes() // MIB,
+                "machines": len(machines),
+                "frozen": sum(machine.frozen for machine in machines),
+                "pools": fleet.warm.levels(),
+                "execs_waiting": turns.waiting,
+                "leaked": 0,
+                "version": __version__,
+            }
+
+        verbs = Verbs(
+            fleet=fleet,
+            executions=Executions(changes=changes, turns=turns),
+            changes=changes,
+            watchers=watchers,
+            list_images=images.list,
+            status=status,
+            agent_version=agent_dir.name,
+        )
+        yield Daemon(host_id, verbs.handlers(), driver, images, fleet, recovered)
+
+
+async def _wind_down(fleet: Fleet, driver: Driver, store: ImageStore, pool: DiskPool, *, keep_running: bool) -> None:
+    await fleet.close(keep_running=keep_running)
+    await driver.close(keep_running=keep_running)
+    if not keep_running:
+        await store.unmount_all()
+        await pool.close()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _make_changes_directory(directories: Directories, scanner_uid: int) -> None:
+    """The scanner may pass through, and only into folders that are its own."""
+    directories.changes.mkdir(mode=0o711, parents=True, exist_ok=True)
+
+
+def install_agent(binary: Path, host_dir: Path) -> Path:
+    """A copy of the agent in a folder named by its content: running guests keep theirs when a newer one is installed."""
+    content = binary.read_bytes()
+    folder = host_dir / "agent" / hashlib.sha256(content).hexdigest()[:16]
+    target = folder / "inn-agent"
+    if not target.exists():
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        temporary = folder / ".inn-agent.new"
+        shutil.copyfile(binary, temporary)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    return folder
+
+
+def persistent_host_id(host_dir: Path) -> UUID:
+    """This host's id, made at its first start."""
+    path = host_dir / "host-id"
+    try:
+        return UUID(path.read_text().strip())
+    except FileNotFoundError:
+        temporary = path.with_suffix(".new")
+        temporary.write_text(f"{uuid4()}\n")
+        temporary.replace(path)
+        return UUID(path.read_text().strip())
+
+
+def network_settings(settings: Settings) -> NetworkSettings:
+    """The network's settings out of the server's."""
+    allowed = tuple(IPv4Network(text.strip()) for text in settings.allowed_cidrs.split(",") if text.strip())
+    upstreams = (
+        tuple(parse_upstream(text.strip()) for text in settings.dns_upstreams.split(",") if text.strip()) or None
+    )
+    return NetworkSettings(
+        limits=FirewallLimits(allowed_cidrs=allowed), upstreams=upstreams, host_netns=settings.host_netns or None
+    )
+
+
+def parse_upstream(text: str) -> Upstream:
+    """A name server of its setting: `address`, `address:port` or `[address]:port`."""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        return Upstream(host, int(port.removeprefix(":") or 53))
+    if text.count(":") == 1:
+        host, _, port = text.partition(":")
+        return Upstream(host, int(port))
+    return Upstream(text)

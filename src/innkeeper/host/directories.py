@@ -1,0 +1,60 @@
+"""Where the daemon keeps what."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+INSTANCE_RECORD = "instance.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where the daemon keeps things of machines, below its own directory."""
+
+    host: Path
+
+    @property
+    def machines(self) -> Path:
+        """One folder per machine: record, bundle, link."""
+        return self.host / "machines"
+
+    @property
+    def mounts(self) -> Path:
+        """One folder per machine: its disk and its root file system."""
+        return self.host / "mounts" / "machines"
+
+    @property
+    def runsc(self) -> Path:
+        """The state of runsc."""
+        return self.host / "runsc"
+
+    @property
+    def instances(self) -> Path:
+        """One folder per instance: record and journals."""
+        return self.host / "instances"
+
+    @property
+    def changes(self) -> Path:
+        """One folder per instance, owned by the scanner."""
+        return self.host / "changes"
+
+    @property
+    def trash(self) -> Path:
+        """What is being removed: emptied at every start."""
+        return self.host / "trash"
+
+    def disk_of(self, instance_id: UUID) -> str | None:
+        """The name of the instance's disk, or None when it has none here."""
+        try:
+            record = json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())
+        except (OSError, ValueError):
+            return None
+        return str(record["disk"])
+
+    def make(self) -> None:
+        """Make them all, root's alone."""
+        for path in (self.machines, self.mounts, self.runsc, self.instances, self.trash):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,302 @@
+"""Every machine of the host: which instance has which, how it gets one, and how it loses it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from innkeeper.core.host_verbs import EnsureMachine, MachineShape
+from innkeeper.core.instance import BootStep, InstanceState
+from innkeeper.errors import InnkeeperError, InstanceNotFoundError, NoHostError
+from innkeeper.host.admission import Admission, Load
+from innkeeper.host.change_scanner import ChangeScanError
+from innkeeper.host.directories import INSTANCE_RECORD, Directories
+from innkeeper.host.file_changes import FileChanges
+from innkeeper.host.machine import Machine, write_json
+from innkeeper.host.machine_builder import MachineBuilder, Steps
+from innkeeper.host.warm import WarmPools
+from innkeeper.wire.frames import ProtocolError
+
+log = structlog.stdlib.get_logger(__name__)
+
+OnStep = Callable[[BootStep], None]
+OnFailure = Callable[[UUID, str], None]
+
+
+class Fleet:
+    """Owns the machines from ready to gone."""
+
+    def __init__(
+        self,
+        *,
+        directories: Directories,
+        builder: MachineBuilder,
+        admission: Admission,
+        changes: FileChanges,
+        max_starts: int,
+        on_failure: OnFailure,
+        on_pool_ready: Callable[[str], None],
+    ) -> None:
+        self._directories = directories
+        self._builder = builder
+        self._admission = admission
+        self._changes = changes
+        self._on_failure = on_failure
+        self._by_instance: dict[UUID, Machine] = {}
+        self._locks: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._starts = asyncio.Semaphore(max_starts)
+        self._building_mb = 0
+        self._waiting_cold = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.warm = WarmPools(
+            build=self._build_warm,
+            discard=self._discard,
+            busy=lambda: self._waiting_cold > 0,
+            parallel=max_starts,
+            on_ready=on_pool_ready,
+        )
+
+    # --- looking up ------------------------------------------------------------------------------------------------
+
+    def machine(self, instance_id: UUID) -> Machine:
+        """The instance's ready machine. Raises InstanceNotFoundError when it has none."""
+        machine = self._by_instance.get(instance_id)
+        if machine is None or machine.failure is not None or not machine.record.configured:
+            raise InstanceNotFoundError
+        return machine
+
+    def machines(self) -> list[Machine]:
+        """The machines of instances."""
+        return list(self._by_instance.values())
+
+    def disks(self) -> list[UUID]:
+        """Instances that have a disk here."""
+        found = []
+        for entry in self._directories.instances.iterdir():
+            with contextlib.suppress(ValueError):
+                found.append(UUID(entry.name))
+        return found
+
+    def journals(self, instance_id: UUID) -> Path:
+        """The folder of an instance's journals."""
+        return self._directories.instances / str(instance_id) / "journals"
+
+    def loads(self) -> list[Load]:
+        """What admission counts."""
+        loads = [
+            Load(machine.record.shape.memory_mb, machine.frozen)
+            for machine in (*self.machines(), *self.warm.machines())
+        ]
+        return [*loads, Load(self._building_mb, frozen=False)]
+
+    # --- getting a machine -----------------------------------------------------------------------------------------
+
+    async def ensure(self, request: EnsureMachine, on_step: OnStep) -> dict[str, Any]:
+        """See EnsureMachine."""
+        async with self._locks[request.instance_id]:
+            machine = self._by_instance.get(request.instance_id)
+            claimed = False
+            if machine is None or machine.failure is not None:
+                steps = Steps(on_step)
+                machine, claimed = await self._obtain(request, steps)
+                steps.stamp_remaining()
+                steps.stamp(InstanceState.READY)
+                machine.record.boot_trace = steps.trace
+                self._serve(machine)
+            return {
+                "boot_trace": [asdict(step) for step in machine.record.boot_trace],
+                "isolation": asdict(machine.driver.isolation),
+                "claimed": claimed,
+            }
+
+    async def _obtain(self, request: EnsureMachine, steps: Steps) -> tuple[Machine, bool]:
+        disk = self._directories.disk_of(request.instance_id)
+        if disk is None:
+            warm = self.warm.claim(request.shape)
+            if warm is not None:
+                try:
+                    await self._bind(warm, request)
+                except (InnkeeperError, OSError) as error:
+                    log.warning("a warm guest could not be claimed", machine=warm.id, error=str(error))
+                    self._abandon_disk(request.instance_id)
+                    await self._discard(warm)
+                else:
+                    return warm, True
+        self._waiting_cold += 1
+        try:
+            async with self._starts:
+                machine = await self._build(request.shape, steps=steps, disk=disk, instance_id=request.instance_id)
+        finally:
+            self._waiting_cold -= 1
+        try:
+            await self._bind(machine, request)
+        except BaseException:
+            if disk is None:
+                self._abandon_disk(request.instance_id)
+            await self._discard(machine)
+            raise
+        return machine, False
+
+    async def _bind(self, machine: Machine, request: EnsureMachine) -> None:
+        """Give a machine to an instance: records first, so that a crash at any point is cleaned or taken up, then its identity."""
+        folder = self._directories.instances / str(request.instance_id)
+        (folder / "journals").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._changes.prepare(request.instance_id)
+        write_json(
+            folder / INSTANCE_RECORD, {"disk": machine.record.disk, "image_digest": machine.record.shape.image_digest}
+        )
+        machine.record.instance_id = request.instance_id
+        machine.record.configured = False
+        machine.record.save(machine.state_dir)
+        async with machine.in_use():
+            await self._builder.configure(machine, request)
+        machine.record.configured = True
+        machine.record.save(machine.state_dir)
+
+    def _serve(self, machine: Machine) -> None:
+        assert machine.record.instance_id is not None  # noqa: S101 - bound before
+        self._by_instance[machine.record.instance_id] = machine
+        machine.start_task(self._first_baseline(machine))
+
+    async def _first_baseline(self, machine: Machine) -> None:
+        try:
+            async with machine.in_use():
+                await self._changes.ensure_baseline(machine)
+        except (InnkeeperError, ChangeScanError) as error:
+            # The first command tries again.
+            log.warning("no baseline yet", machine=machine.id, error=str(error))
+
+    async def _build(self, shape: MachineShape, *, steps: Steps, disk: str | None, instance_id: UUID | None) -> Machine:
+        self._admit(shape.memory_mb, for_instance=instance_id is not None)
+        self._building_mb += shape.memory_mb
+        try:
+            machine = await self._builder.build(shape, steps=steps, disk=disk, instance_id=instance_id)
+        finally:
+            self._building_mb -= shape.memory_mb
+        self._watch(machine)
+        return machine
+
+    def _admit(self, memory_mb: int, *, for_instance: bool) -> None:
+        while True:
+            try:
+                self._admission.check(memory_mb, self.loads())
+            except NoHostError:
+                # A guest that nobody has claimed must not keep one out that somebody wants.
+                spare = self.warm.evict() if for_instance else None
+                if spare is None:
+                    raise
+                self._later(self._discard(spare))
+            else:
+                return
+
+    async def _build_warm(self, shape: MachineShape) -> Machine:
+        async with self._starts:
+            machine = await self._build(shape, steps=Steps(lambda _: None), disk=None, instance_id=None)
+        try:
+            await self._builder.prime(machine)
+            machine.user_processes = 0
+            await machine.freeze()
+        except BaseException:
+            await self._discard(machine)
+            raise
+        return machine
+
+    # --- losing a machine ------------------------------------------------------------------------------------------
+
+    def _watch(self, machine: Machine) -> None:
+        """Notice the end of a machine and an agent that breaks the protocol."""
+        machine.endpoint.on_link(
+            lambda link: link.closed.add_done_callback(lambda closed: self._link_closed(machine, closed.result()))
+        )
+        machine.running.exited.add_done_callback(lambda _: self._exited(machine))
+
+    def _link_closed(self, machine: Machine, reason: BaseException | None) -> None:
+        if isinstance(reason, ProtocolError):
+            self._failed(machine, f"The guest agent broke the protocol: {reason}")
+
+    def _exited(self, machine: Machine) -> None:
+        self._failed(machine, machine.running.why())
+
+    def _failed(self, machine: Machine, reason: str) -> None:
+        if machine.failure is not None:
+            return
+        machine.fail(reason)
+        self.warm.forget(machine)
+        instance_id = machine.record.instance_id
+        if instance_id is not None and self._by_instance.get(instance_id) is machine:
+            del self._by_instance[instance_id]
+            self._on_failure(instance_id, reason)
+        self._later(self._discard(machine))
+
+    def _later(self, work: Any) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except (InnkeeperError, OSError, TimeoutError):
+                log.exception("cleaning up failed; the next start does it again")
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _discard(self, machine: Machine) -> None:
+        if machine.failure is None:
+            machine.failure = "The machine was taken away"
+        await self._builder.discard(machine)
+
+    async def destroy(self, instance_id: UUID, *, keep_disk: bool) -> None:
+        """See DestroyMachine."""
+        async with self._locks[instance_id]:
+            machine = self._by_instance.pop(instance_id, None)
+            if not keep_disk:
+                self._trash(instance_id)
+            if machine is not None:
+                machine.failure = "The machine was destroyed"
+                await machine.driver.stop(machine.id)
+                self._later(self._builder.discard(machine))
+            if not keep_disk:
+                self._later(asyncio.to_thread(self._empty_trash))
+        if not keep_disk:
+            self._locks.pop(instance_id, None)
+
+    def _trash(self, instance_id: UUID) -> None:
+        """Unlink an instance's records in one step each; what they named is removed now or at the next start."""
+        for parent in (self._directories.instances, self._directories.changes):
+            with contextlib.suppress(FileNotFoundError):
+                (parent / str(instance_id)).rename(self._directories.trash / f"{parent.name}-{instance_id}")
+
+    def _empty_trash(self) -> None:
+        for entry in self._directories.trash.iterdir():
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _abandon_disk(self, instance_id: UUID) -> None:
+        self._trash(instance_id)
+
+    # --- start and end of the daemon -------------------------------------------------------------------------------
+
+    def adopt(self, machine: Machine) -> None:
+        """Take over a machine that an earlier daemon started."""
+        self._watch(machine)
+        if machine.record.instance_id is None:
+            self.warm.adopt(machine)
+        else:
+            self._by_instance[machine.record.instance_id] = machine
+
+    async def close(self, *, keep_running: bool) -> None:
+        """Let go of every machine (they run on), or take all away."""
+        everything = [*self.machines(), *self.warm.machines()]
+        if keep_running:
+            await asyncio.gather(*(machine.close(stop=False) for machine in everything))
+        else:
+            await asyncio.gather(*(self._discard(machine) for machine in everything))
+        while self._tasks:
+            await asyncio.wait(self._tasks)

@@ -1,0 +1,242 @@
+"""Builds machines: plan, then resources on one exit stack, then ready. A half-built machine leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from innkeeper.core.host_verbs import EnsureMachine, MachineShape
+from innkeeper.core.instance import BootStep, InstanceState
+from innkeeper.errors import GuestError, InnkeeperError
+from innkeeper.host.directories import Directories
+from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.disks.rootfs import DiskPlan, instance_disk
+from innkeeper.host.drivers.contract import Driver, MachinePlan
+from innkeeper.host.guest_link import GuestEndpoint
+from innkeeper.host.linux.mounts import is_mounted
+from innkeeper.host.machine import Machine, MachineRecord
+from innkeeper.host.network.addressing import Slot
+from innkeeper.host.network.firewall import PolicyClass
+from innkeeper.host.network.network import Network
+
+LINK_SECONDS = 15.0
+CONFIGURE_SECONDS = 15.0
+ENTROPY_BYTES = 64
+# Run once before a guest is frozen, so that a claim finds bash and python in memory. Images without them lose nothing.
+WARM_LINES = ("true", "command -v python3 >/dev/null && python3 -c pass")
+
+OnStep = Callable[[BootStep], None]
+
+
+class Steps:
+    """Stamps provisioning steps."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self._began = time.monotonic()
+        self._on_step = on_step
+        self.trace: list[BootStep] = []
+        self.stamp(InstanceState.ACTIVE)
+
+    def stamp(self, state: InstanceState) -> None:
+        """Record that a step was reached."""
+        step = BootStep(state.value, round((time.monotonic() - self._began) * 1000, 3))
+        self.trace.append(step)
+        self._on_step(step)
+
+    def stamp_remaining(self) -> None:
+        """Stamp what a warm guest had behind it already."""
+        reached = {step.step for step in self.trace}
+        for state in (
+            InstanceState.NETWORK_ALLOCATED,
+            InstanceState.FTAP_CREATED,
+            InstanceState.IMAGE_GENERATED,
+            InstanceState.VM_STARTED,
+            InstanceState.VM_BOOTED,
+        ):
+            if state.value not in reached:
+                self.stamp(state)
+
+
+class MachineBuilder:
+    """Builds, configures and names machines."""
+
+    def __init__(
+        self,
+        *,
+        directories: Directories,
+        driver: Driver,
+        network: Network,
+        disks: DiskPool,
+        images: ImageStore,
+        agent_dir: Path,
+        freeze_after_seconds: float,
+    ) -> None:
+        self._directories = directories
+        self._driver = driver
+        self._network = network
+        self._disks = disks
+        self._images = images
+        self._agent_dir = agent_dir
+        self._freeze_after_seconds = freeze_after_seconds
+
+    async def build(
+        self, shape: MachineShape, *, steps: Steps, disk: str | None = None, instance_id: UUID | None = None
+    ) -> Machine:
+        """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made.
+
+        Raises the typed error of the step that failed; nothing is left then (an existing disk stays).
+        """
+        machine_id = secrets.token_hex(8)
+        state_dir = self._directories.machines / machine_id
+        async with AsyncExitStack() as stack:
+            state_dir.mkdir(mode=0o700)
+            stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
+            slot = await self._network.acquire(PolicyClass(shape.egress_mode))
+            stack.push_async_callback(self._network.release, slot)
+            steps.stamp(InstanceState.NETWORK_ALLOCATED)
+            steps.stamp(InstanceState.FTAP_CREATED)
+            record = MachineRecord(
+                machine_id, shape, self._driver.name, disk or machine_id, slot.index, instance_id=instance_id
+            )
+            record.save(state_dir)
+            stack.push_async_callback(self._release_disk, record)
+            rootfs = await stack.enter_async_context(instance_disk(self._disks, self._disk_plan(record)))
+            steps.stamp(InstanceState.IMAGE_GENERATED)
+            endpoint = GuestEndpoint(state_dir / "link")
+            await endpoint.listen()
+            stack.push_async_callback(endpoint.close, remove=True)
+            plan = MachinePlan(
+                machine_id=machine_id,
+                rootfs=rootfs.root,
+                netns=slot.netns_path,
+                agent_dir=self._agent_dir,
+                link_dir=endpoint.directory,
+                state_dir=state_dir,
+                memory_mb=shape.memory_mb,
+                vcpu_count=shape.vcpu_count,
+            )
+            running = await self._driver.start(plan)
+            stack.push_async_callback(self._driver.stop, machine_id)
+            steps.stamp(InstanceState.VM_STARTED)
+            await endpoint.link(timeout_seconds=LINK_SECONDS)
+            steps.stamp(InstanceState.VM_BOOTED)
+            return Machine(
+                record=record,
+                state_dir=state_dir,
+                driver=self._driver,
+                running=running,
+                endpoint=endpoint,
+                upper=rootfs.upper,
+                lowers=self._lowers(record),
+                resources=stack.pop_all(),
+                freeze_after_seconds=self._freeze_after_seconds,
+            )
+
+    async def adopt(self, record: MachineRecord) -> Machine | None:
+        """The machine of a record, if everything of it is still there; None when it must be cleaned away instead."""
+        state_dir = self._directories.machines / record.machine_id
+        running = await self._driver.adopt(record.machine_id, state_dir)
+        if running is None or not is_mounted(self._disk_plan(record).overlay.target):
+            return None
+        async with AsyncExitStack() as stack:
+            try:
+                slot = await self._network.adopt(record.slot_index)
+            except InnkeeperError:
+                return None
+            stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
+            stack.push_async_callback(self._network.release, slot)
+            stack.push_async_callback(self._release_disk, record)
+            rootfs = await stack.enter_async_context(instance_disk(self._disks, self._disk_plan(record)))
+            endpoint = GuestEndpoint(state_dir / "link")
+            await endpoint.listen()
+            stack.push_async_callback(endpoint.close, remove=True)
+            stack.push_async_callback(self._driver.stop, record.machine_id)
+            return Machine(
+                record=record,
+                state_dir=state_dir,
+                driver=self._driver,
+                running=running,
+                endpoint=endpoint,
+                upper=rootfs.upper,
+                lowers=self._lowers(record),
+                resources=stack.pop_all(),
+                freeze_after_seconds=self._freeze_after_seconds,
+                frozen=self._driver.is_frozen(record.machine_id),
+                # Unknown until it is asked: it is not frozen before that.
+                user_processes=1,
+            )
+        return None
+
+    def _lowers(self, record: MachineRecord) -> tuple[Path, ...]:
+        return (self._images.mount(record.shape.image_digest),)
+
+    def _disk_plan(self, record: MachineRecord) -> DiskPlan:
+        return DiskPlan(
+            name=record.disk,
+            size_mib=record.shape.disk_mb,
+            lowers=self._lowers(record),
+            mount_directory=self._directories.mounts / record.machine_id,
+        )
+
+    async def _release_disk(self, record: MachineRecord) -> None:
+        """Remove a machine's disk, unless it is an instance's: that one outlives its machines."""
+        if record.instance_id is None or self._directories.disk_of(record.instance_id) != record.disk:
+            await self._disks.remove_disk(record.disk)
+
+    async def prime(self, machine: Machine) -> None:
+        """Configure a guest for the pool: user, DNS, and what makes its first command fast."""
+        await self._configure(
+            machine, {"hostname": "localhost", "user": machine.record.shape.user, "warm": list(WARM_LINES)}
+        )
+
+    async def configure(self, machine: Machine, request: EnsureMachine) -> None:
+        """Give a guest its identity: the last step before ready. Raises GuestError when the guest cannot be used."""
+        params: dict[str, Any] = {
+            "hostname": request.hostname,
+            "machine_id": request.instance_id.hex,
+            "user": request.user or request.shape.user,
+            "env": request.env,
+        }
+        if request.workdir is not None:
+            params["workdir"] = request.workdir
+        await self._configure(machine, params)
+
+    async def _configure(self, machine: Machine, identity: dict[str, Any]) -> None:
+        slot = self._network.plan.slot(machine.record.slot_index)
+        params = {
+            **identity,
+            "time_unix_ns": time.time_ns(),
+            "entropy_b64": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
+            "hosts": hosts_file(identity["hostname"]),
+            "resolv_conf": resolv_conf(slot),
+            "sudo": True,
+            "spare_shell": True,
+        }
+        answer = await machine.endpoint.request("configure", params, timeout_seconds=CONFIGURE_SECONDS)
+        if answer.get("tmp_is_tmpfs"):
+            # Files there would escape the disk, its quota and files_changed.
+            raise GuestError("The image has an empty /tmp, which gVisor covers with a tmpfs: put a file into it")
+
+    async def discard(self, machine: Machine) -> None:
+        """Stop a machine and release everything of it."""
+        await asyncio.shield(machine.close(stop=True))
+
+
+def hosts_file(hostname: str) -> str:
+    """/etc/hosts of a guest."""
+    return f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+def resolv_conf(slot: Slot) -> str:
+    """/etc/resolv.conf of a guest: our resolver and nothing else."""
+    return f"nameserver {slot.resolver_ip}\noptions timeout:5 attempts:2\n"

@@ -1,0 +1,87 @@
+"""At start: adopt what an earlier daemon left running, and remove what belongs to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+
+import structlog
+
+from innkeeper.errors import InnkeeperError
+from innkeeper.host.directories import Directories
+from innkeeper.host.disks import rootfs
+from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.drivers.contract import Driver
+from innkeeper.host.fleet import Fleet
+from innkeeper.host.machine import MachineRecord, load_machine_record
+from innkeeper.host.machine_builder import MachineBuilder
+from innkeeper.host.network.network import Network
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a start found: machines adopted, and leftovers removed."""
+
+    adopted: int
+    removed: int
+
+
+async def recover(
+    *,
+    directories: Directories,
+    driver: Driver,
+    network: Network,
+    disks: DiskPool,
+    builder: MachineBuilder,
+    fleet: Fleet,
+) -> Recovered:
+    """Adopt live machines and clean the rest. Safe to repeat and to be killed at any point."""
+    removed = 0
+    records: dict[str, MachineRecord | None] = {
+        entry.name: load_machine_record(entry) for entry in directories.machines.iterdir()
+    }
+    adopted: set[str] = set()
+    for machine_id, record in records.items():
+        machine = None
+        # A claimed machine that was never configured was acknowledged to nobody.
+        if record is not None and (record.instance_id is None or record.configured):
+            try:
+                machine = await builder.adopt(record)
+            except (InnkeeperError, OSError):
+                log.exception("a machine could not be adopted", machine=machine_id)
+        if machine is not None:
+            fleet.adopt(machine)
+            adopted.add(machine_id)
+    leftovers = ((await driver.found()) | set(records)) - adopted
+    for machine_id in leftovers:
+        removed += 1
+        await driver.stop(machine_id)
+        await rootfs.release(directories.mounts / machine_id)
+        await asyncio.to_thread(shutil.rmtree, directories.machines / machine_id, ignore_errors=True)
+    for entry in directories.mounts.iterdir():
+        if entry.name not in adopted:
+            await rootfs.release(entry)
+            removed += entry.name not in leftovers
+    removed += await network.sweep()
+    removed += await _remove_unowned_disks(directories, disks, fleet)
+    for entry in directories.trash.iterdir():
+        removed += 1
+        await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
+    if adopted or removed:
+        log.info("recovered", adopted=len(adopted), removed=removed)
+    return Recovered(adopted=len(adopted), removed=removed)
+
+
+async def _remove_unowned_disks(directories: Directories, disks: DiskPool, fleet: Fleet) -> int:
+    owned = {machine.record.disk for machine in (*fleet.machines(), *fleet.warm.machines())}
+    for instance_id in fleet.disks():
+        disk = directories.disk_of(instance_id)
+        if disk is not None:
+            owned.add(disk)
+    unowned = [name for name in disks.disks() if name not in owned]
+    for name in unowned:
+        await disks.remove_disk(name)
+    return len(unowned)

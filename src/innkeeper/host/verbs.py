@@ -1,0 +1,245 @@
+"""The daemon's handlers: one per verb of `core.host_verbs`. Every request is validated before anything happens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+
+from innkeeper.bus.contract import Data, End, Handler, ServerCall
+from innkeeper.core import host_verbs as verbs
+from innkeeper.core.image import Image
+from innkeeper.errors import InstanceNotFoundError, InvalidRequestError
+from innkeeper.host import files, journal
+from innkeeper.host.executions import Executions
+from innkeeper.host.file_changes import FileChanges
+from innkeeper.host.fleet import Fleet
+from innkeeper.host.machine import Machine
+
+Request = TypeVar("Request")
+MAX_SLICE = 16 * 1_048_576
+
+
+class Watchers:
+    """Events for `host.watch`."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[dict[str, Any]]] = set()
+
+    def publish(self, event: dict[str, Any]) -> None:
+        """Tell every watcher. One that lags by thousands of events loses some: it polls `machine.list` as a safety net."""
+        for queue in self._queues:
+            if queue.qsize() < 10_000:
+                queue.put_nowait(event)
+
+    async def watch(self, call: ServerCall) -> dict[str, Any]:
+        """Serve `host.watch`."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._queues.add(queue)
+        try:
+            while True:
+                await call.send_message(await queue.get())
+        finally:
+            self._queues.discard(queue)
+
+
+def parser(request_type: type[Request]) -> Callable[[ServerCall], Request]:
+    """A function that makes the verb's dataclass of a call's parameters. It raises InvalidRequestError, naming fields but no values."""
+    adapter = TypeAdapter(request_type)
+    fields = {field.name for field in dataclasses.fields(request_type)} | {"verb"}  # type: ignore[arg-type]
+
+    def parse(call: ServerCall) -> Request:
+        unknown = call.params.keys() - fields
+        if unknown:
+            raise InvalidRequestError(f"Unknown fields: {', '.join(sorted(map(str, unknown)))}")
+        try:
+            return adapter.validate_python(call.params)
+        except ValidationError as error:
+            where = ", ".join(
+                ".".join(map(str, item["loc"])) + ": " + item["msg"] for item in error.errors(include_input=False)[:5]
+            )
+            raise InvalidRequestError(where) from None
+
+    return parse
+
+
+class Verbs:
+    """Translates calls to the fleet, the executions and the files."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        executions: Executions,
+        changes: FileChanges,
+        watchers: Watchers,
+        list_images: Callable[[], list[Image]],
+        status: Callable[[], Awaitable[dict[str, Any]]],
+        agent_version: str,
+    ) -> None:
+        self._fleet = fleet
+        self._executions = executions
+        self._changes = changes
+        self._watchers = watchers
+        self._list_images = list_images
+        self._status = status
+        self._agent_version = agent_version
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Handlers by verb."""
+        return {
+            verbs.EnsureMachine.verb: self._bind(verbs.EnsureMachine, self._ensure),
+            verbs.DestroyMachine.verb: self._bind(verbs.DestroyMachine, self._destroy),
+            verbs.ListMachines.verb: self._bind(verbs.ListMachines, self._machines),
+            verbs.Execute.verb: self._bind(verbs.Execute, self._execute),
+            verbs.ReadOutput.verb: self._bind(verbs.ReadOutput, self._read_output),
+            verbs.ReadFilesChanged.verb: self._bind(verbs.ReadFilesChanged, self._files_changed),
+            verbs.ReadFile.verb: self._bind(verbs.ReadFile, self._read_file),
+            verbs.StatFile.verb: self._bind(verbs.StatFile, self._stat_file),
+            verbs.WriteFile.verb: self._bind(verbs.WriteFile, self._write_file),
+            verbs.ListFiles.verb: self._bind(verbs.ListFiles, self._list_files),
+            verbs.SetPools.verb: self._bind(verbs.SetPools, self._set_pools),
+            verbs.ListImages.verb: self._bind(verbs.ListImages, self._images),
+            verbs.HostStatus.verb: self._bind(verbs.HostStatus, self._host_status),
+            verbs.WatchHost.verb: self._watchers.watch,
+        }
+
+    @staticmethod
+    def _bind(
+        request_type: type[Request], handle: Callable[[Request, ServerCall], Awaitable[dict[str, Any]]]
+    ) -> Handler:
+        parse = parser(request_type)
+
+        async def handler(call: ServerCall) -> dict[str, Any]:
+            return await handle(parse(call), call)
+
+        return handler
+
+    async def _ensure(self, request: verbs.EnsureMachine, call: ServerCall) -> dict[str, Any]:
+        steps: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def report() -> None:
+            while True:
+                await call.send_message(await steps.get())
+
+        reporter = asyncio.get_running_loop().create_task(report())
+        try:
+            return await self._fleet.ensure(request, lambda step: steps.put_nowait(asdict(step)))
+        finally:
+            reporter.cancel()
+
+    async def _destroy(self, request: verbs.DestroyMachine, call: ServerCall) -> dict[str, Any]:
+        await self._fleet.destroy(request.instance_id, keep_disk=request.keep_disk)
+        return {}
+
+    async def _machines(self, request: verbs.ListMachines, call: ServerCall) -> dict[str, Any]:
+        return {
+            "machines": [
+                {
+                    "instance_id": str(machine.record.instance_id),
+                    "ready": machine.record.configured and machine.failure is None,
+                    "frozen": machine.frozen,
+                    "idle_seconds": round(machine.idle_seconds, 3),
+                    "user_processes": machine.user_processes,
+                    "memory_mb": machine.record.shape.memory_mb,
+                    "failure": machine.failure,
+                }
+                for machine in self._fleet.machines()
+            ],
+            "disks": [str(instance_id) for instance_id in self._fleet.disks()],
+        }
+
+    async def _execute(self, request: verbs.Execute, call: ServerCall) -> dict[str, Any]:
+        machine = self._fleet.machine(request.instance_id)
+        execution = await self._executions.start(machine, request, self._fleet.journals(request.instance_id))
+        feeding = machine.start_task(_feed(execution.stdin, call)) if request.stdin else None
+        try:
+            sent = 0
+            if request.stream:
+                async for piece in execution.output():
+                    await call.send_data(piece)
+                return await execution.result()
+            answer = await execution.result()
+            async for piece in execution.output():
+                await call.send_data(piece[: request.answer_bytes - sent])
+                sent += len(piece)
+                if sent >= request.answer_bytes:
+                    break
+            return answer
+        finally:
+            if feeding is not None and not feeding.done():
+                # The client went away in the middle of its input: the command gets the end of it, not an eternal wait.
+                feeding.cancel()
+                machine.start_task(execution.stdin(None))
+
+    async def _read_output(self, request: verbs.ReadOutput, call: ServerCall) -> dict[str, Any]:
+        directory = self._fleet.journals(request.instance_id)
+        record = self._live_record(request.instance_id, request.execution_id) or journal.read_record(
+            directory, request.execution_id
+        )
+        piece = journal.read_output(directory, record, max(0, request.offset), max(0, min(request.limit, MAX_SLICE)))
+        await call.send_message(
+            {
+                "offset": piece.offset,
+                "total_bytes": piece.total_bytes,
+                "gap": None if piece.gap is None else {"from": piece.gap[0], "to": piece.gap[1]},
+                "ended": record.ended,
+                "exit_code": record.exit_code,
+            }
+        )
+        await call.send_data(piece.data)
+        return {"next_offset": piece.offset + len(piece.data)}
+
+    def _live_record(self, instance_id: UUID, execution_id: UUID) -> journal.ExecutionRecord | None:
+        try:
+            live = self._fleet.machine(instance_id).journals.get(str(execution_id))
+        except InstanceNotFoundError:
+            return None
+        return None if live is None else live.record
+
+    async def _files_changed(self, request: verbs.ReadFilesChanged, call: ServerCall) -> dict[str, Any]:
+        journal.read_record(self._fleet.journals(request.instance_id), request.execution_id)
+        machine: Machine | None
+        try:
+            machine = self._fleet.machine(request.instance_id)
+        except InstanceNotFoundError:
+            machine = None
+        limit = max(1, min(request.limit, 1_000))
+        return await self._changes.page(
+            machine, request.instance_id, request.execution_id, cursor=max(0, request.cursor), limit=limit
+        )
+
+    async def _read_file(self, request: verbs.ReadFile, call: ServerCall) -> dict[str, Any]:
+        return await files.read_file(self._fleet.machine(request.instance_id), request, call, self._changes)
+
+    async def _stat_file(self, request: verbs.StatFile, call: ServerCall) -> dict[str, Any]:
+        return await files.stat_file(self._fleet.machine(request.instance_id), request)
+
+    async def _write_file(self, request: verbs.WriteFile, call: ServerCall) -> dict[str, Any]:
+        return await files.write_file(self._fleet.machine(request.instance_id), request, call)
+
+    async def _list_files(self, request: verbs.ListFiles, call: ServerCall) -> dict[str, Any]:
+        return await files.list_files(self._fleet.machine(request.instance_id), request)
+
+    async def _set_pools(self, request: verbs.SetPools, call: ServerCall) -> dict[str, Any]:
+        self._fleet.warm.set(request.pools)
+        return {}
+
+    async def _images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:
+        return {"images": [asdict(image) for image in self._list_images()], "agent_version": self._agent_version}
+
+    async def _host_status(self, request: verbs.HostStatus, call: ServerCall) -> dict[str, Any]:
+        return await self._status()
+
+
+async def _feed(stdin: Callable[[bytes | None], Awaitable[None]], call: ServerCall) -> None:
+    async for event in call.events():
+        if isinstance(event, Data):
+            await stdin(event.data)
+        elif isinstance(event, End):
+            await stdin(None)
