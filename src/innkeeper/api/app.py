@@ -1,0 +1,59 @@
+"""Puts the HTTP edge together: `build_app(control)` is the whole server as one ASGI application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import Scope
+
+from innkeeper.api.auth import authenticate
+from innkeeper.api.dialects.gentility import openapi as gentility_openapi
+from innkeeper.api.dialects.gentility import profiles, public_files
+from innkeeper.api.dialects.gentility import schemas as gentility
+from innkeeper.api.dialects.gentility.surface import GentilitySurface
+from innkeeper.api.edge import Edge, Surface
+from innkeeper.api.json_app import JsonGate, build_json_app
+from innkeeper.api.metrics import HttpMetrics
+from innkeeper.api.openapi import build_openapi
+from innkeeper.api.operations import Operations
+from innkeeper.api.rate_limit import AddressRateLimit
+from innkeeper.api.v1 import routes as v1_routes
+from innkeeper.api.v1 import schemas as v1
+from innkeeper.control.context import Control
+from innkeeper.core.token import Principal
+
+
+def build_app(control: Control) -> Edge:
+    """The ASGI application over a running control side. It starts and stops nothing itself."""
+
+    async def bearer(scope: Scope) -> Principal:
+        return await authenticate(control, scope)
+
+    async def bearer_or_key(scope: Scope) -> Principal:
+        return await authenticate(control, scope, accept_api_key=True)
+
+    metrics = HttpMetrics()
+    profile_routes = profiles.build_router(control)
+    own_routes = v1_routes.build_router(control)
+    limit = AddressRateLimit(control.settings.public_files_per_minute)
+    surfaces = [
+        Surface(
+            (b"/api/",),
+            gentility.error_shape,
+            GentilitySurface(control, JsonGate(build_json_app(profile_routes), bearer)),
+        ),
+        Surface((public_files.PREFIX,), gentility.error_shape, public_files.PublicFiles(control, limit)),
+        Surface((b"/v1/",), v1.error_shape, JsonGate(build_json_app(own_routes), bearer_or_key)),
+        Surface((b"/",), gentility.error_shape, Operations(control, metrics, _document(profile_routes, own_routes))),
+    ]
+    return Edge(surfaces, default_shape=gentility.error_shape, metrics=metrics)
+
+
+def _document(profile_routes: Any, own_routes: Any) -> dict[str, Any]:
+    return build_openapi(
+        routes=[*profile_routes.routes, *own_routes.routes],
+        error_models={"/api/": gentility.ErrorAnswer, "/v1/": v1.ErrorAnswer},
+        security={"/api/": [{"bearer": []}], "/v1/": [{"bearer": []}, {"api_key": []}]},
+        paths=gentility_openapi.build_paths(),
+        models=gentility_openapi.MODELS,
+    )

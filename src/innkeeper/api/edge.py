@@ -1,0 +1,121 @@
+"""The outermost ASGI application: request ids, one log line and one measurement a request, and every error in its dialect's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from innkeeper.api.errors import ClientDisconnectedError, ErrorShape, describe, error_response
+from innkeeper.api.metrics import HttpMetrics
+from innkeeper.api.raw_path import raw_path
+from innkeeper.errors import NotFoundError
+
+log = structlog.get_logger("innkeeper.api")
+
+# What a route leaves in the scope for the log and the metrics: its template, never the path itself.
+ROUTE = "innkeeper.route"
+REQUEST_ID = "innkeeper.request_id"
+UNKNOWN_ROUTE = "(unknown)"
+CLIENT_CLOSED = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """A part of the URL space: its path prefixes, the shape of its errors, and the application that answers."""
+
+    prefixes: tuple[bytes, ...]
+    shape: ErrorShape
+    app: ASGIApp
+
+
+class Edge:
+    """Finds the surface of a request by its path and answers for whatever it raises."""
+
+    def __init__(self, surfaces: Sequence[Surface], *, default_shape: ErrorShape, metrics: HttpMetrics) -> None:
+        pairs = [(prefix, surface) for surface in surfaces for prefix in surface.prefixes]
+        self._surfaces = sorted(pairs, key=lambda pair: -len(pair[0]))
+        self._default_shape = default_shape
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        request_id = secrets.token_hex(8)
+        scope[REQUEST_ID] = request_id
+        status = 0
+        header = (b"x-request-id", request_id.encode())
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        path = raw_path(scope)
+        surface = next((surface for prefix, surface in self._surfaces if path.startswith(prefix)), None)
+        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
+        failure: BaseException | None = None
+        self._metrics.in_flight.inc()
+        try:
+            if surface is None:
+                raise NotFoundError("There is no such endpoint.")
+            await surface.app(scope, receive, send_marked)
+        except ClientDisconnectedError:
+            status = status or CLIENT_CLOSED
+        except asyncio.CancelledError:
+            status = status or CLIENT_CLOSED
+            raise
+        except Exception as error:
+            # The last line: whatever it is, the client gets its dialect's shape.
+            failure = error
+            if status == 0:
+                response = error_response(error, surface.shape if surface else self._default_shape, request_id)
+                await response(scope, receive, send_marked)
+            # Else the answer broke in the middle: returning without an end makes the server cut the connection, so the client sees it.
+        finally:
+            self._metrics.in_flight.dec()
+            seconds = perf_counter() - started
+            route = scope.get(ROUTE, UNKNOWN_ROUTE)
+            self._metrics.observe(scope["method"], route, status, seconds)
+            self._log(scope, route, status, seconds, failure)
+            structlog.contextvars.reset_contextvars(**tokens)
+
+    def _log(self, scope: Scope, route: str, status: int, seconds: float, failure: BaseException | None) -> None:
+        fields: dict[str, Any] = {
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+        }
+        if failure is not None and describe(failure)[1] == "internal_error":  # type: ignore[arg-type]
+            log.error("request failed", exc_info=failure, **fields)
+        elif failure is not None and status < 400:
+            log.warning("answer cut", error=describe(failure)[1], **fields)  # type: ignore[arg-type]
+        else:
+            log.info("request", **fields)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    # The launcher owns what lives as long as the process; here is nothing to start.
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

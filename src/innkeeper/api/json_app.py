@@ -1,0 +1,106 @@
+"""The JSON endpoints that are not hot: FastAPI routes behind a gate that authenticates first and reads a bounded body."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BeforeValidator
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from innkeeper.api.body import read_json_body
+from innkeeper.api.edge import ROUTE
+from innkeeper.api.errors import MethodNotAllowedError, validation_message
+from innkeeper.api.raw_path import decode_text, raw_path
+from innkeeper.core.token import Principal
+from innkeeper.errors import InvalidRequestError, NotFoundError
+from innkeeper.ids import parse_uuid
+
+PRINCIPAL = "innkeeper.principal"
+Authenticate = Callable[[Scope], Awaitable[Principal]]
+
+
+def _canonical_uuid(value: object) -> object:
+    if isinstance(value, str) and parse_uuid(value) is None:
+        raise ValueError("must be a UUID")
+    return value
+
+
+PathUuid = Annotated[UUID, BeforeValidator(_canonical_uuid)]
+
+
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.scope[PRINCIPAL]
+    return principal
+
+
+CurrentPrincipal = Annotated[Principal, Depends(_principal)]
+
+
+def build_json_app(router: APIRouter) -> FastAPI:
+    """A FastAPI application that raises what went wrong instead of answering it: the edge knows the dialect."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.include_router(router)
+
+    async def reraise(_: Request, error: Exception) -> Response:
+        raise error
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        raise InvalidRequestError(validation_message(error.errors())) from None
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        if error.status_code == 404:
+            raise NotFoundError("There is no such endpoint.") from None
+        if error.status_code == 405:
+            # Starlette names the methods of the first route of the path only.
+            raise MethodNotAllowedError(_methods(app, request.scope)) from None
+        raise error
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)
+    return app
+
+
+def _methods(app: FastAPI, scope: Scope) -> set[str]:
+    found: set[str] = set()
+    for route in app.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return found
+
+
+class JsonGate:
+    """Authenticates, then reads the whole (bounded, checked) body, then lets FastAPI have the request."""
+
+    def __init__(self, app: FastAPI, authenticate: Authenticate) -> None:
+        self._app: ASGIApp = app
+        self._authenticate = authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; errors are raised."""
+        scope[PRINCIPAL] = await self._authenticate(scope)
+        decode_text(raw_path(scope), "path")
+        body = await read_json_body(scope, receive)
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        try:
+            await self._app(scope, replay, send)
+        finally:
+            route = scope.get("route")
+            if route is not None:
+                scope[ROUTE] = route.path

@@ -1,0 +1,59 @@
+"""`/healthz`, `/metrics` and `/openapi.json`: what the people who run the server ask."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from innkeeper import __version__
+from innkeeper.api.auth import OPERATOR, authenticate, bearer_token
+from innkeeper.api.edge import ROUTE
+from innkeeper.api.errors import MethodNotAllowedError
+from innkeeper.api.metrics import CONTENT_TYPE, HttpMetrics
+from innkeeper.api.raw_path import raw_path
+from innkeeper.control.context import Control
+from innkeeper.errors import NotFoundError
+
+
+class Operations:
+    """The ASGI application of the endpoints that belong to no dialect."""
+
+    def __init__(self, control: Control, metrics: HttpMetrics, openapi: dict[str, Any]) -> None:
+        self._control = control
+        self._metrics = metrics
+        self._openapi = json.dumps(openapi).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        path = raw_path(scope)
+        if path not in (b"/healthz", b"/metrics", b"/openapi.json"):
+            raise NotFoundError("There is no such endpoint.")
+        scope[ROUTE] = path.decode()
+        if scope["method"] not in ("GET", "HEAD"):
+            raise MethodNotAllowedError(("GET", "HEAD"))
+        if path == b"/healthz":
+            response: Response = JSONResponse({"status": "ok", "version": __version__})
+        elif path == b"/openapi.json":
+            response = Response(self._openapi, media_type="application/json")
+        else:
+            response = await self._metrics_page(scope)
+        await response(scope, receive, send)
+
+    async def _metrics_page(self, scope: Scope) -> Response:
+        if not (scope.get(OPERATOR) or (_is_loopback(scope) and bearer_token(scope) is None)):
+            await authenticate(self._control, scope)
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+
+def _is_loopback(scope: Scope) -> bool:
+    client = scope.get("client")
+    if not client:
+        return False
+    try:
+        return ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False

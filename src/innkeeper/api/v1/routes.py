@@ -1,0 +1,168 @@
+"""Our own endpoints under `/v1`: tokens, images, rooms, hosts, the audit log."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from innkeeper.api.every_room import every_room
+from innkeeper.api.json_app import CurrentPrincipal, PathUuid
+from innkeeper.api.v1.schemas import (
+    AuditEventAnswer,
+    AuditPage,
+    BootStepAnswer,
+    HostAnswer,
+    HostName,
+    ImageAnswer,
+    IsolationAnswer,
+    RoomAnswer,
+    RoomDetail,
+    TokenAnswer,
+    TokenCreate,
+    TokenCreated,
+)
+from innkeeper.control import audit, hosts, images, rooms, tokens
+from innkeeper.control.context import Control
+from innkeeper.control.room_table import RoomView
+from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Scope, Token
+from innkeeper.errors import InvalidRequestError
+from innkeeper.ids import parse_uuid
+
+
+def build_router(control: Control) -> APIRouter:
+    """The routes; each is one use case."""
+    router = APIRouter(tags=["v1"])
+
+    @router.get("/v1/tokens")
+    async def list_tokens(principal: CurrentPrincipal) -> list[TokenAnswer]:
+        """The tokens of the organization, revoked ones too."""
+        return [TokenAnswer(**_token(token)) for token in await tokens.list_tokens(control, principal)]
+
+    @router.post("/v1/tokens", status_code=201)
+    async def create_token(principal: CurrentPrincipal, body: TokenCreate) -> TokenCreated:
+        """Make a token. Its text is in this answer and nowhere else."""
+        scopes = DEFAULT_SCOPES if body.scopes is None else frozenset(Scope(scope) for scope in body.scopes)
+        new = await tokens.create(
+            control, principal, body.name, dialect=Dialect(body.dialect), test=body.test, scopes=scopes
+        )
+        return TokenCreated(**_token(new.token), token=new.text)
+
+    @router.delete("/v1/tokens/{token_id}", status_code=204)
+    async def revoke_token(principal: CurrentPrincipal, token_id: PathUuid) -> Response:
+        """Revoke a token; it stops working at once. Safe to repeat."""
+        await tokens.revoke(control, principal, token_id)
+        return Response(status_code=204)
+
+    @router.get("/v1/images")
+    async def list_images(principal: CurrentPrincipal) -> list[ImageAnswer]:
+        """The images and how far their builds are."""
+        return [
+            ImageAnswer(
+                name=image.name,
+                status=str(image.status),
+                digest=image.digest,
+                size_bytes=image.size_bytes,
+                user=image.user,
+                workdir=image.workdir,
+                tools=list(image.tools),
+                built_at=image.built_at,
+                message=image.message,
+            )
+            for image in await images.list_images(control, principal)
+        ]
+
+    @router.get("/v1/rooms")
+    async def list_rooms(principal: CurrentPrincipal) -> list[RoomAnswer]:
+        """All rooms of the organization."""
+        return [_room(view) for view in await every_room(control, principal)]
+
+    @router.get("/v1/rooms/{instance_id}")
+    async def get_room(principal: CurrentPrincipal, instance_id: PathUuid) -> RoomDetail:
+        """One room, with its boot trace."""
+        view = await rooms.find_instance(control, principal, instance_id)
+        trace = [BootStepAnswer(step=step.step, at_ms=step.at_ms) for step in view.instance.boot_trace]
+        return RoomDetail(**_room(view).model_dump(), boot_trace=trace)
+
+    @router.get("/v1/hosts")
+    async def list_hosts(principal: CurrentPrincipal) -> list[HostAnswer]:
+        """The hosts, with what each says of itself now."""
+        return [
+            HostAnswer(
+                id=view.host.id,
+                name=view.host.name,
+                draining=view.host.draining,
+                reachable=view.reachable,
+                **{name: view.status.get(name) for name in _STATUS_FIELDS},
+            )
+            for view in await hosts.list_hosts(control, principal)
+        ]
+
+    @router.get("/v1/audit")
+    async def list_audit(
+        principal: CurrentPrincipal,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        cursor: str | None = None,
+    ) -> AuditPage:
+        """Who did what, newest first."""
+        before = None if cursor is None else _cursor(cursor)
+        page = await audit.list_events(control, principal, cursor=before, limit=limit)
+        return AuditPage(
+            events=[
+                AuditEventAnswer(
+                    id=event.id,
+                    at=event.at,
+                    actor=event.actor,
+                    action=event.action,
+                    object_type=event.object_type,
+                    object_id=event.object_id,
+                    details=event.details,
+                )
+                for event in page.events
+            ],
+            next_cursor=None if page.next_cursor is None else str(page.next_cursor),
+        )
+
+    return router
+
+
+_STATUS_FIELDS = frozenset(HostAnswer.model_fields) - {"id", "name", "draining", "reachable"}
+
+
+def _cursor(text: str) -> UUID:
+    value = parse_uuid(text)
+    if value is None:
+        raise InvalidRequestError("cursor: not one that an earlier page gave")
+    return value
+
+
+def _token(token: Token) -> dict[str, object]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "prefix": token.prefix,
+        "dialect": str(token.dialect),
+        "scopes": sorted(token.scopes),
+        "created_at": token.created_at,
+        "last_used_at": token.last_used_at,
+        "revoked_at": token.revoked_at,
+    }
+
+
+def _room(view: RoomView) -> RoomAnswer:
+    instance = view.instance
+    isolation = instance.isolation
+    return RoomAnswer(
+        profile_id=instance.profile_id,
+        profile_name=view.profile.name,
+        room_id=view.room_id,
+        instance_id=instance.public_id,
+        status=str(instance.state),
+        failure=instance.failure,
+        isolation=None if isolation is None else IsolationAnswer(**dataclasses.asdict(isolation)),
+        created_at=instance.created_at,
+        last_active_at=instance.last_active_at,
+        host=None if view.host is None else HostName(id=view.host.id, name=view.host.name),
+    )

@@ -1,0 +1,162 @@
+"""The wire models of our own endpoints under `/v1`, which the command line speaks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def error_shape(code: str, message: str) -> dict[str, Any]:
+    """The errors of `/v1`: `detail` is what the dialect's clients read, `code` is stable."""
+    return {"detail": message, "code": code}
+
+
+class ErrorAnswer(BaseModel):
+    """Every error under `/v1`."""
+
+    detail: str = Field(description="A sentence for people.")
+    code: str = Field(description="A stable code.")
+
+
+class TokenCreate(BaseModel):
+    """Body of POST /v1/tokens."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1, max_length=100)
+    dialect: Literal["gentility", "instavm", "gentity", "starpod"] = Field(
+        "gentility", description="Whose form the token is printed in; every form works everywhere."
+    )
+    test: bool = Field(False, description="Gentility's form only: `rk_test_` in place of `rk_live_`.")
+    scopes: list[Literal["rooms", "profiles", "tokens", "audit", "admin"]] | None = Field(
+        None, description="Default: rooms, profiles, tokens, audit. Nobody can give a scope they lack."
+    )
+
+
+class TokenAnswer(BaseModel):
+    """A token without its text."""
+
+    id: UUID
+    name: str
+    prefix: str = Field(description="The first characters, so that people know which one it is.")
+    dialect: str
+    scopes: list[str]
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class TokenCreated(TokenAnswer):
+    """A new token; the only answer that holds its text."""
+
+    token: str
+
+
+class ImageAnswer(BaseModel):
+    """An image as the hosts report it."""
+
+    name: str
+    status: str = Field(description="`missing`, `building`, `ready` or `failed`.")
+    digest: str
+    size_bytes: int
+    user: str
+    workdir: str
+    tools: list[str]
+    built_at: str | None
+    message: str | None
+
+
+class IsolationAnswer(BaseModel):
+    """What separates a guest from its host."""
+
+    level: str
+    driver: str
+    platform: str
+    reason: str
+
+
+class HostName(BaseModel):
+    """A host's id and name."""
+
+    id: UUID
+    name: str
+
+
+class RoomAnswer(BaseModel):
+    """A room of the organization."""
+
+    profile_id: UUID
+    profile_name: str
+    room_id: str
+    instance_id: UUID
+    status: str
+    failure: str | None
+    isolation: IsolationAnswer | None
+    created_at: datetime
+    last_active_at: datetime | None
+    host: HostName | None
+
+
+class BootStepAnswer(BaseModel):
+    """One provisioning step."""
+
+    step: str
+    at_ms: float = Field(description="Milliseconds since the provisioning began.")
+
+
+class RoomDetail(RoomAnswer):
+    """A room with where its start time went."""
+
+    boot_trace: list[BootStepAnswer]
+
+
+class PoolAnswer(BaseModel):
+    """A warm pool of a host."""
+
+    pool_key: str
+    size: int
+    ready: int
+
+
+class HostAnswer(BaseModel):
+    """A host; the fields after `reachable` are null when it is not."""
+
+    id: UUID
+    name: str
+    draining: bool
+    reachable: bool
+    driver: str | None = None
+    platform: str | None = None
+    isolation_level: str | None = None
+    reason: str | None = None
+    cpus: int | None = None
+    memory_mb: int | None = None
+    memory_committed_mb: int | None = None
+    disk_free_mb: int | None = None
+    machines: int | None = None
+    frozen: int | None = None
+    pools: list[PoolAnswer] | None = None
+    leaked: int | None = Field(None, description="Resources that belong to no instance; must be 0.")
+    version: str | None = None
+
+
+class AuditEventAnswer(BaseModel):
+    """Who did what to which object."""
+
+    id: UUID
+    at: datetime
+    actor: str
+    action: str
+    object_type: str
+    object_id: str
+    details: dict[str, str]
+
+
+class AuditPage(BaseModel):
+    """Events, newest first."""
+
+    events: list[AuditEventAnswer]
+    next_cursor: str | None
