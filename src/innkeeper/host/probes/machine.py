@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from innkeeper import shipped
 from innkeeper.host.probes.check import Check
 from innkeeper.settings import Settings
 
@@ -169,14 +170,12 @@ def find_tool(name: str) -> str | None:
 
 def agent_source() -> Path:
     """The folder of the agent's Go module in a checkout."""
-    return Path(__file__).resolve().parents[4] / "guest"
+    return shipped.CHECKOUT / "guest"
 
 
 def agent_path(settings: Settings) -> Path:
-    """Where the guest agent is, or would be."""
-    if settings.agent_binary is not None:
-        return settings.agent_binary
-    return agent_source() / "inn-agent"
+    """Where the guest agent is, or would be built."""
+    return shipped.agent_binary(settings) or settings.agent_binary or shipped.CHECKOUT / "build" / "inn-agent"
 
 
 def nearest_existing(path: Path) -> Path:
