@@ -92,7 +92,10 @@ async def test_nobody_opens_a_connection_to_a_guest(world: World, network: Netwo
         assert await nw.tcp(slot.netns, slot.guest_ip) == "ok"
         for outside in (world.internet, world.host, network.plan.router_netns):
             assert await nw.tcp(outside, slot.guest_ip, seconds=0.3) == "timeout", outside
-        assert await nw.udp(world.internet, slot.guest_ip) == "timeout"
+        for outside in (world.internet, world.host):
+            assert await nw.udp(outside, slot.guest_ip, payload=b"knock") == "timeout"
+    # Not even one way: nothing arrived that could not be answered.
+    assert world.datagrams == []
 
 
 async def test_the_gateway_offers_dns_only(network: Network) -> None:
@@ -275,6 +278,17 @@ async def test_one_guest_cannot_use_up_the_connection_table(world: World, server
             sock.close()
         assert (len(opened), refused) == (20, 10)
         assert await nw.tcp(other.netns, nw.SERVER) == "ok"
+
+
+async def test_an_exception_that_covers_the_guests_does_not_open_them_to_each_other(
+    world: World, server_id: str, tmp_path: Path
+) -> None:
+    wide = world.settings(limits=FirewallLimits(allowed_cidrs=(IPv4Network("100.64.0.0/10"),)))
+    async with Network.open(server_id, tmp_path, settings=wide, keep_running=False) as network:
+        slot, other = await network.acquire(), await network.acquire()
+        async with nw.serve_tcp(other.netns, 80, world):
+            assert await nw.tcp(slot.netns, other.guest_ip) == "ECONNREFUSED"
+        assert await nw.tcp(slot.netns, network.plan.uplink_host_ip, 8080) == "ECONNREFUSED"
 
 
 async def test_two_servers_side_by_side_never_meet(world: World, network: Network, tmp_path: Path) -> None:
