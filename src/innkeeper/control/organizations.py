@@ -144,7 +144,7 @@ def _check_limits(max_instances: int | None, max_memory_mb: int | None) -> None:
 def _insert(connection: sa.Connection, organization: Organization, principal: Principal) -> list[StoredProfile]:
     store.insert(connection, organization)
     made = [
-        StoredProfile(Profile(uuid4(), organization.id, name, name, organization.created_at)) for name in FIRST_PROFILES
+        StoredProfile(Profile(uuid7(), organization.id, name, name, organization.created_at)) for name in FIRST_PROFILES
     ]
     for stored in made:
         profile_store.insert(connection, stored)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -17,6 +17,7 @@ from innkeeper.core.egress_policy import EgressPolicy, parse_egress_policy
 from innkeeper.core.profile import Profile, validate_profile
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import ConflictError, InvalidRequestError, ProfileNotFoundError
+from innkeeper.ids import uuid7
 from innkeeper.store import audit_events
 from innkeeper.store import profiles as store
 from innkeeper.store.profiles import StoredProfile
@@ -89,7 +90,7 @@ async def create(control: Control, principal: Principal, fields: Mapping[str, An
     missing = [name for name in ("name", "image") if name not in fields]
     if missing:
         raise InvalidRequestError(f"{missing[0]}: is required")
-    empty = Profile(uuid4(), principal.organization_id, "", "", clock.now())
+    empty = Profile(uuid7(), principal.organization_id, "", "", clock.now())
     stored = _changed(control, StoredProfile(empty), fields)
 
     def insert(connection: sa.Connection) -> None:
