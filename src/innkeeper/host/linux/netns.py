@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def path_of(name: str) -> Path:
-    """Where the namespace `name` is kept."""
+    """Where the namespace `name` is kept; an absolute path stands for itself."""
     return NETNS_DIRECTORY / name
 
 

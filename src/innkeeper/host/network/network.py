@@ -42,7 +42,7 @@ class NetworkSettings:
     """What an operator may set.
 
     `subnet`: the guests' subnet, /28 or larger (None: a free /20 is chosen and kept). `pool_size`: slots ready ahead.
-    `upstreams`: the name servers to ask (None: the host's own). `host_netns`: a named namespace that plays the host's
+    `upstreams`: the name servers to ask (None: the host's own). `host_netns`: name or path of a namespace that plays the host's
     part (None: the one we are in).
     """
 
