@@ -522,8 +522,9 @@ async def test_killed_at_any_moment_nothing_is_lost_or_repeated(scanner: ChangeS
                 await scanner.changes(guest.target, result=result)
     await scanner.changes(guest.target, result=guest.next_result())
     for command in range(1, guest.commands + 1):
-        rows, _ = read_changes(guest.state / f"result-{command}", 0, 1_000_000)
-        reported += [row.path for row in rows]
+        with contextlib.suppress(FileNotFoundError):
+            rows, _ = read_changes(guest.state / f"result-{command}", 0, 1_000_000)
+            reported += [row.path for row in rows]
     assert killed > 5
     assert sorted(reported) == sorted(f"/new-{a:02}-{p}".encode() for a in range(40) for p in range(20))
     assert {path.name for path in guest.state.iterdir() if not path.name.startswith("result-")} == {"baseline"}
@@ -550,7 +551,6 @@ async def test_a_file_that_no_scanner_wrote_is_no_result(tmp_path: Path) -> None
     (tmp_path / "text").write_text("not a result at all, but long enough")
     (tmp_path / "link").symlink_to("text")
     os.mkfifo(tmp_path / "fifo")
-    for name, error in (("text", ValueError), ("link", OSError), ("fifo", ValueError)):
+    for name, error in (("text", ValueError), ("link", OSError), ("fifo", ValueError), ("none", FileNotFoundError)):
         with pytest.raises(error):
             read_changes(tmp_path / name, 0, 10)
-    assert read_changes(tmp_path / "missing", 0, 10) == ([], None)

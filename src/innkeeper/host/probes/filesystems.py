@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from innkeeper.host.disks.rootfs import OVERLAY_FEATURES
 from innkeeper.host.linux import command, loop_device, mounts
 from innkeeper.host.probes.check import Check, Findings
 
@@ -99,7 +100,8 @@ async def _try_overlay(directory: Path) -> dict[str, Any]:
         (disk / name).mkdir()
     merged = directory / "merged"
     merged.mkdir()
-    options = f"lowerdir={lower},upperdir={disk}/upper,workdir={disk}/work,metacopy=off,redirect_dir=off,index=off"
+    features = ",".join(OVERLAY_FEATURES)
+    options = f"lowerdir={lower},upperdir={disk}/upper,workdir={disk}/work,{features}"
     mounts.mount("overlay", merged, "overlay", mounts.MS_NODEV, options)
     (merged / "kept").write_text(WITNESS)
     (merged / "gone").unlink()

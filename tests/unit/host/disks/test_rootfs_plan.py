@@ -15,7 +15,7 @@ def _overlay(*lowers: str) -> OverlayPlan:
 
 def test_options_keep_the_layers_in_order_and_the_features_off() -> None:
     assert _overlay("/top", "/base").options() == (
-        "lowerdir=/top:/base,upperdir=/d/u,workdir=/d/w,metacopy=off,redirect_dir=off,index=off"
+        "lowerdir=/top:/base,upperdir=/d/u,workdir=/d/w,metacopy=off,redirect_dir=nofollow,index=off,userxattr"
     )
 
 
@@ -32,7 +32,7 @@ def test_a_stack_that_the_kernel_would_refuse_is_refused_before(lowers: tuple[st
 def test_the_description_is_a_command_line() -> None:
     assert _overlay("/base").describe() == (
         "mount -t overlay -o nodev,nosuid,noatime,lowerdir=/base,upperdir=/d/u,workdir=/d/w,"
-        "metacopy=off,redirect_dir=off,index=off overlay /m"
+        "metacopy=off,redirect_dir=nofollow,index=off,userxattr overlay /m"
     )
 
 
