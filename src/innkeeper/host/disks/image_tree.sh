@@ -17,8 +17,8 @@ recipe='' suite='' mirror='' security_mirror='' parent='' packages=() erofs_opti
 # This namespace began as a copy of the host's, so it holds the disks and images of guests too. Let go of them: a guest that
 # is destroyed while we build could not give back its disk otherwise.
 host_directory=$(dirname "$(dirname "$work")")
-findmnt --noheadings --list --output TARGET | grep -F "$host_directory/" | sort -r | while read -r target; do
-    umount --lazy "$target" 2> /dev/null || true
+findmnt --noheadings --list --output TARGET | sort -r | while read -r target; do
+    case $target in "$host_directory"/*) umount --lazy "$target" ;; esac
 done
 
 say() { printf '> %s\n' "$*"; }
