@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import pwd
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -61,10 +61,9 @@ class CannotStartError(InnkeeperError):
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or SIGINT. Exits with status 1, and the reason with its FIX line, where it cannot run."""
     configure_logging(form=settings.log_format, level=settings.log_level, process="host")
-    import uvloop
-
     try:
-        uvloop.run(_serve(settings))
+        # Not uvloop: it takes SIGCHLD for itself, and the daemon reaps orphans.
+        asyncio.run(_serve(settings))
     except CannotStartError as error:
         print(f"inn: {error.message}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -93,44 +92,37 @@ async def _serve(settings: Settings) -> None:
             progress=lambda line: print(line, flush=True),
             keep_running=settings.keep_machines,
         ) as daemon:
-            await _work(settings, daemon, stop, began)
+            work = loop.create_task(_work(settings, daemon, began))
+            stopped = loop.create_task(stop.wait())
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
 
 
-async def _work(settings: Settings, daemon: Daemon, stop: asyncio.Event, began: float) -> None:
+async def _work(settings: Settings, daemon: Daemon, began: float) -> None:
+    """Serve until cancelled."""
     first = next(iter(settings.images.split(",")), "")
     if first in daemon.images.missing:
         # Nothing can run before there is an image; the others are built beside the server.
-        await _unless(stop, daemon.images.build(first))
-    building = asyncio.get_running_loop().create_task(_build_others(daemon))
-    try:
+        await daemon.images.build(first)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(daemon.images.build_missing())
         reported = False
-        while not stop.is_set():
+        while True:
             async with _api(settings, daemon) as api:
                 if not reported:
                     reported = True
-                    trial = await _unless(stop, try_a_room(settings))
+                    trial = await try_a_room(settings)
                     print_report(settings, daemon, trial, seconds=time.monotonic() - began)
-                await _first_of(stop.wait(), api.process.wait())
-            if not stop.is_set():
-                log.error("the API process ended; starting it again", status=api.process.returncode)
-                await asyncio.sleep(RESTART_SECONDS)
-    finally:
-        building.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await building
-
-
-async def _build_others(daemon: Daemon) -> None:
-    await daemon.images.build_missing()
-
-
-@dataclass(frozen=True, slots=True)
-class _Api:
-    process: asyncio.subprocess.Process
+                await api.wait()
+            log.error("the API process ended; starting it again", status=api.returncode)
+            await asyncio.sleep(RESTART_SECONDS)
 
 
 @asynccontextmanager
-async def _api(settings: Settings, daemon: Daemon) -> AsyncIterator[_Api]:
+async def _api(settings: Settings, daemon: Daemon) -> AsyncIterator[asyncio.subprocess.Process]:
     """The API process, ready to answer."""
     account = _account(settings)
     settings.api_dir.mkdir(mode=0o700, exist_ok=True)
@@ -150,7 +142,7 @@ async def _api(settings: Settings, daemon: Daemon) -> AsyncIterator[_Api]:
             os.close(ready_write)
             try:
                 await _wait_ready(settings, ready_read, process)
-                yield _Api(process)
+                yield process
             finally:
                 await _stop(process)
     finally:
@@ -229,10 +221,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 @contextlib.contextmanager
-def _only_server(settings: Settings):  # type: ignore[no-untyped-def]
+def _only_server(settings: Settings) -> Iterator[None]:
     """Two servers on one state directory would fight over its guests."""
-    import fcntl
-
     with (settings.host_dir / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -260,27 +250,7 @@ def _agent_binary(settings: Settings) -> Path:
 def _recipes(settings: Settings) -> Path:
     path = shipped.recipes(settings)
     if path is None:
-        raise CannotStartError("the image recipes are missing\nFIX: set INNKEEPER_IMAGES_DIR to the folder with the recipes")
+        raise CannotStartError(
+            "the image recipes are missing\nFIX: set INNKEEPER_IMAGES_DIR to the folder with the recipes"
+        )
     return path
-
-
-async def _unless(stop: asyncio.Event, work):  # type: ignore[no-untyped-def]
-    """The result of `work`, or None when the server is told to stop first."""
-    task = asyncio.get_running_loop().create_task(work)
-    await _first_of(stop.wait(), asyncio.shield(task))
-    if task.done():
-        return task.result()
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    return None
-
-
-async def _first_of(*works) -> None:  # type: ignore[no-untyped-def]
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

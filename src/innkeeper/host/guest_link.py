@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -169,8 +169,7 @@ class _Refuse(asyncio.Protocol):
     """A second connection: closed at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.abort()
+        cast(asyncio.WriteTransport, transport).abort()
 
 
 def common_version(hello: dict[str, Any]) -> int:
