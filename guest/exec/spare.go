@@ -1,7 +1,6 @@
 package exec
 
 import (
-	"fmt"
 	"os"
 	"sync"
 	"syscall"
@@ -12,12 +11,10 @@ import (
 	"innkeeper/guest/reaper"
 )
 
-// spareScript waits for a length and a command on descriptor 9 and runs it. BASH_EXECUTION_STRING is what `bash -c` itself
-// would have set, so no variable betrays the spare; -N reads a pipe in two calls instead of one per byte, and counts bytes
-// only in the C locale.
-const spareScript = `LC_ALL=C read -r -N 8 -u 9 BASH_EXECUTION_STRING && ` +
-	`LC_ALL=C read -r -N "$((10#$BASH_EXECUTION_STRING))" -u 9 BASH_EXECUTION_STRING && ` +
-	`exec 9<&- && eval "$BASH_EXECUTION_STRING"`
+// spareScript waits for a command on descriptor 9, up to its end of file, and runs it. BASH_EXECUTION_STRING is what `bash -c`
+// itself would have set, so no variable betrays the spare. -N reads a pipe in blocks instead of one byte at a call, and counts
+// bytes only in the C locale; it takes any command, being told more than spareCommandBytes.
+const spareScript = `LC_ALL=C read -r -N 65536 -u 9 BASH_EXECUTION_STRING; exec 9<&-; eval "$BASH_EXECUTION_STRING"`
 
 const (
 	spareDescriptor = 9
@@ -81,7 +78,7 @@ func (s *spares) take(p *Process, request *Request, made *plan) bool {
 		return false
 	}
 	p.begun = time.Now()
-	if _, err := fmt.Fprintf(ready.command, "%08d%s", len(*request.Shell), *request.Shell); err != nil {
+	if _, err := ready.command.WriteString(*request.Shell); err != nil {
 		ready.discard(s.table)
 		return false
 	}

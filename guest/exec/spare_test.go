@@ -33,6 +33,7 @@ var alike = []string{
 	"\n\necho $LINENO; nosuchprogram",
 	"cat; true",
 	"",
+	"# " + strings.Repeat("é", 29_000) + "\necho $- ${#BASH_EXECUTION_STRING}",
 }
 
 func TestTheSpareShellAnswersLikeBashC(t *testing.T) {
