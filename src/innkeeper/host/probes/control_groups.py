@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 
 from innkeeper.host.linux import command
-from innkeeper.host.linux.cgroup import CgroupTree
+from innkeeper.host.linux.cgroup import CgroupTree, Group
 from innkeeper.host.probes.check import Check, Findings
 
 MOUNT_FIX = "mount -t cgroup2 none /sys/fs/cgroup"
@@ -56,8 +55,17 @@ async def _live(tree: CgroupTree) -> None:
         await group.freeze(timeout_seconds=2)
         group.thaw()
     finally:
-        with contextlib.suppress(OSError):
-            group.thaw()  # SIGKILL reaches a frozen process only after the thaw
-        if sleeper is not None:
-            await command.end(sleeper)
-        await group.remove()
+        # A cancellation may arrive while this waits, too: the task goes on, and is waited for once more.
+        undoing = asyncio.ensure_future(_undo(group, sleeper))
+        try:
+            await asyncio.shield(undoing)
+        except asyncio.CancelledError:
+            await undoing
+            raise
+
+
+async def _undo(group: Group, sleeper: asyncio.subprocess.Process | None) -> None:
+    group.thaw()  # SIGKILL reaches a frozen process only after the thaw
+    if sleeper is not None:
+        await command.end(sleeper)
+    await group.remove()

@@ -26,6 +26,7 @@ MINIMUM_RELEASE = 20230101
 PLATFORMS = ("systrap", "ptrace")
 ROUNDS = 2
 RUN_SECONDS = 20
+KILL_ROUNDS = 200
 # A platform must be clearly faster to displace systrap, gVisor's own default: medians here drift by a tenth.
 ADVANTAGE = 0.9
 # At the pace of an API client, not back to back: what differs between the platforms is waking up.
@@ -183,19 +184,36 @@ async def _run_once(runsc: str, platform: str, bundle: Path, *, hide: bool) -> i
         answer = await command.run(argv, timeout_seconds=RUN_SECONDS)
         return int(answer.stdout)
     except BaseException:
-        # The sandbox and its gofer lead sessions of their own: killing runsc's group does not reach them.
-        _kill_all_with(os.fsencode(bundle))
-        await asyncio.sleep(0.05)  # until the kernel has torn down their mount namespaces, which hold the directory
+        await _kill_all_with(os.fsencode(bundle))
         raise
 
 
-def _kill_all_with(word: bytes) -> None:
+async def _kill_all_with(word: bytes) -> None:
+    """Kill every process that names the bundle, and wait until none is left.
+
+    The sandbox and its gofer lead sessions of their own: killing runsc's group does not reach them. Should a cancellation cut the
+    waiting short, they are killed all the same.
+    """
+    quiet = 0
+    for _ in range(KILL_ROUNDS):
+        # Twice, because a process that was being forked during the first look may not have shown.
+        quiet = 0 if _kill_once(word) else quiet + 1
+        if quiet == 2:
+            return
+        await asyncio.sleep(0.01)
+
+
+def _kill_once(word: bytes) -> bool:
+    """Kill what names `word` now; whether there was any. A zombie's command line is empty."""
+    found = False
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             if word in (entry / "cmdline").read_bytes():
+                found = True
                 os.kill(int(entry.name), signal.SIGKILL)
+    return found
 
 
 def _why(error: Exception) -> str:
