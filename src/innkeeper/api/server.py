@@ -25,6 +25,8 @@ from innkeeper.settings import Settings
 
 HEAD_MAX_BYTES = 64 << 10
 HEAD_DEADLINE_SECONDS = 20.0
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 4 << 20
 KEEP_ALIVE_SECONDS = 75
 GRACEFUL_SECONDS = 10
 BACKLOG = 1_024
@@ -37,6 +39,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = True
     _deadline: asyncio.TimerHandle | None = None
+    _refused = False
+    _discarded = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first request's head."""
@@ -50,12 +54,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, counting what belongs to a head that is not complete."""
+        if self._refused:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.transport.abort()
+            return
         if self._in_head:
             self._head_bytes += len(data)
             if self._deadline is None:
                 self._deadline = self.loop.call_later(HEAD_DEADLINE_SECONDS, self._too_slow)
         super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+        if self._in_head and self._head_bytes > HEAD_MAX_BYTES and not self._refused:
             self._refuse(431, "Request Header Fields Too Large", "The request's header is too large.")
 
     def on_headers_complete(self) -> None:
@@ -91,7 +100,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        # Closing with unread input makes the kernel send a reset, which would overtake the answer: so what still comes is read and dropped for a while.
+        self._refused = True
+        self.transport.write_eof()
+        self._stop_deadline()
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self._too_slow)
 
 
 class UnixSocketOperator:
