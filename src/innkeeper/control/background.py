@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # The bus has no event for a new host; looking costs nothing.
 LOOK_FOR_HOSTS_SECONDS = 0.5
 FIRST_ADOPTION_SECONDS = 15.0
+SETTLE_SECONDS = 0.1
 
 
 async def begin(control: Control) -> None:
@@ -35,6 +36,8 @@ async def begin(control: Control) -> None:
 
     async def write_behind() -> None:
         await wait_for_hint(control.later.hint, at_most_seconds=FLUSH_SECONDS)
+        # The request that gave the hint goes first: the writer thread would take the interpreter from it.
+        await asyncio.sleep(SETTLE_SECONDS)
         await control.later.flush(control)
 
     async def look_for_hosts() -> None:

@@ -165,7 +165,11 @@ async def delete(control: Control, principal: Principal, profile_id: UUID) -> No
         if store.delete(connection, profile_id):
             audit_events.insert(connection, audit.event(principal, "profile.delete", "profile", profile_id))
 
-    await control.database.write(remove)
+    try:
+        await control.database.write(remove)
+    except sa.exc.IntegrityError as error:
+        # A room that another process made at this moment, where the database lets writers meet.
+        raise ConflictError("The profile still has rooms") from error
     control.profiles.pop(profile_id, None)
     control.pools_hint.set()
 

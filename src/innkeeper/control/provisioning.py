@@ -196,18 +196,20 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
 
 async def _wait_for_other_process(control: Control, entry: Entry) -> Entry:
     """The room once the process that holds its lease has brought it up."""
-    async with asyncio.timeout(LEASE_SECONDS):
-        while True:
-            instance = await control.database.read(instances.get, entry.instance.id)
-            if instance is None or instance.state is InstanceState.DESTROYED:
-                control.rooms.remove(entry)
-                raise UnavailableError("The room was removed meanwhile")
-            entry.change(instance)
-            if instance.state is InstanceState.READY:
-                return entry
-            if instance.state is InstanceState.FAILED:
-                raise InstanceFailedError(instance.failure)
-            await asyncio.sleep(OTHER_PROCESS_POLL_SECONDS)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LEASE_SECONDS
+    while loop.time() < deadline:
+        instance = await control.database.read(instances.get, entry.instance.id)
+        if instance is None or instance.state is InstanceState.DESTROYED:
+            control.rooms.remove(entry)
+            raise UnavailableError("The room was removed meanwhile")
+        entry.change(instance)
+        if instance.state is InstanceState.READY:
+            return entry
+        if instance.state is InstanceState.FAILED:
+            raise InstanceFailedError(instance.failure)
+        await asyncio.sleep(OTHER_PROCESS_POLL_SECONDS)
+    raise UnavailableError("Another process did not bring the room up in time")
 
 
 async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> None:

@@ -6,6 +6,7 @@ made. It is woken by hints; the polling is a safety net.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -66,11 +67,19 @@ async def adopt(control: Control, host_id: UUID) -> None:
     await _resume(control, host_id)
     disks = (parse_uuid(str(disk)) for disk in answer["disks"])
     orphans = {*machines, *(disk for disk in disks if disk is not None)} - alive
-    for orphan in sorted(orphans):
-        log.warning("destroying a machine or disk that belongs to no room", instance_id=str(orphan))
+    await asyncio.gather(*(_destroy_orphan(control, host_id, orphan) for orphan in orphans))
+
+
+async def _destroy_orphan(control: Control, host_id: UUID, orphan: UUID) -> None:
+    log.warning("destroying a machine or disk that belongs to no room", instance_id=str(orphan))
+    try:
         await control.bus.request(
             host_id, DestroyMachine.verb, to_wire(DestroyMachine(orphan)), timeout_seconds=HOST_SECONDS
         )
+    except InnkeeperError as error:
+        # The next look tries again; the rooms of the host must not wait for it.
+        log.warning("an orphan could not be destroyed", instance_id=str(orphan), reason=error.message)
+    else:
         control.metrics.orphans_destroyed += 1
 
 

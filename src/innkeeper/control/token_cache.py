@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 from innkeeper.core.token import Principal
@@ -14,7 +15,8 @@ CACHE_MAX = 10_000
 class TokenCache:
     """Principals by token digest, for 30 seconds. A revocation in this process is seen at once, one elsewhere when the entry ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._principals: dict[bytes, tuple[float, Principal]] = {}
         # Counts revocations, so that a look-up that was under way during one is not kept.
         self.generation = 0
@@ -24,7 +26,7 @@ class TokenCache:
         found = self._principals.get(digest)
         if found is None:
             return None
-        if found[0] < time.monotonic():
+        if found[0] < self._clock():
             del self._principals[digest]
             return None
         return found[1]
@@ -35,7 +37,7 @@ class TokenCache:
             return
         if len(self._principals) >= CACHE_MAX:
             del self._principals[next(iter(self._principals))]
-        self._principals[digest] = (time.monotonic() + CACHE_SECONDS, principal)
+        self._principals[digest] = (self._clock() + CACHE_SECONDS, principal)
 
     def forget(self, token_id: UUID) -> None:
         """Drop a token that was revoked."""
