@@ -20,6 +20,8 @@ const (
 	spareDescriptor = 9
 	// A replacement costs a few milliseconds of a core: it waits until no command ended for that long.
 	spareDelay = 15 * time.Millisecond
+	// While a command runs, it also leaves that one alone at first; a long one must not keep the others from having a spare.
+	spareDelayRunning = 150 * time.Millisecond
 	// A pipe takes that much without blocking.
 	spareCommandBytes = 60 << 10
 )
@@ -104,14 +106,14 @@ func (s *spare) discard(t *Table) {
 	_ = t.children.Signal(s.child, syscall.SIGKILL, true)
 }
 
-// commandEnded plans a replacement; each further command puts it off.
-func (s *spares) commandEnded() {
+// plan puts a replacement in order; each further command that starts or ends puts it off.
+func (s *spares) plan(delay time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.timer == nil {
-		s.timer = time.AfterFunc(spareDelay, s.prepare)
+		s.timer = time.AfterFunc(delay, s.prepare)
 	} else {
-		s.timer.Reset(spareDelay)
+		s.timer.Reset(delay)
 	}
 }
 

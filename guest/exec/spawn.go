@@ -273,6 +273,7 @@ func (t *Table) launch(p *Process, request *Request) error {
 	if err != nil {
 		return err
 	}
+	t.spares.plan(spareDelayRunning)
 	var direct *plan
 	if request.Shell != nil {
 		direct = made.direct(*request.Shell)

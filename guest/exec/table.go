@@ -99,7 +99,7 @@ func (t *Table) overBudget() int64 {
 
 // ended is called with p's lock held.
 func (t *Table) ended(p *Process) {
-	t.spares.commandEnded()
+	t.spares.plan(spareDelay)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.over = append(t.over, p)

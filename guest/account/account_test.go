@@ -1,0 +1,32 @@
+package account
+
+import "testing"
+
+func TestLookup(t *testing.T) {
+	for _, name := range []string{"", "root", "0"} {
+		user, err := Lookup(name)
+		if err != nil || user.UID != 0 || user.Name != "root" || user.Home != "/root" {
+			t.Errorf("%q: %+v %v", name, user, err)
+		}
+	}
+	if user, err := Lookup("54321"); err != nil || user.UID != 54321 || user.GID != 54321 || user.Home != "/" {
+		t.Errorf("a number without an entry: %+v %v", user, err)
+	}
+	for _, name := range []string{"nosuch", "-1", "99999999999", "root:x"} {
+		if user, err := Lookup(name); err == nil {
+			t.Errorf("%q: %+v", name, user)
+		}
+	}
+}
+
+func TestGroupID(t *testing.T) {
+	if gid, err := GroupID("root"); err != nil || gid != 0 {
+		t.Error(gid, err)
+	}
+	if gid, err := GroupID("#77"); err != nil || gid != 77 {
+		t.Error(gid, err)
+	}
+	if _, err := GroupID("nosuch"); err == nil {
+		t.Error("found")
+	}
+}
