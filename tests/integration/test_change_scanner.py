@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -355,6 +355,39 @@ async def test_writes_through_an_open_descriptor_are_seen_without_a_close(scanne
             file.seek(0)
             file.write(b"2")
             assert await changes(scanner, guest) == [("modified", b"/log")]
+
+
+async def test_the_kernel_tells_that_nothing_changed(scanner: ChangeScanner, guest: Guest) -> None:
+    if not scanner.watch(guest.target.upper):
+        pytest.skip("this kernel has no perf counters of ext4's trace points")
+    (guest.root / "file").write_bytes(bytes(4096))
+    await scanner.baseline(guest.target)
+    assert await changes(scanner, guest) == []  # the baseline was written to the same disk, so this one scans
+    unscanned = await scanner.changes(guest.target, result=guest.next_result())
+    assert unscanned.scanned_entries == 0
+    file = guest.root / "file"
+    with file.open("r+b", buffering=0) as opened, mmap.mmap(opened.fileno(), 4096) as memory:
+        steps: list[Callable[[], object]] = [
+            lambda: opened.write(b"1"),
+            file.touch,
+            lambda: file.chmod(0o600),
+            lambda: os.chown(file, 1, 1),
+            lambda: file.rename(guest.root / "away"),
+            lambda: (guest.root / "away").rename(file),
+            memory.flush,
+            lambda: memory.__setitem__(0, 7),
+            (guest.root / "top").unlink,
+            lambda: shutil.rmtree(guest.root / "usr"),
+            lambda: (guest.root / "link").symlink_to("x"),
+        ]
+        for step in steps:
+            step()
+            found = await scanner.changes(guest.target, result=guest.next_result())
+            assert (found.total > 0) == (step != memory.flush)
+            while (await scanner.changes(guest.target, result=guest.next_result())).scanned_entries:
+                pass
+    scanner.unwatch(guest.target.upper)
+    assert (await scanner.changes(guest.target, result=guest.next_result())).scanned_entries > 0
 
 
 async def test_fifos_sockets_and_directories_are_not_listed(scanner: ChangeScanner, guest: Guest) -> None:

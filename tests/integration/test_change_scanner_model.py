@@ -192,6 +192,7 @@ async def live(
     agent: Path, target: ScanTarget, root: Path, history: list[list[tuple[str, str, str]]], dice: random.Random
 ) -> None:
     async with ChangeScanner.start(agent, uid=SCANNER_UID, gid=SCANNER_UID) as scanner:
+        scanner.watch(target.upper)
         before = look(root)
         for number, operations in enumerate(history):
             if number == 0:

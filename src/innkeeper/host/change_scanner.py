@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.host.change_result import ChangeSet, FileChange, read_changes
+from innkeeper.host.inode_changes import InodeChanges, find_event
 
 __all__ = ["ChangeScanError", "ChangeScanner", "ChangeSet", "FileChange", "ScanTarget", "read_changes"]
 
 _log = logging.getLogger(__name__)
 _LENGTH = struct.Struct(">I")
 _MAX_ANSWER_BYTES = 64 * 1024
+# A watched guest's counter is asked at every inode change of any: 101 of them made 3,000 files a third slower to create.
+_MAX_WATCHES = 128
 _CAPABILITIES = "-all,+dac_read_search"
 
 
@@ -75,6 +78,26 @@ class _Process:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
+@dataclass
+class _Watch:
+    changes: InodeChanges
+    # How it was before the last scan of which target against which baseline file: the same again needs no scan.
+    clean: tuple[int, ScanTarget, tuple[int, int]] | None = None
+
+    def note(self, count: int | None, target: ScanTarget) -> None:
+        self.clean = None if count is None else (count, target, _identity(target.baseline))
+
+    def is_clean(self, count: int | None, target: ScanTarget, *, result: Path) -> bool:
+        """Whether a scan for a new result would find nothing."""
+        if count is None or self.clean is None or self.clean[:2] != (count, target):
+            return False
+        try:
+            same_device = target.upper.stat().st_dev == self.changes.device
+        except OSError:
+            return False
+        return same_device and self.clean[2] == _identity(target.baseline) and not result.exists()
+
+
 class ChangeScanner:
     """A client of the scanner process, which is started at once and again whenever it is gone."""
 
@@ -85,6 +108,8 @@ class ChangeScanner:
         self._starting = asyncio.Lock()
         self._current: _Process | None = None
         self._last_id = 0
+        self._event: int | None = None
+        self._watches: dict[Path, _Watch] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -101,8 +126,14 @@ class ChangeScanner:
             scanner = cls(command, tasks, deadline_seconds=deadline_seconds)
             try:
                 await scanner._ask({"op": "hello"})
+                try:
+                    scanner._event = find_event()
+                except (OSError, ValueError) as error:
+                    _log.info("the kernel cannot tell that nothing changed, every command is scanned: %s", error)
                 yield scanner
             finally:
+                for upper in list(scanner._watches):
+                    scanner.unwatch(upper)
                 if scanner._current is not None:
                     scanner._current.end("the scanner was stopped")
 
@@ -111,9 +142,35 @@ class ChangeScanner:
         """The process that would serve the next request, if it is running."""
         return self._current.process.pid if self._current is not None and self._current.alive else None
 
+    def watch(self, upper: Path) -> bool:
+        """Have the kernel count changes on the ext4 file system that holds `upper`; scans without any are then saved.
+
+        Whether it can. Costs a descriptor per CPU. Call `unwatch` before the file system is unmounted, or changed by any
+        other means than this mount.
+        """
+        if upper in self._watches:
+            return True
+        if self._event is None or len(self._watches) >= _MAX_WATCHES:
+            return False
+        try:
+            self._watches[upper] = _Watch(InodeChanges(upper, event=self._event))
+        except OSError as error:
+            _log.info("changes below %s are not counted: %s", upper, error)
+            return False
+        return True
+
+    def unwatch(self, upper: Path) -> None:
+        """Stop counting; nothing happens where nothing was counted."""
+        watch = self._watches.pop(upper, None)
+        if watch is not None:
+            watch.changes.close()
+
     async def baseline(self, target: ScanTarget) -> int:
         """How many entries the upper directory holds, which from now on count as known. Raises `ChangeScanError`."""
+        watch, count = self._count(target)
         answer = await self._ask({"op": "baseline", **_describe(target)})
+        if watch is not None:
+            watch.note(count, target)
         return int(answer["scanned"])
 
     async def changes(self, target: ScanTarget, *, result: Path, limit: int = 1000) -> ChangeSet:
@@ -122,7 +179,12 @@ class ChangeScanner:
         `result` is a path of its own for every command, on the baseline's file system, in a directory that the scanner
         may write; asking again with the same one gives the same rows. Without changes no file is made. Raises `ChangeScanError`.
         """
+        watch, count = self._count(target)
+        if watch is not None and watch.is_clean(count, target, result=result):
+            return ChangeSet(total=0, rows=(), scanned_entries=0, duration_us=0)
         answer = await self._ask({"op": "changes", **_describe(target), "result": str(result)})
+        if watch is not None and answer["scanned"]:  # an earlier result that was asked for again is no scan
+            watch.note(count, target)
         total = int(answer["total"])
         rows: tuple[FileChange, ...] = ()
         if total:
@@ -133,6 +195,10 @@ class ChangeScanner:
         return ChangeSet(
             total=total, rows=rows, scanned_entries=int(answer["scanned"]), duration_us=int(answer["duration_us"])
         )
+
+    def _count(self, target: ScanTarget) -> tuple[_Watch | None, int | None]:
+        watch = self._watches.get(target.upper)
+        return watch, None if watch is None else watch.changes.count()
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         process = await self._running()
@@ -171,6 +237,14 @@ class ChangeScanner:
                 self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))
             return self._current
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def _has_exited(pidfd: int) -> bool:
