@@ -38,9 +38,13 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 RESTART_SECONDS = 1.0
 INSIDE = Path("/mnt")
-# $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only.
+# $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
+# the namespace begins with are dropped: they would keep disks busy for as long as the API runs.
 ENTER = """
 set -e
+awk '$1 == "overlay" || $1 ~ "^/dev/loop" {print $2}' /proc/self/mounts | sort -r | while read -r target; do
+    umount -l "$(printf %b "$target")" || true
+done
 mount -t tmpfs -o size=64k,mode=755 none /mnt
 mkdir /mnt/venv /mnt/src /mnt/api
 mount --bind "$1" /mnt/venv

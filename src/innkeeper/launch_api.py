@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from innkeeper.store.database import open_database
 
 log = structlog.stdlib.get_logger(__name__)
 
+STOP_SECONDS = 12.0
+
 
 def main() -> None:
     """Run until SIGTERM or until the daemon goes away. Arguments: the bus's descriptor and the ready pipe's."""
@@ -38,6 +41,18 @@ async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int) -> Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    work = loop.create_task(_serve(settings, bus_end, ready_fd, stop))
+    stopped = loop.create_task(stop.wait())
+    await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    # The server finishes its requests; whatever else is under way when the time is over, a start that hangs included, is cancelled.
+    await asyncio.wait([work], timeout=STOP_SECONDS)
+    work.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+
+
+async def _serve(settings: Settings, bus_end: socket.socket, ready_fd: int, stop: asyncio.Event) -> None:
     database = await open_database(settings.database_url or f"sqlite:///{settings.api_dir / 'innkeeper.db'}")
     try:
         async with socketpair_bus(bus_end) as bus:

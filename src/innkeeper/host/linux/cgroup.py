@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,14 +76,18 @@ class Group(ABC):
     def _signal_all(self) -> None:
         """SIGKILL everything in the group once."""
 
+    def everywhere(self) -> list[Path]:
+        """`directories`, and where else a runtime may have made the group."""
+        return self.directories()
+
     def exists(self) -> bool:
         """Whether the group is there in any hierarchy."""
-        return any(directory.is_dir() for directory in self.directories())
+        return any(directory.is_dir() for directory in self.everywhere())
 
     def children(self) -> list[str]:
         """The names of the groups directly below, over all hierarchies."""
         names: set[str] = set()
-        for directory in self.directories():
+        for directory in self.everywhere():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 names.update(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
         return sorted(names)
@@ -118,7 +122,7 @@ class Group(ABC):
     async def remove(self, *, timeout_seconds: float = 5) -> None:
         """Remove the group and those below it, again while they are busy. Raises OSError when they stay busy."""
         deadline = time.monotonic() + timeout_seconds
-        for directory in self.directories():
+        for directory in self.everywhere():
             for below in reversed(list(_tree(directory))):
                 while True:
                     try:
@@ -137,13 +141,18 @@ class Group(ABC):
 class GroupV1(Group):
     """A group on version 1: the same path in each hierarchy that has one of our controllers."""
 
-    def __init__(self, mounts: Mapping[str, Path], path: str) -> None:
+    def __init__(self, mounts: Mapping[str, Path], path: str, others: Sequence[Path] = ()) -> None:
         super().__init__(path)
         self._mounts = mounts
+        self._others = others
 
     def child(self, name: str) -> "GroupV1":
         """See Group."""
-        return GroupV1(self._mounts, f"{self.path}/{name}")
+        return GroupV1(self._mounts, f"{self.path}/{name}", self._others)
+
+    def everywhere(self) -> list[Path]:
+        """See Group. runsc makes a guest's group in every hierarchy of the host, whether it limits anything there or not."""
+        return [*self.directories(), *(mount / self.path[1:] for mount in self._others)]
 
     def directories(self) -> list[Path]:
         """See Group."""
@@ -315,6 +324,8 @@ class CgroupTree:
     version: int
     mounts: Mapping[str, Path]
     """Version 1: controller -> mount point. Version 2: the key is `unified`."""
+    others: tuple[Path, ...] = ()
+    """Version 1: hierarchies without any of our controllers."""
 
     @classmethod
     def detect(cls, mounts: Iterable[Mount] | None = None) -> "CgroupTree":
@@ -323,15 +334,21 @@ class CgroupTree:
         A hybrid host, whose version 2 side carries none of our controllers, counts as version 1.
         """
         unified: Path | None = None
+        others: list[Path] = []
         by_controller: dict[str, Path] = {}
         for mount in all_mounts() if mounts is None else mounts:
             if mount.fstype == "cgroup":
-                for name in mount.super_options.intersection(CONTROLLERS_V1):
+                ours = mount.super_options.intersection(CONTROLLERS_V1)
+                for name in ours:
                     by_controller.setdefault(name, Path(mount.target))
+                if not ours:
+                    others.append(Path(mount.target))
             elif mount.fstype == "cgroup2" and unified is None:
                 unified = Path(mount.target)
         if by_controller:
-            return cls(1, {name: by_controller[name] for name in CONTROLLERS_V1 if name in by_controller})
+            return cls(
+                1, {name: by_controller[name] for name in CONTROLLERS_V1 if name in by_controller}, tuple(others)
+            )
         if unified is None:
             raise OSError(errno.ENOENT, "no control group file system is mounted")
         return cls(2, {"unified": unified})
@@ -349,7 +366,7 @@ class CgroupTree:
 
     def group(self, path: str) -> Group:
         """The group at `path`, as in an OCI specification's `cgroupsPath`; makes nothing."""
-        return GroupV1(self.mounts, path) if self.version == 1 else GroupV2(self.mounts["unified"], path)
+        return GroupV1(self.mounts, path, self.others) if self.version == 1 else GroupV2(self.mounts["unified"], path)
 
 
 def quota_us(cores: float) -> int:
