@@ -169,6 +169,30 @@ func TestExitComesBeforeABackgroundWritersEnd(t *testing.T) {
 	}
 }
 
+func TestWhatTheLeaderWroteComesBeforeItsExit(t *testing.T) {
+	_, verbs := start(t)
+	h := linktest.New(t, verbs)
+	calls := make([]*linktest.Call, 40)
+	for index := range calls {
+		calls[index] = h.Open(shell("sleep 0.5 & head -c 60000 /dev/zero; kill -9 $$"))
+	}
+	for _, call := range calls {
+		received := 0
+		for {
+			frame := call.Next()
+			if frame.Kind == link.Data {
+				received += len(frame.Payload)
+			}
+			if frame.Kind == link.Message && strings.Contains(string(frame.Payload), "exited") {
+				break
+			}
+		}
+		if received != 60000 {
+			t.Errorf("%d bytes before the exit", received)
+		}
+	}
+}
+
 func TestExitAndResultComeTogether(t *testing.T) {
 	_, verbs := start(t)
 	outcome := linktest.New(t, verbs).Do(shell("exit 0"))
