@@ -1,0 +1,276 @@
+"""A control side over a real database and a real bus, with a host at the other end that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic import TypeAdapter
+
+from innkeeper.bus.contract import Data, End, Handler, ServerCall
+from innkeeper.bus.in_process import in_process_bus
+from innkeeper.control import organizations, tokens
+from innkeeper.control.context import Control, build_control
+from innkeeper.core import host_verbs as verbs
+from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.token import Organization, Principal
+from innkeeper.errors import ExecutionNotFoundError, FileMissingError, InnkeeperError, InstanceNotFoundError
+from innkeeper.settings import Settings
+from innkeeper.store.database import open_database
+
+STEPS = ("network_allocated", "ftap_created", "image_generated", "vm_started", "vm_booted", "ready")
+
+
+class ScriptedHost:
+    """The bus peer of the control side: speaks the verbs, validates like the daemon, runs nothing. Tests set what it answers."""
+
+    def __init__(self) -> None:
+        self.id = uuid4()
+        self.machines: dict[UUID, dict[str, Any]] = {}
+        self.disks: set[UUID] = set()
+        self.files: dict[tuple[UUID, str], bytes] = {}
+        self.asked: list[Any] = []
+        self.pools: list[verbs.SetPools] = []
+        self.images = [
+            Image(name, ImageStatus.READY, digest=f"d-{name}", user="user", env={"LANG": "C"}, tools=("python 3.11",))
+            for name in ("base", "python-data-science", "node")
+        ]
+        self.ensure_error: InnkeeperError | None = None
+        self.destroy_error: InnkeeperError | None = None
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.output = [b"hello\n"]
+        self.result: dict[str, Any] = {}
+        self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
+
+    def count(self, verb: type[Any]) -> int:
+        return sum(isinstance(request, verb) for request in self.asked)
+
+    def publish(self, event: dict[str, Any]) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(event)
+
+    def handlers(self) -> dict[str, Handler]:
+        def bind(verb: type[Any], answer: Callable[[Any, ServerCall], Any]) -> Handler:
+            adapter = TypeAdapter(verb)
+
+            async def handler(call: ServerCall) -> dict[str, Any]:
+                known = {f.name for f in dataclasses.fields(verb)} | {"verb"}
+                assert call.params.keys() <= known
+                request = adapter.validate_python({k: v for k, v in call.params.items() if k != "verb"})
+                self.asked.append(request)
+                result: dict[str, Any] = await answer(request, call)
+                return result
+
+            return handler
+
+        return {
+            verb.verb: bind(verb, answer)
+            for verb, answer in (
+                (verbs.EnsureMachine, self._ensure),
+                (verbs.DestroyMachine, self._destroy),
+                (verbs.ListMachines, self._list),
+                (verbs.Execute, self._execute),
+                (verbs.ReadOutput, self._read_output),
+                (verbs.ReadFilesChanged, self._files_changed),
+                (verbs.ReadFile, self._read_file),
+                (verbs.StatFile, self._stat),
+                (verbs.WriteFile, self._write_file),
+                (verbs.ListFiles, self._list_files),
+                (verbs.SetPools, self._set_pools),
+                (verbs.ListImages, self._list_images),
+                (verbs.HostStatus, self._status),
+                (verbs.WatchHost, self._watch),
+            )
+        }
+
+    async def _ensure(self, request: verbs.EnsureMachine, call: ServerCall) -> dict[str, Any]:
+        trace = [{"step": step, "at_ms": float(at)} for at, step in enumerate(STEPS)]
+        for step in trace[:3]:
+            await call.send_message(step)
+        await self.hold.wait()
+        if self.ensure_error is not None:
+            raise self.ensure_error
+        self.machines.setdefault(
+            request.instance_id,
+            {
+                "instance_id": str(request.instance_id),
+                "ready": True,
+                "frozen": False,
+                "idle_seconds": 0.0,
+                "user_processes": 0,
+                "memory_mb": request.shape.memory_mb,
+                "failure": None,
+            },
+        )
+        self.disks.add(request.instance_id)
+        isolation = {"level": "gvisor", "driver": "gvisor", "platform": "systrap", "reason": "measured"}
+        return {"boot_trace": trace, "isolation": isolation, "claimed": True}
+
+    async def _destroy(self, request: verbs.DestroyMachine, call: ServerCall) -> dict[str, Any]:
+        await self.hold.wait()
+        if self.destroy_error is not None:
+            raise self.destroy_error
+        self.machines.pop(request.instance_id, None)
+        self.disks.discard(request.instance_id)
+        return {}
+
+    async def _list(self, request: verbs.ListMachines, call: ServerCall) -> dict[str, Any]:
+        return {"machines": list(self.machines.values()), "disks": [str(disk) for disk in self.disks]}
+
+    def _there(self, instance_id: UUID) -> None:
+        if instance_id not in self.machines:
+            raise InstanceNotFoundError
+
+    async def _execute(self, request: verbs.Execute, call: ServerCall) -> dict[str, Any]:
+        self._there(request.instance_id)
+        if request.stdin:
+            async for event in call.events():
+                if isinstance(event, Data):
+                    await call.send_data(event.data)
+        for piece in self.output:
+            await call.send_data(piece)
+        return {
+            "exit_code": 0,
+            "signal": None,
+            "timed_out": False,
+            "duration_ms": 1.5,
+            "output_bytes": sum(map(len, self.output)),
+            "output_truncated": False,
+            "files_changed": [{"path": "/tmp/a", "status": "created", "size": 1, "mime_type": "text/plain"}],
+            "files_changed_total": 1,
+            "files_changed_truncated": False,
+            **self.result,
+        }
+
+    async def _read_output(self, request: verbs.ReadOutput, call: ServerCall) -> dict[str, Any]:
+        if request.execution_id not in {r.execution_id for r in self.asked if isinstance(r, verbs.Execute)}:
+            raise ExecutionNotFoundError
+        whole = b"".join(self.output)
+        data = whole[request.offset : request.offset + request.limit]
+        head = {"offset": request.offset, "total_bytes": len(whole), "gap": None, "ended": True, "exit_code": 0}
+        await call.send_message(head)
+        await call.send_data(data)
+        return {"next_offset": request.offset + len(data)}
+
+    async def _files_changed(self, request: verbs.ReadFilesChanged, call: ServerCall) -> dict[str, Any]:
+        row = {"path": "/tmp/a", "status": "created", "size": 1, "mime_type": None}
+        return {"files_changed": [row], "total": 1, "next_cursor": None}
+
+    def _file(self, instance_id: UUID, path: str) -> bytes:
+        self._there(instance_id)
+        if (instance_id, path) not in self.files:
+            raise FileMissingError
+        return self.files[instance_id, path]
+
+    async def _read_file(self, request: verbs.ReadFile, call: ServerCall) -> dict[str, Any]:
+        data = self._file(request.instance_id, request.path)
+        await call.send_message({"size": len(data), "mtime_ns": 1, "mime": "text/plain"})
+        end = len(data) if request.length is None else request.offset + request.length
+        await call.send_data(data[request.offset : end])
+        return {"bytes": len(data[request.offset : end])}
+
+    async def _stat(self, request: verbs.StatFile, call: ServerCall) -> dict[str, Any]:
+        size = len(self._file(request.instance_id, request.path))
+        return {"type": "file", "size": size, "mode": 0o644, "uid": 1, "gid": 1, "mtime_ns": 1, "target": None}
+
+    async def _write_file(self, request: verbs.WriteFile, call: ServerCall) -> dict[str, Any]:
+        self._there(request.instance_id)
+        pieces = []
+        ended = False
+        async for event in call.events():
+            if isinstance(event, Data):
+                pieces.append(event.data)
+            elif isinstance(event, End):
+                ended = True
+        assert ended
+        created = (request.instance_id, request.path) not in self.files
+        self.files[request.instance_id, request.path] = b"".join(pieces)
+        return {"bytes": sum(map(len, pieces)), "created": created}
+
+    async def _list_files(self, request: verbs.ListFiles, call: ServerCall) -> dict[str, Any]:
+        self._there(request.instance_id)
+        names = sorted(path.rsplit("/", 1)[1] for instance_id, path in self.files if instance_id == request.instance_id)
+        rows = [{"name": name, "type": "file", "size": 1, "mode": 0o644, "mtime_ns": 1} for name in names]
+        return {"entries": rows, "next_cursor": None}
+
+    async def _set_pools(self, request: verbs.SetPools, call: ServerCall) -> dict[str, Any]:
+        self.pools.append(request)
+        return {}
+
+    async def _list_images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:
+        return {"images": [dataclasses.asdict(image) for image in self.images], "agent_version": "1"}
+
+    async def _status(self, request: verbs.HostStatus, call: ServerCall) -> dict[str, Any]:
+        return {"host_id": str(self.id), "name": "scripted", "driver": "gvisor", "isolation_level": "gvisor"}
+
+    async def _watch(self, request: verbs.WatchHost, call: ServerCall) -> dict[str, Any]:
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            while True:
+                await call.send_message(await queue.get())
+        finally:
+            self._watchers.discard(queue)
+
+
+class World:
+    """One server: its directory, its host, and the control side that runs over them now."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.host = ScriptedHost()
+        self.settings = Settings(home=home, room_wait_seconds=5)
+        self.control: Control
+        self.first_token: str | None = None
+
+    @asynccontextmanager
+    async def running(self, **settings: Any) -> AsyncIterator[Control]:
+        """The server from start to end; more than one at a time share the database."""
+        chosen = self.settings.model_copy(update=settings)
+        database = await open_database(f"sqlite:///{self.home}/innkeeper.db")
+        try:
+            async with in_process_bus(self.host.id, self.host.handlers()) as bus:
+                control = build_control(chosen, database, bus)
+                first = await organizations.bootstrap(control)
+                self.first_token = self.first_token or first
+                await control.start()
+                try:
+                    yield control
+                finally:
+                    await control.close()
+        finally:
+            await database.close()
+
+    @property
+    def me(self) -> Principal:
+        """The first token's principal."""
+        assert self.control.default_organization_id is not None
+        return Principal(self.control.default_organization_id, uuid4(), tokens.DEFAULT_SCOPES, "token:test")
+
+    @property
+    def operator(self) -> Principal:
+        return tokens.operator_principal(self.control)
+
+    async def stranger(self) -> Principal:
+        """Someone of another organization."""
+        organization: Organization = await organizations.create(self.control, self.operator, f"o{uuid4().hex[:8]}")
+        return Principal(organization.id, uuid4(), tokens.DEFAULT_SCOPES, "token:stranger")
+
+    def profile_id(self, name: str = "base", *, of: Principal | None = None) -> UUID:
+        owner = (of or self.me).organization_id
+        return next(
+            stored.profile.id
+            for stored in self.control.profiles.values()
+            if stored.profile.name == name and stored.profile.organization_id == owner
+        )
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)
