@@ -23,7 +23,7 @@ var alike = []string{
 	"exit 300",
 	"kill -TERM $$",
 	"(exit 3); echo $?",
-	"readlink /proc/$$/fd/9; ls /proc/$$/fd | tr '\\n' ' '",
+	"readlink /proc/$$/fd/9; cd /proc/$$/fd; echo *",
 	"trap 'echo bye' EXIT; echo here",
 	"cat <<EOF\nword\nEOF",
 	"env | grep -v '^_=' | sort",

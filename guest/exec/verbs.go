@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"innkeeper/guest/link"
 	"innkeeper/guest/terminal"
@@ -107,16 +106,6 @@ func (p *Process) obey(message json.RawMessage) {
 	if order.Resize != nil {
 		p.resize(*order.Resize)
 	}
-}
-
-// waiting is the number of bytes in a pipe or terminal.
-func waiting(descriptor int) int {
-	const fionread = 0x541b
-	var count int32
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(descriptor), fionread, uintptr(unsafe.Pointer(&count))); errno != 0 {
-		return 0
-	}
-	return int(count)
 }
 
 // RunQuietly runs a shell line as the default user and waits for its end; its output is dropped.
