@@ -162,7 +162,7 @@ async def test_a_runsc_that_hangs_is_killed_with_everything_it_started(
     hanging = tmp_path / "runsc"
     # As the real one: a child in a session of its own that names the bundle and outlives its parent.
     hanging.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exec echo runsc version release-20260101.0\nsetsid sh -c "sleep 60" "$@" &\nsleep 60\n'
+        '#!/bin/sh\n[ "$1" = --version ] && exec echo runsc version release-20260101.0\nsetsid python3 -c "import time; time.sleep(60)" "$@" &\nsleep 60\n'
     )
     hanging.chmod(0o755)
     findings = await sandbox.probe_sandbox(str(hanging), "systrap")
@@ -184,7 +184,7 @@ async def test_cancelling_at_any_moment_leaves_nothing(after_ms: int, tmp_path: 
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    await asyncio.sleep(0.1)  # the loop closes the pipes of killed commands a few turns later
+    await asyncio.sleep(0.1)  # the loop closes the pipes of killed commands when their last holder has died
 
 
 async def test_a_killed_helper_takes_its_mounts_along(tmp_path: Path) -> None:
