@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.integration.mounted_root import mounted_root
 
 from innkeeper.host.disks import rootfs
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.disk_template import can_reflink, reflink
-from innkeeper.host.disks.rootfs import DiskPlan, instance_disk
+from innkeeper.host.disks.rootfs import DiskPlan
 from innkeeper.host.linux import mounts
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -39,7 +40,7 @@ def plan(tmp_path: Path) -> DiskPlan:
 
 
 async def test_a_root_is_the_image_with_the_disk_above(pool: DiskPool, plan: DiskPlan) -> None:
-    async with instance_disk(pool, plan) as disk:
+    async with mounted_root(pool, plan) as disk:
         assert (disk.created, disk.adopted) == (True, False)
         assert (disk.root / "etc/motd").read_text() == "from the image"
         (disk.root / "etc/motd").write_text("changed")
@@ -52,10 +53,10 @@ async def test_a_root_is_the_image_with_the_disk_above(pool: DiskPool, plan: Dis
 
 
 async def test_the_disk_is_kept_and_found_again(pool: DiskPool, plan: DiskPlan) -> None:
-    async with instance_disk(pool, plan) as disk:
+    async with mounted_root(pool, plan) as disk:
         (disk.root / "kept").write_text("x")
         (disk.root / "etc/motd").unlink()
-    async with instance_disk(pool, plan) as disk:
+    async with mounted_root(pool, plan) as disk:
         assert not disk.created
         assert (disk.root / "kept").read_text() == "x"
         assert not (disk.root / "etc/motd").exists()
@@ -64,41 +65,39 @@ async def test_the_disk_is_kept_and_found_again(pool: DiskPool, plan: DiskPlan) 
     assert pool.disks() == {}
 
 
-async def test_a_failed_start_removes_its_new_disk_but_never_an_old_one(pool: DiskPool, plan: DiskPlan) -> None:
-    with pytest.raises(RuntimeError):
-        async with instance_disk(pool, plan):
-            raise RuntimeError
-    assert pool.disks() == {}
-    async with instance_disk(pool, plan):
-        pass
-    with pytest.raises(RuntimeError):
-        async with instance_disk(pool, plan):
-            raise RuntimeError
+async def test_a_failed_mount_removes_its_new_disk_but_never_an_old_one(
+    pool: DiskPool, plan: DiskPlan, tmp_path: Path
+) -> None:
+    broken = DiskPlan(plan.name, plan.size_mib, (tmp_path / "no such layer",), plan.mount_directory)
+    async with mounted_root(pool, plan) as disk:
+        (disk.root / "kept").write_text("x")
+    with pytest.raises(FileNotFoundError):
+        await rootfs.mount_root(pool, broken)
     assert pool.disks().keys() == {plan.name}
+    async with mounted_root(pool, plan) as disk:
+        assert (disk.root / "kept").read_text() == "x"
 
 
 async def test_a_root_that_cannot_be_mounted_leaves_nothing(pool: DiskPool, plan: DiskPlan, tmp_path: Path) -> None:
     broken = DiskPlan(plan.name, plan.size_mib, (tmp_path / "no such layer",), plan.mount_directory)
     with pytest.raises(FileNotFoundError):
-        async with instance_disk(pool, broken):
+        async with mounted_root(pool, broken):
             pass
     assert not plan.mount_directory.exists()
     assert pool.disks() == {}
 
 
 async def test_what_a_former_daemon_left_mounted_is_taken_over(pool: DiskPool, plan: DiskPlan) -> None:
-    former = instance_disk(pool, plan)
-    (await former.__aenter__()).root.joinpath("kept").write_text("x")
-    async with instance_disk(pool, plan) as disk:
+    (await rootfs.mount_root(pool, plan)).root.joinpath("kept").write_text("x")
+    async with mounted_root(pool, plan) as disk:
         assert disk.adopted
         assert (disk.root / "kept").read_text() == "x"
-    # The former daemon's own release finds it gone, which is fine; so does anybody's.
-    await former.__aexit__(None, None, None)
+    # A second release finds it gone, which is fine.
     await rootfs.release(plan.mount_directory)
 
 
 async def test_a_busy_root_goes_when_its_last_user_does(pool: DiskPool, plan: DiskPlan, tmp_path: Path) -> None:
-    async with instance_disk(pool, plan) as disk:
+    async with mounted_root(pool, plan) as disk:
         held = (disk.root / "open").open("w")
     assert mounts.mounts_under(plan.mount_directory) == []
     held.close()
@@ -108,7 +107,7 @@ async def test_the_size_of_a_disk_is_a_hard_quota(pool: DiskPool) -> None:
     lower = pool.directory / "lower"
     lower.mkdir()
     plan = DiskPlan("small", 64, (lower,), pool.directory.parent / "mounts" / "small")
-    async with instance_disk(pool, plan) as disk:
+    async with mounted_root(pool, plan) as disk:
         with pytest.raises(OSError) as failure, (disk.root / "big").open("wb", buffering=0) as file:
             for _ in range(70):
                 file.write(bytes(1 << 20))

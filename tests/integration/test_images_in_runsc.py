@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.integration.mounted_root import mounted_root
 
 from innkeeper.host.disks.disk_pool import open_pool
 from innkeeper.host.disks.image_store import ImageStore
-from innkeeper.host.disks.rootfs import DiskPlan, InstanceDisk, instance_disk
+from innkeeper.host.disks.rootfs import DiskPlan, InstanceDisk
 
 sys.path.insert(0, str(Path(__file__).parent))
 import image_fixture
@@ -47,7 +48,7 @@ async def guest(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
     assert record is not None
     pool = await open_pool(tmp_path, size_mib=4096)
     plan = DiskPlan("guest", 1024, (store.mount(record.digest),), tmp_path / "mounts" / "guest")
-    async with instance_disk(pool, plan) as disk:
+    async with mounted_root(pool, plan) as disk:
         yield lambda line: run(tmp_path, disk, record.env, line)
     await store.unmount_all()
     await pool.close()

@@ -16,11 +16,11 @@ from uuid import UUID
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape
 from innkeeper.core.instance import BootStep, InstanceState
-from innkeeper.errors import GuestError, InnkeeperError
+from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
-from innkeeper.host.disks.rootfs import DiskPlan, instance_disk
+from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
 from innkeeper.host.drivers.contract import Driver, MachinePlan
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.mounts import is_mounted
@@ -96,6 +96,9 @@ class MachineBuilder:
 
         Raises the typed error of the step that failed; nothing is left then (an existing disk stays).
         """
+        if disk is not None and not self._disks.disk_path(disk).exists():
+            # An empty disk in its place would look like a room that lost everything.
+            raise InstanceFailedError("The instance's disk is not on this host any more")
         machine_id = secrets.token_hex(8)
         state_dir = self._directories.machines / machine_id
         async with AsyncExitStack() as stack:
@@ -110,12 +113,14 @@ class MachineBuilder:
             )
             record.save(state_dir)
             stack.push_async_callback(self._release_disk, record)
-            rootfs = await stack.enter_async_context(instance_disk(self._disks, self._disk_plan(record)))
+            plan = self._disk_plan(record)
+            rootfs = await mount_root(self._disks, plan)
+            stack.push_async_callback(release, plan.mount_directory)
             steps.stamp(InstanceState.IMAGE_GENERATED)
             endpoint = GuestEndpoint(state_dir / "link")
             await endpoint.listen()
             stack.push_async_callback(endpoint.close, remove=True)
-            plan = MachinePlan(
+            machine_plan = MachinePlan(
                 machine_id=machine_id,
                 rootfs=rootfs.root,
                 netns=slot.netns_path,
@@ -125,7 +130,7 @@ class MachineBuilder:
                 memory_mb=shape.memory_mb,
                 vcpu_count=shape.vcpu_count,
             )
-            running = await self._driver.start(plan)
+            running = await self._driver.start(machine_plan)
             stack.push_async_callback(self._driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
             await endpoint.link(timeout_seconds=LINK_SECONDS)
@@ -156,7 +161,9 @@ class MachineBuilder:
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
             stack.push_async_callback(self._network.release, slot)
             stack.push_async_callback(self._release_disk, record)
-            rootfs = await stack.enter_async_context(instance_disk(self._disks, self._disk_plan(record)))
+            plan = self._disk_plan(record)
+            rootfs = await mount_root(self._disks, plan)
+            stack.push_async_callback(release, plan.mount_directory)
             endpoint = GuestEndpoint(state_dir / "link")
             await endpoint.listen()
             stack.push_async_callback(endpoint.close, remove=True)

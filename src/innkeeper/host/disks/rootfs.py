@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,12 +92,13 @@ class InstanceDisk:
     steps_ms: dict[str, float] = field(default_factory=dict)
 
 
-@contextlib.asynccontextmanager
-async def instance_disk(pool: DiskPool, plan: DiskPlan) -> AsyncIterator[InstanceDisk]:
-    """Make, or find, the disk of an instance and mount its root; unmounted at the end, while the disk is kept.
+async def mount_root(pool: DiskPool, plan: DiskPlan) -> InstanceDisk:
+    """Make, or find, the disk of an instance and mount its root; `release` unmounts it, and the disk stays.
 
-    A disk that was created here is removed again when the body raises, so a start that failed leaves nothing. What a
+    A disk that was created here is removed again when mounting fails, so a start that failed leaves nothing. What a
     former daemon left mounted is taken over as it is. Raises ValueError (plan), OSError, CommandFailed.
+
+    Not a context manager: a guest outlives the daemon, and a generator's cleanup would run when the interpreter ends.
     """
     options = plan.overlay.options()
     adopted = mounts.is_mounted(plan.overlay.target)
@@ -112,19 +113,17 @@ async def instance_disk(pool: DiskPool, plan: DiskPlan) -> AsyncIterator[Instanc
                 for directory in (plan.overlay.upper, plan.overlay.work, plan.overlay.target):
                     directory.mkdir(exist_ok=True, mode=0o755)
                 mounts.mount("overlay", plan.overlay.target, "overlay", OVERLAY_FLAGS, options)
-        yield InstanceDisk(
-            root=plan.overlay.target,
-            upper=plan.overlay.upper,
-            disk=plan.mount_directory / "disk",
-            created=created,
-            adopted=adopted,
-            steps_ms=steps,
-        )
     except BaseException:
         await asyncio.shield(_discard(pool, plan) if created else release(plan.mount_directory))
         raise
-    else:
-        await release(plan.mount_directory)
+    return InstanceDisk(
+        root=plan.overlay.target,
+        upper=plan.overlay.upper,
+        disk=plan.mount_directory / "disk",
+        created=created,
+        adopted=adopted,
+        steps_ms=steps,
+    )
 
 
 async def release(mount_directory: Path) -> None:
