@@ -44,6 +44,8 @@ class ScriptedHost:
         self.destroy_error: InnkeeperError | None = None
         self.hold = asyncio.Event()
         self.hold.set()
+        self.hold_execute = asyncio.Event()
+        self.hold_execute.set()
         self.output = [b"hello\n"]
         self.result: dict[str, Any] = {}
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
@@ -133,6 +135,7 @@ class ScriptedHost:
             async for event in call.events():
                 if isinstance(event, Data):
                     await call.send_data(event.data)
+        await self.hold_execute.wait()
         for piece in self.output:
             await call.send_data(piece)
         return {

@@ -16,7 +16,7 @@ from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from scripted_host import World  # noqa: E402
+from scripted_host import World
 
 
 @dataclass

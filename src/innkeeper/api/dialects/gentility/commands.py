@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -27,6 +28,7 @@ from innkeeper.ids import parse_uuid
 # A command is a kernel argument (128 KiB at most); the rest of this is stdin.
 COMMAND_BODY_MAX_BYTES = 4 << 20
 FILES_CHANGED_PAGE = 1_000
+CHUNKS_PER_TURN = 32
 
 
 async def run_command(call: RoomCall) -> None:
@@ -51,11 +53,21 @@ async def run_command(call: RoomCall) -> None:
         return
     async with cancelled_on_disconnect(call.receive), started as execution:
         kept = bytearray()
-        async for chunk in execution.output:
+        async for chunk in _in_turns(execution.output):
             kept += chunk[: OUTPUT_MAX_BYTES - len(kept)] if len(kept) + len(chunk) > OUTPUT_MAX_BYTES else chunk
         result = await execution.result()
         answer = _answer(execution, request.command, bytes(kept), result)
     await JSONResponse(answer)(call.scope, call.receive, call.send)
+
+
+async def _in_turns(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, giving way now and then: a guest that sends a megabyte in single bytes must not hold up every other request."""
+    count = 0
+    async for chunk in chunks:
+        yield chunk
+        count += 1
+        if count % CHUNKS_PER_TURN == 0:
+            await asyncio.sleep(0)
 
 
 def _answer(execution: Execution, command: str, kept: bytes, result: ExecutionResult) -> dict[str, Any]:
@@ -105,7 +117,7 @@ class _EventStream:
         await self._send(sse.frame("started", {"execution_id": str(self._execution.execution_id)}))
         kept = bytearray()
         pieces = Utf8Pieces()
-        async for chunk in self._execution.output:
+        async for chunk in _in_turns(self._execution.output):
             kept += chunk[: OUTPUT_MAX_BYTES - len(kept)]
             await self._output(pieces.feed(chunk))
         await self._output(pieces.end())
