@@ -64,6 +64,8 @@ def build_json_app(router: APIRouter) -> FastAPI:
             raise MethodNotAllowedError(_methods(app, request.scope)) from None
         raise error
 
+    # Without it Starlette answers 500 itself, before the edge sees the error.
+    app.add_exception_handler(Exception, reraise)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     return app
