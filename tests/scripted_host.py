@@ -42,6 +42,7 @@ class ScriptedHost:
         ]
         self.ensure_error: InnkeeperError | None = None
         self.destroy_error: InnkeeperError | None = None
+        self.read_error: InnkeeperError | None = None
         self.hold = asyncio.Event()
         self.hold.set()
         self.hold_execute = asyncio.Event()
@@ -172,6 +173,8 @@ class ScriptedHost:
         return self.files[instance_id, path]
 
     async def _read_file(self, request: verbs.ReadFile, call: ServerCall) -> dict[str, Any]:
+        if self.read_error is not None:
+            raise self.read_error
         data = self._file(request.instance_id, request.path)
         await call.send_message({"size": len(data), "mtime_ns": 1, "mime": "text/plain"})
         end = len(data) if request.length is None else request.offset + request.length
@@ -210,7 +213,13 @@ class ScriptedHost:
         return {"images": [dataclasses.asdict(image) for image in self.images], "agent_version": "1"}
 
     async def _status(self, request: verbs.HostStatus, call: ServerCall) -> dict[str, Any]:
-        return {"host_id": str(self.id), "name": "scripted", "driver": "gvisor", "isolation_level": "gvisor"}
+        return {
+            "host_id": str(self.id),
+            "name": "scripted",
+            "driver": "gvisor",
+            "isolation_level": "gvisor",
+            "leaked": 0,
+        }
 
     async def _watch(self, request: verbs.WatchHost, call: ServerCall) -> dict[str, Any]:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -28,6 +28,7 @@ class Api:
     client: httpx2.AsyncClient
     token: str
     profile_id: UUID
+    document: dict[str, Any]
 
     @property
     def profile(self) -> str:
@@ -66,4 +67,5 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         transport = httpx2.ASGITransport(app=app, client=("192.0.2.9", 4321))
         headers = {"Authorization": f"Bearer {token}"}
         async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
-            yield Api(app, world, client, token, world.profile_id("base"))
+            document = (await client.get("/openapi.json")).json()
+            yield Api(app, world, client, token, world.profile_id("base"), document)

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from innkeeper.api.body import read_json_body
@@ -61,7 +61,7 @@ def build_json_app(router: APIRouter) -> FastAPI:
             raise NotFoundError("There is no such endpoint.") from None
         if error.status_code == 405:
             # Starlette names the methods of the first route of the path only.
-            raise MethodNotAllowedError(_methods(app, request.scope)) from None
+            raise MethodNotAllowedError(_methods(router, request.scope)) from None
         raise error
 
     # Without it Starlette answers 500 itself, before the edge sees the error.
@@ -71,10 +71,10 @@ def build_json_app(router: APIRouter) -> FastAPI:
     return app
 
 
-def _methods(app: FastAPI, scope: Scope) -> set[str]:
+def _methods(router: APIRouter, scope: Scope) -> set[str]:
     found: set[str] = set()
-    for route in app.routes:
-        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+    for route in router.routes:
+        if isinstance(route, Route) and route.path_regex.match(scope["path"]):
             found |= route.methods or set()
     return found
 

@@ -1,0 +1,189 @@
+"""Every route x everything that can be wrong with a request: one shape per dialect, and FastAPI's own never."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+BODIES = {"POST", "PUT", "PATCH"}
+
+
+def routes(api: Any) -> list[tuple[str, set[str]]]:
+    document = api.document
+    return [(path, {m.upper() for m in item if m != "head"}) for path, item in document["paths"].items()]
+
+
+def fill(api: Any, template: str, **values: str) -> str:
+    defaults = {
+        "profile_id": str(api.profile_id),
+        "room_id": "r",
+        "execution_id": str(uuid4()),
+        "path": "tmp/a",
+        "instance_id": str(uuid4()),
+        "token_id": str(uuid4()),
+    }
+    return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
+
+
+def check(answer: Any, path: str, status: int | set[int], code: str | None = None) -> None:
+    expected = {status} if isinstance(status, int) else status
+    assert answer.status_code in expected, (path, answer.status_code, answer.text)
+    keys = {"detail", "code"} if path.startswith("/v1/") else {"error", "message"}
+    body = answer.json()
+    assert set(body) == keys, (path, body)
+    assert all(isinstance(value, str) and value for value in body.values())
+    assert answer.headers["content-type"] == "application/json"
+    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+    if code is not None:
+        assert body["code" if path.startswith("/v1/") else "error"] == code
+    if answer.status_code == 401:
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    if answer.status_code in (429, 503):
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def needs_token(path: str) -> bool:
+    return path.startswith(("/api/", "/v1/"))
+
+
+async def test_no_token_and_bad_tokens(api: Any) -> None:
+    bad: list[list[tuple[str, str]]] = [
+        [],
+        [("Authorization", "Bearer rk_live_" + "0" * 32)],
+        [("Authorization", "Bearer ")],
+        [("Authorization", "Basic abc")],
+        [("Authorization", "rk_live_" + "0" * 32)],
+        [("Authorization", "Bearer " + "x" * 4000)],
+        [("Authorization", f"Bearer {api.token}"), ("Authorization", f"Bearer {api.token}")],
+        [("Authorization", b"Bearer \xff\xfe".decode("latin-1"))],
+    ]
+    async with api.anonymous() as client:
+        for template, methods in routes(api):
+            if not needs_token(template):
+                continue
+            for method in methods:
+                for headers in bad:
+                    encoded = [(k.encode(), v.encode("latin-1")) for k, v in headers]
+                    answer = await client.request(method, fill(api, template), headers=encoded)
+                    check(answer, template, 401, "unauthorized")
+    assert not api.world.control.rooms.find((api.profile_id, "r"))
+
+
+async def test_wrong_methods_name_the_right_ones(api: Any) -> None:
+    for template, methods in routes(api):
+        for method in (*METHODS, "OPTIONS", "TRACE", "BREW"):
+            if method in methods:
+                continue
+            answer = await api.client.request(method, fill(api, template))
+            check(answer, template, 405, "method_not_allowed")
+            assert methods <= set(answer.headers["allow"].split(", ")), template
+
+
+async def test_bad_bodies(api: Any) -> None:
+    json_type = ("Content-Type", "application/json")
+    bad: list[tuple[bytes, list[tuple[str, str]]]] = [
+        (b"{", [json_type]),
+        (b"\xff", [json_type]),
+        (b"[]", [json_type]),
+        (b"null", [json_type]),
+        (b'"x"', [json_type]),
+        (b'{"surely_unknown": 1}', [json_type]),
+        (b"[" * 50_000, [json_type]),
+        (b"{}", []),
+        (b"{}", [("Content-Type", "text/plain")]),
+        (b"{}", [json_type, json_type]),
+        (b"{}", [("Content-Type", "application/json; charset=utf-16")]),
+        (b'{"name": "\\ud800", "image": "base", "command": "\\ud800"}', [json_type]),
+    ]
+    for template, methods in routes(api):
+        for method in methods & BODIES:
+            if template.endswith("/file/{path}"):
+                continue
+            for body, headers in bad:
+                answer = await api.client.request(method, fill(api, template), content=body, headers=headers)
+                check(answer, template, 400, "invalid_request")
+
+
+async def test_too_large_bodies(api: Any) -> None:
+    async def endless() -> Any:
+        while True:
+            yield b" " * 65_536
+
+    for template, methods in routes(api):
+        for method in methods & BODIES:
+            if template.endswith("/file/{path}"):
+                continue
+            headers = {"Content-Type": "application/json"}
+            declared = {**headers, "Content-Length": str(1 << 33)}
+            answer = await api.client.request(method, fill(api, template), content=b"{}", headers=declared)
+            check(answer, template, 413, "payload_too_large")
+            streamed = await api.client.request(method, fill(api, template), content=endless(), headers=headers)
+            check(streamed, template, 413, "payload_too_large")
+
+
+async def test_unknown_ids(api: Any) -> None:
+    for template, methods in routes(api):
+        for method in methods:
+            for name in re.findall(r"{(\w+)}", template):
+                if name in ("room_id", "path"):
+                    continue
+                path = fill(api, template, **{name: str(uuid4())})
+                answer = await api.client.request(method, path, **body_for(template, method))
+                check(answer, template, 404)
+                path = fill(api, template, **{name: "not-a-uuid"})
+                answer = await api.client.request(method, path, **body_for(template, method))
+                check(answer, template, {400, 404})
+
+
+def body_for(template: str, method: str) -> dict[str, Any]:
+    if method == "PATCH":
+        return {"json": {}}
+    if template.endswith("/command"):
+        return {"json": {"command": "true"}}
+    if template.endswith("/file/{path}") and method == "PUT":
+        return {"content": b"x"}
+    return {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nope", "/api", "/api/", "/api/profiles/", "/api/profile/x/room", "/v1", "/v1/", "/v1/tokens/", "/docs", "/vm", "/metrics/x",
+     "/api/profile/%FF", "/v1/%FF", "//", "/%2e%2e/", "/api/%00"],
+)  # fmt: skip
+async def test_unknown_paths(api: Any, path: str) -> None:
+    for method in METHODS:
+        check(await api.client.request(method, path), path, {400, 404, 405})
+
+
+async def test_bad_room_ids(api: Any) -> None:
+    for room in ("", "%FF", "%00", "x" * 256, "%ED%A0%80", "%4", "%zz"):
+        answer = await api.client.post(f"{api.profile}/room/{room}")
+        check(answer, "/api/", 400, "invalid_request")
+
+
+async def test_what_goes_wrong_inside_stays_inside(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the password is hunter2")
+
+    monkeypatch.setattr("innkeeper.control.rooms.ready_entry", broken)
+    answer = await api.client.post(api.room)
+    check(answer, "/api/", 500, "internal_error")
+    assert "hunter2" not in answer.text
+    assert answer.headers["x-request-id"] in answer.json()["message"]
+
+
+async def test_no_answer_of_the_documentation_is_fastapis(api: Any) -> None:
+    text = str(api.document)
+    assert "HTTPValidationError" not in text
+    assert all(
+        "422" not in operation["responses"]
+        for item in api.document["paths"].values()
+        for method, operation in item.items()
+        if method in ("get", "put", "post", "patch", "delete")
+    )
