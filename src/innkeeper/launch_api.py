@@ -13,12 +13,14 @@ import sys
 import structlog
 
 from innkeeper.api.app import build_app
-from innkeeper.api.server import open_sockets, serve
+from innkeeper.api.server import open_sockets
+from innkeeper.api.server import serve as serve_http
 from innkeeper.bus.socketpair import socketpair_bus
 from innkeeper.control import organizations
 from innkeeper.control.context import build_control
 from innkeeper.log_setup import configure_logging
 from innkeeper.settings import Settings, load_settings
+from innkeeper.store import server
 from innkeeper.store.database import open_database
 
 log = structlog.stdlib.get_logger(__name__)
@@ -27,21 +29,24 @@ STOP_SECONDS = 12.0
 
 
 def main() -> None:
-    """Run until SIGTERM or until the daemon goes away. Arguments: the bus's descriptor and the ready pipe's."""
-    bus_fd, ready_fd = int(sys.argv[1]), int(sys.argv[2])
+    """Run until SIGTERM or until the daemon goes away.
+
+    Arguments: the bus's descriptor, the ready pipe's, and the UUID of the database that the host's guests belong to (empty: any).
+    """
+    bus_fd, ready_fd, known_database = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     settings = load_settings()
     configure_logging(form=settings.log_format, level=settings.log_level, process="api")
     import uvloop
 
-    uvloop.run(_run(settings, socket.socket(fileno=bus_fd), ready_fd))
+    uvloop.run(_run(settings, socket.socket(fileno=bus_fd), ready_fd, known_database))
 
 
-async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int) -> None:
+async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    work = loop.create_task(_serve(settings, bus_end, ready_fd, stop))
+    work = loop.create_task(_serve(settings, bus_end, ready_fd, known_database, stop))
     stopped = loop.create_task(stop.wait())
     await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -52,23 +57,35 @@ async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int) -> Non
         await work
 
 
-async def _serve(settings: Settings, bus_end: socket.socket, ready_fd: int, stop: asyncio.Event) -> None:
+async def _serve(
+    settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str, stop: asyncio.Event
+) -> None:
     database = await open_database(settings.database_url or f"sqlite:///{settings.api_dir / 'innkeeper.db'}")
     try:
         async with socketpair_bus(bus_end) as bus:
             control = build_control(settings, database, bus)
             first_token = await organizations.bootstrap(control)
+            server_uuid = await database.read(server.get, organizations.SERVER_UUID) or ""
+            if known_database not in ("", server_uuid):
+                # To adopt would be to destroy every guest and disk that this other database knows nothing of.
+                refusal = f"the guests and disks in this state directory belong to another database ({known_database}); give that one back"
+                _tell(ready_fd, {"refused": refusal})
+                return
             await control.start()
             try:
                 sockets = open_sockets(settings)
-                with os.fdopen(ready_fd, "w") as ready:
-                    json.dump({"first_token": first_token}, ready)
+                _tell(ready_fd, {"first_token": first_token, "server_uuid": server_uuid})
                 del first_token
-                await serve(build_app(control), sockets, stop=stop)
+                await serve_http(build_app(control), sockets, stop=stop)
             finally:
                 await control.close()
     finally:
         await database.close()
+
+
+def _tell(ready_fd: int, what: dict[str, str | None]) -> None:
+    with os.fdopen(ready_fd, "w") as ready:
+        json.dump(what, ready)
 
 
 if __name__ == "__main__":

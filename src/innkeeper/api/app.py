@@ -52,7 +52,7 @@ def build_app(control: Control) -> Edge:
 def _document(profile_routes: Any, own_routes: Any) -> dict[str, Any]:
     return build_openapi(
         routes=[*profile_routes.routes, *own_routes.routes],
-        error_models={"/api/": gentility.ErrorAnswer, "/v1/": v1.ErrorAnswer},
+        error_models={"/api/": gentility.ErrorAnswer, "/v1/": v1.DetailError},
         security={"/api/": [{"bearer": []}], "/v1/": [{"bearer": []}, {"api_key": []}]},
         paths=gentility_openapi.build_paths(),
         models=gentility_openapi.MODELS,

@@ -78,10 +78,11 @@ def build_openapi(
                 item[method]["responses"].update(error_responses(error_models[prefix]))
                 item[method]["security"] = list(security[prefix])
     document["paths"].update(paths)
-    unique = {model.__name__: model for model in [*models, *error_models.values()]}
-    _, definitions = models_json_schema([(model, "serialization") for model in unique.values()], ref_template=REF)
+    unique = dict.fromkeys([*models, *error_models.values()])
+    _, definitions = models_json_schema([(model, "serialization") for model in unique], ref_template=REF)
     for name, schema in definitions["$defs"].items():
-        schemas.setdefault(name, schema)
+        if schemas.setdefault(name, schema) != schema:
+            raise ValueError(f"two models are named {name}")
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer rk_live_...`"},
         "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -39,6 +39,12 @@ class ChangeSet:
     duration_us: int
 
 
+def count_changes(result: Path) -> int:
+    """How many rows a result has. Raises as `read_changes` does."""
+    with _open(result) as file:
+        return _header(file)[0]
+
+
 def read_changes(result: Path, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
     """Up to `limit` rows from row `cursor` on, and the cursor after them (None at the end).
 
@@ -47,18 +53,29 @@ def read_changes(result: Path, cursor: int, limit: int) -> tuple[list[FileChange
     """
     if cursor < 0 or limit < 0:
         raise ValueError("a cursor and a limit are not negative")
-    # The scanner's user could put anything here: never follow, never wait for the other end of a FIFO.
-    fd = os.open(result, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb", closefd=True) as file:  # noqa: PTH123  (an open descriptor)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("the result is not a regular file")
+    with _open(result) as file:
         return _page(file, cursor, limit)
 
 
-def _page(file: BinaryIO, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
+def _open(result: Path) -> BinaryIO:
+    # The scanner's user could put anything here: never follow, never wait for the other end of a FIFO.
+    fd = os.open(result, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("the result is not a regular file")
+    return open(fd, "rb", closefd=True)  # noqa: PTH123  (an open descriptor, which the caller closes)
+
+
+def _header(file: BinaryIO) -> tuple[int, int]:
+    """Number of rows and place of the index."""
     magic, total, index, _ = _HEADER.unpack(_exactly(file, _HEADER.size))
     if magic != _MAGIC:
         raise ValueError("the result has another format")
+    return total, index
+
+
+def _page(file: BinaryIO, cursor: int, limit: int) -> tuple[list[FileChange], int | None]:
+    total, index = _header(file)
     last = min(total, cursor + limit)
     if cursor >= last:
         return [], cursor if cursor < total else None

@@ -22,6 +22,7 @@ from typing import Any
 
 from innkeeper.host.change_result import ChangeSet, FileChange, read_changes
 from innkeeper.host.inode_changes import InodeChanges, find_event
+from innkeeper.host.linux import command
 
 __all__ = ["ChangeScanError", "ChangeScanner", "ChangeSet", "FileChange", "ScanTarget", "read_changes"]
 
@@ -117,13 +118,13 @@ class ChangeScanner:
         cls, agent_binary: Path, *, uid: int, gid: int, deadline_seconds: float = 60
     ) -> AsyncIterator[ChangeScanner]:
         """A running scanner, as an async context manager; the caller is root. Leaving it ends the process."""
-        command = [
+        argv = [
             *("setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups", "--no-new-privs"),
             *("--bounding-set", _CAPABILITIES, "--inh-caps", _CAPABILITIES, "--ambient-caps", _CAPABILITIES),
             *("--", str(agent_binary), "scan"),
         ]
         async with asyncio.TaskGroup() as tasks:
-            scanner = cls(command, tasks, deadline_seconds=deadline_seconds)
+            scanner = cls(argv, tasks, deadline_seconds=deadline_seconds)
             try:
                 await scanner._ask({"op": "hello"})
                 try:
@@ -227,12 +228,11 @@ class ChangeScanner:
             if self._current is not None and self._current.alive and _has_exited(self._current.pidfd):
                 self._current.end("the scanner died")  # its pipe says so only a moment later
             if self._current is None or not self._current.alive:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
+                process = await command.spawn(
+                    self._command,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS": "2"},
-                    start_new_session=True,
                 )
                 self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))

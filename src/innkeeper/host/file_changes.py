@@ -12,8 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from innkeeper.core.host_verbs import path_to_wire
-from innkeeper.errors import ExecutionNotFoundError, InnkeeperError
-from innkeeper.host.change_scanner import ChangeScanner, FileChange, ScanTarget, read_changes
+from innkeeper.errors import InnkeeperError
+from innkeeper.host.change_result import FileChange, count_changes, read_changes
+from innkeeper.host.change_scanner import ChangeScanner, ScanTarget
 from innkeeper.host.machine import Machine
 from innkeeper.host.wire_paths import guest_path_params
 
@@ -77,6 +78,14 @@ class FileChanges:
             excluded=EXCLUDED,
         )
 
+    def watch(self, machine: Machine) -> None:
+        """Let the kernel tell when nothing changed: a command that touched no file then needs no scan."""
+        self._scanner.watch(machine.upper)
+
+    def unwatch(self, machine: Machine) -> None:
+        """To be called before the machine's disk is unmounted."""
+        self._scanner.unwatch(machine.upper)
+
     async def ensure_baseline(self, machine: Machine) -> None:
         """Have a baseline before the first command; one that exists (a disk that was used before) stays, so nothing goes unreported."""
         if machine.has_baseline:
@@ -109,13 +118,15 @@ class FileChanges:
     async def page(
         self, machine: Machine | None, instance_id: UUID, execution_id: UUID, *, cursor: int, limit: int
     ) -> dict[str, Any]:
-        """A page of an execution's changes: `{"files_changed", "total", "next_cursor"}`. Raises ExecutionNotFoundError."""
+        """A page of an execution's changes: `{"files_changed", "total", "next_cursor"}`."""
         result = self.folder(instance_id) / f"{execution_id}.changes"
         try:
             changes, following = await asyncio.to_thread(read_changes, result, cursor, limit)
         except FileNotFoundError:
-            raise ExecutionNotFoundError from None
-        return {"files_changed": await self._rows(machine, changes), "next_cursor": following}
+            # The caller knows the execution; one that changed nothing has no result.
+            return {"files_changed": [], "total": 0, "next_cursor": None}
+        total = await asyncio.to_thread(count_changes, result)
+        return {"files_changed": await self._rows(machine, changes), "total": total, "next_cursor": following}
 
     async def _rows(self, machine: Machine | None, changes: Sequence[FileChange]) -> list[dict[str, Any]]:
         types: list[str | None] = [self._type(change) for change in changes]

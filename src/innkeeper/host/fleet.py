@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +29,8 @@ from innkeeper.wire.frames import ProtocolError
 
 log = structlog.stdlib.get_logger(__name__)
 
+# A guest for a pool takes 0.3 s of both cores to build: not while somebody waits for an answer.
+QUIET_SECONDS = 0.2
 OnStep = Callable[[BootStep], None]
 OnFailure = Callable[[UUID, str], None]
 
@@ -56,11 +59,12 @@ class Fleet:
         self._starts = asyncio.Semaphore(max_starts)
         self._building_mb = 0
         self._waiting_cold = 0
+        self._touched = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.warm = WarmPools(
             build=self._build_warm,
             discard=self._discard,
-            busy=lambda: self._waiting_cold > 0,
+            busy=lambda: self._waiting_cold > 0 or time.monotonic() - self._touched < QUIET_SECONDS,
             parallel=max_starts,
             on_ready=on_pool_ready,
         )
@@ -69,6 +73,7 @@ class Fleet:
 
     def machine(self, instance_id: UUID) -> Machine:
         """The instance's ready machine. Raises InstanceNotFoundError when it has none."""
+        self._touched = time.monotonic()
         machine = self._by_instance.get(instance_id)
         if machine is None or machine.failure is not None or not machine.record.configured:
             raise InstanceNotFoundError
@@ -102,6 +107,7 @@ class Fleet:
 
     async def ensure(self, request: EnsureMachine, on_step: OnStep) -> dict[str, Any]:
         """See EnsureMachine."""
+        self._touched = time.monotonic()
         async with self._locks[request.instance_id]:
             machine = self._by_instance.get(request.instance_id)
             claimed = False
@@ -165,6 +171,7 @@ class Fleet:
     def _serve(self, machine: Machine) -> None:
         assert machine.record.instance_id is not None  # noqa: S101 - bound before
         self._by_instance[machine.record.instance_id] = machine
+        self._changes.watch(machine)
         machine.start_task(self._first_baseline(machine))
 
     async def _first_baseline(self, machine: Machine) -> None:
@@ -251,6 +258,7 @@ class Fleet:
     async def _discard(self, machine: Machine) -> None:
         if machine.failure is None:
             machine.failure = "The machine was taken away"
+        self._changes.unwatch(machine)
         await self._builder.discard(machine)
 
     async def destroy(self, instance_id: UUID, *, keep_disk: bool) -> None:
@@ -262,7 +270,7 @@ class Fleet:
             if machine is not None:
                 machine.failure = "The machine was destroyed"
                 await machine.driver.stop(machine.id)
-                self._later(self._builder.discard(machine))
+                self._later(self._discard(machine))
             if not keep_disk:
                 self._later(asyncio.to_thread(self._empty_trash))
         if not keep_disk:
@@ -290,6 +298,7 @@ class Fleet:
             self.warm.adopt(machine)
         else:
             self._by_instance[machine.record.instance_id] = machine
+            self._changes.watch(machine)
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of every machine (they run on), or take all away."""

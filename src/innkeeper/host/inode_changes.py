@@ -54,7 +54,7 @@ class InodeChanges:
         """How many changes there were; None when that is not known, because a CPU came or went. 8 µs a CPU."""
         if not self._counters or _ONLINE.read_text() != self._online:
             return None
-        return sum(_COUNT.unpack(os.read(counter, _COUNT.size))[0] for counter in self._counters)
+        return sum(int(_COUNT.unpack(os.read(counter, _COUNT.size))[0]) for counter in self._counters)
 
     def close(self) -> None:
         """Stop counting."""

@@ -18,7 +18,7 @@ from innkeeper.api.v1.schemas import (
     HostName,
     ImageAnswer,
     IsolationAnswer,
-    RoomAnswer,
+    RoomRow,
     RoomDetail,
     TokenAnswer,
     TokenCreate,
@@ -75,7 +75,7 @@ def build_router(control: Control) -> APIRouter:
         ]
 
     @router.get("/v1/rooms")
-    async def list_rooms(principal: CurrentPrincipal) -> list[RoomAnswer]:
+    async def list_rooms(principal: CurrentPrincipal) -> list[RoomRow]:
         """All rooms of the organization."""
         return [_room(view) for view in await every_room(control, principal)]
 
@@ -151,10 +151,10 @@ def _token(token: Token) -> dict[str, object]:
     }
 
 
-def _room(view: RoomView) -> RoomAnswer:
+def _room(view: RoomView) -> RoomRow:
     instance = view.instance
     isolation = instance.isolation
-    return RoomAnswer(
+    return RoomRow(
         profile_id=instance.profile_id,
         profile_name=view.profile.name,
         room_id=view.room_id,

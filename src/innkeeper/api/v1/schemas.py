@@ -14,7 +14,7 @@ def error_shape(code: str, message: str) -> dict[str, Any]:
     return {"detail": message, "code": code}
 
 
-class ErrorAnswer(BaseModel):
+class DetailError(BaseModel):
     """Every error under `/v1`."""
 
     detail: str = Field(description="A sentence for people.")
@@ -85,7 +85,7 @@ class HostName(BaseModel):
     name: str
 
 
-class RoomAnswer(BaseModel):
+class RoomRow(BaseModel):
     """A room of the organization."""
 
     profile_id: UUID
@@ -107,7 +107,7 @@ class BootStepAnswer(BaseModel):
     at_ms: float = Field(description="Milliseconds since the provisioning began.")
 
 
-class RoomDetail(RoomAnswer):
+class RoomDetail(RoomRow):
     """A room with where its start time went."""
 
     boot_trace: list[BootStepAnswer]

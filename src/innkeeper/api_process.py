@@ -1,0 +1,187 @@
+"""The API process as the launcher holds it.
+
+It runs as an unprivileged user without any capability, in a mount namespace of its own in which code and state are bound below /mnt: so neither has to
+lie where that user could reach it (a checkout in /root works).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import socket
+import sys
+from pathlib import Path
+
+from innkeeper.bus.socketpair import make_socketpair
+from innkeeper.errors import InnkeeperError
+from innkeeper.host.linux import command
+from innkeeper.settings import ENV_PREFIX, Settings
+
+FIRST_TOKEN = "first-token"  # noqa: S105 - a file's name
+SERVER_UUID = "server-uuid"
+READY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+INSIDE = Path("/mnt")
+# $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
+# the namespace begins with are dropped: they would keep disks busy for as long as the API runs.
+ENTER = """
+set -e
+awk '$1 == "overlay" || $1 ~ "^/dev/loop" {print $2}' /proc/self/mounts | sort -r | while read -r target; do
+    umount -l "$(printf %b "$target")" || true
+done
+mount -t tmpfs -o size=64k,mode=755 none /mnt
+mkdir /mnt/venv /mnt/src /mnt/api
+mount --bind "$1" /mnt/venv
+mount --bind "$2" /mnt/src
+mount --bind "$3" /mnt/api
+user=$4
+shift 4
+exec setpriv --reuid "$user" --regid "$user" --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all --pdeathsig TERM -- "$@"
+"""
+
+
+class CannotStartError(InnkeeperError):
+    """The server cannot start."""
+
+    code = "cannot_start"
+
+
+class ApiProcess:
+    """A started API process. It waits for the daemon on `bus_end` before it opens a port."""
+
+    def __init__(self, process: asyncio.subprocess.Process, bus_end: socket.socket, ready_fd: int) -> None:
+        self.process = process
+        self.bus_end = bus_end
+        self._ready_fd = ready_fd
+
+    @classmethod
+    async def spawn(cls, settings: Settings) -> ApiProcess:
+        """Start it. Raises CannotStartError when its user does not exist."""
+        account = _account(settings)
+        settings.api_dir.mkdir(mode=0o700, exist_ok=True)
+        os.chown(settings.api_dir, account.pw_uid, account.pw_gid)
+        api_end, host_end = make_socketpair()
+        ready_read, ready_write = os.pipe()
+        try:
+            process = await command.spawn(
+                _api_argv(settings, account.pw_name, api_end.fileno(), ready_write),
+                env=_api_environment(settings),
+                stdout=sys.stdout,
+                stderr=sys.stderr,
+                pass_fds=(api_end.fileno(), ready_write),
+            )
+        except BaseException:
+            host_end.close()
+            os.close(ready_read)
+            raise
+        finally:
+            api_end.close()
+            os.close(ready_write)
+        return cls(process, host_end, ready_read)
+
+    async def wait_ready(self, settings: Settings) -> None:
+        """Wait until it listens; keeps the first token, which it sends once. Raises CannotStartError."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(self._ready_fd), "rb")
+        )
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                text = await reader.read()
+        except TimeoutError:
+            raise CannotStartError("the API process did not become ready") from None
+        finally:
+            transport.close()
+        if not text:
+            raise CannotStartError(
+                f"the API process ended at its start ({command.describe_status(await self.process.wait())})"
+            )
+        told = json.loads(text)
+        if "refused" in told:
+            raise CannotStartError(told["refused"])
+        (settings.host_dir / SERVER_UUID).write_text(told["server_uuid"] + "\n")
+        token = told["first_token"]
+        if token is not None:
+            path = settings.home / FIRST_TOKEN
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(token + "\n")
+
+    async def stop(self) -> None:
+        """End it, gently first; idempotent."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self.process.wait()
+        await command.end(self.process)
+        self.bus_end.close()
+        if self._ready_fd >= 0:
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+
+
+def _known_database(settings: Settings) -> str:
+    """The database that this host's guests belong to; empty before the first start."""
+    try:
+        return (settings.host_dir / SERVER_UUID).read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _api_argv(settings: Settings, user: str, bus_fd: int, ready_fd: int) -> list[str]:
+    source = Path(__file__).resolve().parent.parent
+    inside = [
+        f"{INSIDE}/venv/bin/python",
+        "-m",
+        "innkeeper.launch_api",
+        str(bus_fd),
+        str(ready_fd),
+        _known_database(settings),
+    ]
+    return [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        ENTER,
+        "sh",
+        sys.prefix,
+        str(source),
+        str(settings.api_dir),
+        user,
+        *inside,
+    ]
+
+
+def _api_environment(settings: Settings) -> dict[str, str]:
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": f"{INSIDE}/src",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name in type(settings).model_fields:
+        value = os.environ.get(ENV_PREFIX + name.upper())
+        if value is not None:
+            environment[ENV_PREFIX + name.upper()] = value
+    for name in ("listen", "port", "insecure"):
+        environment[ENV_PREFIX + name.upper()] = str(getattr(settings, name))
+    environment[ENV_PREFIX + "HOME"] = str(INSIDE)
+    return environment
+
+
+def _account(settings: Settings) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(settings.api_user)
+    except KeyError:
+        raise CannotStartError(
+            f"there is no user {settings.api_user!r}\nFIX: useradd --system --no-create-home --shell /usr/sbin/nologin {settings.api_user}"
+        ) from None
