@@ -7,7 +7,7 @@ SHELL := /bin/sh
 PYTEST_ARGS ?=
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: ## install what is missing, then start the server in the foreground
 	@setup/prepare.sh run

@@ -28,7 +28,8 @@ die() {
 # Of the packages named, those that are not installed.
 missing_packages() {
     local installed
-    installed=" $(dpkg-query --show --showformat='${db:Status-Status}=${Package}\n' "$@" 2> /dev/null |
+    # dpkg-query fails when it has never heard of one of them.
+    installed=" $({ dpkg-query --show --showformat='${db:Status-Status}=${Package}\n' "$@" 2> /dev/null || true; } |
         sed -n 's/^installed=//p' | tr '\n' ' ') "
     for package in "$@"; do
         case $installed in
@@ -52,12 +53,34 @@ runsc_release() {
 
 fresh_enough() { [ "${1:0:4}" -ge "$oldest_runsc" ]; }
 
-apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o DPkg::Use-Pty=false -o Acquire::Retries=3 "$@"; }
+apt() {
+    DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
+        apt-get -qq -o DPkg::Lock::Timeout=300 -o DPkg::Use-Pty=false -o Acquire::Retries=3 "$@"
+}
+
+# Says how far apt is; its own lines go to the file $1.
+apt_with_progress() { # $1: file for apt's output, then apt's arguments
+    local output=$1 kind percent said=-10
+    shift
+    # The pipe carries apt's status lines, `pmstatus:package:percent:what`; its standard output and errors go to the file.
+    { apt -o APT::Status-Fd=3 "$@" 3>&1 > "$output" 2>&1 < /dev/null; } |
+        while IFS=: read -r kind _ percent _; do
+            percent=${percent%%.*}
+            case $kind in dlstatus) kind=downloading ;; pmstatus) kind=unpacking ;; *) continue ;; esac
+            if [ "$percent" -lt "$said" ]; then said=-10; fi
+            if [ "$percent" -ge $((said + 20)) ]; then
+                said=$((percent - percent % 20))
+                say "$kind packages: $percent %"
+            fi
+        done
+}
 
 install_packages() {
     local wanted=("$@") sources=() scratch
     say "installing: ${wanted[*]}"
     scratch=$(mktemp -d)
+    # apt reads and downloads as a user of its own.
+    chmod 755 "$scratch"
     # shellcheck disable=SC2064  # the directory of now, whatever the variable says then
     trap "rm -rf '$scratch'" EXIT
     apt update || say 'some package sources could not be read; going on with what is known'
@@ -69,8 +92,10 @@ install_packages() {
         apt "${sources[@]}" update || true
         wanted=("${wanted[@]/%runsc/runsc/$codename-backports}")
     fi
-    apt ${sources[@]+"${sources[@]}"} install --yes --no-install-recommends "${wanted[@]}" > /dev/null ||
+    apt_with_progress "$scratch/output" ${sources[@]+"${sources[@]}"} install --yes --no-install-recommends "${wanted[@]}" || {
+        tail -n 20 "$scratch/output" >&2
         die "apt could not install: ${wanted[*]}"
+    }
 }
 
 candidate_release() {
@@ -83,6 +108,7 @@ candidate_release() {
 backports_sources() { # $1: scratch directory
     local mirror
     mkdir -p "$1/sources" "$1/lists/partial"
+    chown _apt "$1/lists/partial" 2> /dev/null || true
     cp -a /etc/apt/sources.list.d/. "$1/sources/" 2> /dev/null || true
     if [ -f /etc/apt/sources.list ]; then cp /etc/apt/sources.list "$1/sources/host.list"; fi
     # shellcheck disable=SC2016  # apt expands $(REPO_URI) itself
@@ -134,6 +160,14 @@ ensure_python() {
     printf '%s\n' "$state" > "$stamp"
 }
 
+# The API's user may not write beside the sources, so without this it would compile its own modules at every start.
+ensure_bytecode() {
+    local stamp=.venv/compiled
+    [ -e "$stamp" ] && [ -z "$(find src -name '*.py' -newer "$stamp" -print -quit)" ] && return
+    .venv/bin/python -m compileall -q src || true
+    touch "$stamp"
+}
+
 ensure_agent() {
     local agent=build/inn-agent version
     [ -x "$agent" ] && [ -z "$(find guest \( -name '*.go' -o -name go.mod \) -newer "$agent" -print -quit)" ] && return
@@ -160,4 +194,5 @@ ensure_packages "${packages[@]}"
 ensure_modules
 ensure_user
 ensure_python
+ensure_bytecode
 ensure_agent
