@@ -98,7 +98,7 @@ class ScriptedServer:
         lists: dict[str, Any] = {
             "/api/profiles": self.profiles,
             "/v1/tokens": self.tokens,
-            "/v1/rooms": [v1.RoomAnswer(**room.model_dump(exclude={"boot_trace"})) for room in self.rooms],
+            "/v1/rooms": [v1.RoomRow(**room.model_dump(exclude={"boot_trace"})) for room in self.rooms],
             "/v1/images": [
                 v1.ImageAnswer(
                     name="base", status="ready", digest="sha256:0123456789abcdef0123", size_bytes=12_345_678, user="user",
