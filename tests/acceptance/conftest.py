@@ -1,0 +1,71 @@
+"""One server for the whole folder, in an internet of the tests' own; rooms that tests share where they leave nothing behind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "integration")]
+from internet_fixture import Internet, internet  # noqa: E402
+from server_fixture import Api, Room, Server, server  # noqa: E402
+
+LOG_TAIL = 20_000
+
+
+@pytest.fixture(scope="package")
+def world() -> Iterator[Internet]:
+    """Namespaces that stand for the host and for everything beyond it."""
+    with internet() as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def innkeeper(world: Internet) -> Iterator[Server]:
+    """`inn serve` with all shipped images, whose guests live behind the world's host."""
+    settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
+    with server("base", "python-data-science", "node", **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def api(innkeeper: Server) -> Api:
+    """The API with the first token."""
+    return innkeeper.api()
+
+
+@pytest.fixture(scope="package")
+def base(api: Api) -> str:
+    """The id of the profile `base`."""
+    return api.profile("base")
+
+
+@pytest.fixture
+def room(api: Api, base: str) -> Iterator[Room]:
+    """A room of the test's own, on `base`."""
+    made = api.room(base)
+    yield made
+    made.delete()
+
+
+@pytest.fixture(scope="module")
+def shared(api: Api, base: str) -> Iterator[Room]:
+    """A ready room for tests that only look."""
+    made = api.room(base)
+    made.create()
+    yield made
+    made.delete()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
+    """A failure shows what its servers said."""
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Server):
+                report.sections.append((f"log of the server on {value.home}", value.log()[-LOG_TAIL:]))
+    return report
