@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import shutil
@@ -28,6 +29,7 @@ from innkeeper.host.daemon import Daemon, run_daemon
 from innkeeper.host.disks.image_store import ImageRecord
 from innkeeper.host.machine import Machine
 from innkeeper.settings import Settings
+from innkeeper.wire.frames import ProtocolError
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDS_RUNSC = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("runsc") is None, reason="needs root and runsc")
@@ -145,8 +147,10 @@ class Host:
         output = bytearray()
         async with self.bus.open(self.daemon.host_id, request.verb, to_wire(request)) as call:
             if stdin is not None:
-                await call.send_data(stdin)
-                await call.send_end()
+                # A command may end before it has read all of it.
+                with contextlib.suppress(ProtocolError):
+                    await call.send_data(stdin)
+                    await call.send_end()
             async for event in call.events():
                 if isinstance(event, Data):
                     output += event.data

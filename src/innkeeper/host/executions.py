@@ -16,11 +16,12 @@ from typing import Any
 import structlog
 
 from innkeeper.core.host_verbs import Execute
-from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError, LinkLostError
+from innkeeper.errors import ConflictError, GuestError, InnkeeperError, InstanceFailedError, LinkLostError
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output
 from innkeeper.host.machine import Machine
 from innkeeper.host.turns import Turns
+from innkeeper.wire.frames import ProtocolError
 from innkeeper.wire.stream import Data, End, Message, Stream
 
 log = structlog.stdlib.get_logger(__name__)
@@ -52,7 +53,8 @@ class Execution:
         stream = self._stream
         if stream is None or stream.over:
             return
-        with contextlib.suppress(InnkeeperError):
+        # ProtocolError: the command ended while the input waited to be sent.
+        with contextlib.suppress(InnkeeperError, ProtocolError):
             if data is None:
                 await stream.send_end()
             else:
@@ -100,7 +102,9 @@ class Executions:
         self._started = 0
 
     async def start(self, machine: Machine, request: Execute, directory: Path) -> Execution:
-        """Start a command; returns when the agent was asked. The caller holds `machine.in_use()` until then."""
+        """Start a command; returns when the agent was asked. Raises ConflictError for an id that was used before."""
+        if (directory / f"{request.execution_id}.json").exists():
+            raise ConflictError("There is an execution of that id already")
         journal = Journal(directory, request.execution_id)
         journal.save()
         execution = Execution(request, machine, journal, directory)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from innkeeper.bus.contract import Data, End, Handler, ServerCall
+from innkeeper.bus.contract import Data, Handler, ServerCall
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.image import Image
 from innkeeper.errors import InstanceNotFoundError, InvalidRequestError
@@ -172,10 +172,8 @@ class Verbs:
                     break
             return answer
         finally:
-            if feeding is not None and not feeding.done():
-                # The client went away in the middle of its input: the command gets the end of it, not an eternal wait.
+            if feeding is not None:
                 feeding.cancel()
-                machine.start_task(execution.stdin(None))
 
     async def _read_output(self, request: verbs.ReadOutput, call: ServerCall) -> dict[str, Any]:
         directory = self._fleet.journals(request.instance_id)
@@ -238,8 +236,10 @@ class Verbs:
 
 
 async def _feed(stdin: Callable[[bytes | None], Awaitable[None]], call: ServerCall) -> None:
-    async for event in call.events():
-        if isinstance(event, Data):
-            await stdin(event.data)
-        elif isinstance(event, End):
-            await stdin(None)
+    try:
+        async for event in call.events():
+            if isinstance(event, Data):
+                await stdin(event.data)
+    finally:
+        # Also when the client went away in the middle of its input: the command gets the end of it, not an eternal wait.
+        await stdin(None)
