@@ -1,0 +1,76 @@
+"""The pages describe every endpoint, parameter and field, and nothing that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+DOCS = Path(__file__).parents[2] / "docs" / "api"
+PAGES = {"/api/": "gentility.md", "/vm/": "gentility.md", "/v1/": "v1.md"}
+METHODS = ("get", "put", "post", "delete", "patch", "head")
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def operations(api: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method.upper(), path, operation)
+        for path, item in api.document["paths"].items()
+        for method, operation in item.items()
+        if method in METHODS
+    ]
+
+
+async def test_the_endpoints_are_the_documented_ones(api: Any) -> None:
+    for name in set(PAGES.values()):
+        headings = set(re.findall(r"^### `([A-Z]+ /[^`]*)`$", page(name), re.M))
+        served = {
+            f"{method} {path}" for method, path, _ in operations(api) if PAGES[path[: path.index("/", 1) + 1]] == name
+        }
+        assert headings == served
+
+
+def fields(document: dict[str, Any], schema: Any, seen: set[str]) -> set[str]:
+    """The property names of a schema and of all that it refers to."""
+    found: set[str] = set()
+    if isinstance(schema, dict):
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if name and name not in seen:
+            seen.add(name)
+            found |= fields(document, document["components"]["schemas"][name], seen)
+        properties = schema.get("properties", {})
+        found |= set(properties)
+        for value in (*properties.values(), *(v for k, v in schema.items() if k != "properties")):
+            found |= fields(document, value, seen)
+    elif isinstance(schema, list):
+        for value in schema:
+            found |= fields(document, value, seen)
+    return found
+
+
+async def test_every_field_and_parameter_is_documented(api: Any) -> None:
+    count = 0
+    for method, path, operation in operations(api):
+        text = page(PAGES[path[: path.index("/", 1) + 1]])
+        names = fields(api.document, [operation.get("requestBody"), operation["responses"]], set())
+        names |= {parameter["name"] for parameter in operation["parameters"]} if "parameters" in operation else set()
+        for name in names:
+            assert re.search(rf"[`{{.\"]{name}[`}}\"]", text), (method, path, name)
+            count += 1
+    assert count > 150
+
+
+async def test_every_error_code_is_documented(api: Any) -> None:
+    from innkeeper.errors import BY_CODE
+
+    text = page("gentility.md")
+    inside = {"guest_error", "link_lost", "image_not_found"}
+    for code in set(BY_CODE) - inside:
+        assert f"`{code}`" in text, code
