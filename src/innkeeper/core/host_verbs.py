@@ -33,6 +33,8 @@ class MachineShape:
 class EnsureMachine:
     """Make the instance's machine ready: claim a warm guest, start a cold one, or restart on the kept disk. Idempotent.
 
+    `hostname` names a guest that starts cold; one from a pool has its name already, and a disk keeps the name that it began with.
+
     Streams: `{"step": str, "at_ms": float}` per provisioning step, spelled as InstanceState.
     Answer: `{"boot_trace": [{"step", "at_ms"}], "isolation": {"level", "driver", "platform", "reason"}, "claimed": bool}`.
     Errors: service_unavailable (no room on the host), instance_failed, image_not_found.
@@ -58,7 +60,11 @@ class DestroyMachine:
 
 @dataclass(frozen=True, slots=True)
 class ListMachines:
-    """Answer: `{"machines": [{"instance_id", "ready": bool, "frozen": bool, "idle_seconds": float, "user_processes": int, "memory_mb": int, "failure": str|None}], "disks": [instance_id]}`."""
+    """What the host has of machines and disks.
+
+    Answer: `{"machines": [{"instance_id", "ready": bool, "frozen": bool, "idle_seconds": float, "user_processes": int, "memory_mb": int,
+    "failure": str|None}], "disks": [instance_id]}`.
+    """
 
     verb: ClassVar[str] = "machine.list"
 
@@ -89,7 +95,8 @@ class Execute:
 class ReadOutput:
     """Read the kept output of an execution.
 
-    Streams: MESSAGE `{"offset", "total_bytes", "gap": {"from", "to"}|None, "ended": bool, "exit_code": int|None}`, then DATA of at most `limit` bytes. Answer: `{"next_offset"}`.
+    Streams: MESSAGE `{"offset", "total_bytes", "gap": {"from", "to"}|None, "ended": bool, "exit_code": int|None}`, then DATA of at most
+    `limit` bytes. Answer: `{"next_offset"}`.
     An offset inside the dropped middle is moved to the end of the gap. Errors: execution_not_found.
     """
 
@@ -151,7 +158,11 @@ class WriteFile:
 
 @dataclass(frozen=True, slots=True)
 class ListFiles:
-    """Answer: `{"entries": [{"name", "type", "size", "mode", "mtime_ns"}], "next_cursor": str|None}`. Errors: file_not_found, invalid_request (not a directory)."""
+    """One page of a directory.
+
+    Answer: `{"entries": [{"name", "type", "size", "mode", "mtime_ns"}], "next_cursor": str|None}`.
+    Errors: file_not_found, invalid_request (not a directory).
+    """
 
     verb: ClassVar[str] = "file.list"
     instance_id: UUID
@@ -162,10 +173,17 @@ class ListFiles:
 
 @dataclass(frozen=True, slots=True)
 class WarmPool:
-    """How many ready guests of a shape to keep."""
+    """How many ready guests of a shape to keep, and the identity that they are given ahead.
+
+    A claim that asks for the same user, workdir and env needs nothing but a thaw. `hostname` is extended by the machine's own suffix.
+    """
 
     shape: MachineShape
     size: int
+    hostname: str = "room"
+    user: str | None = None
+    workdir: str | None = None
+    env: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +203,21 @@ class ListImages:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """Answer: `{"host_id", "name", "driver", "platform", "isolation_level", "reason", "cpus", "memory_mb", "memory_committed_mb", "disk_free_mb", "machines", "frozen", "pools": [{"pool_key", "size", "ready"}], "leaked", "version"}`."""
+    """What the host is and holds.
+
+    Answer: `{"host_id", "name", "driver", "platform", "isolation_level", "reason", "cpus", "memory_mb", "memory_committed_mb", "disk_free_mb",
+    "machines", "frozen", "pools": [{"pool_key", "size", "ready"}], "leaked", "version"}`.
+    """
 
     verb: ClassVar[str] = "host.status"
 
 
 @dataclass(frozen=True, slots=True)
 class WatchHost:
-    """Streams MESSAGE events until cancelled: `{"type": "machine.failed", "instance_id", "failure"}`, `{"type": "image.changed", "name", "status"}`, `{"type": "pool.ready", "pool_key"}`."""
+    """Streams MESSAGE events until cancelled.
+
+    `{"type": "machine.failed", "instance_id", "failure"}`, `{"type": "image.changed", "name", "status"}`, `{"type": "pool.ready", "pool_key"}`.
+    """
 
     verb: ClassVar[str] = "host.watch"
 

@@ -43,7 +43,7 @@ class Profile:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     user: str | None = None
     workdir: str | None = None
-    egress_policy: EgressPolicy = EgressPolicy()
+    egress_policy: EgressPolicy = field(default_factory=EgressPolicy)
     driver: str = "auto"
     min_isolation: str = "gvisor"
     warm_pool_size: int = 2
