@@ -71,9 +71,7 @@ class ShippedImages:
             return
         self._set(name, ImageStatus.BUILDING)
         try:
-            await build_image(
-                self._recipes / name, self._store, progress=lambda line: self._progress(f"image {name}: {line}")
-            )
+            await build_image(self._recipes / name, self._store, progress=self._progress)
         except (ImageBuildFailed, RecipeInvalid, OSError) as error:
             log.error("image build failed", image=name, error=str(error))
             self._set(name, ImageStatus.FAILED, str(error))
