@@ -1,7 +1,7 @@
 # Every command of the project. `make run` and `make test` work on a bare Debian 12 or 13, as root.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run prepare demo test lint format bench clean
+.PHONY: help run prepare agent demo test lint format bench clean
 
 # Arguments for pytest: make test PYTEST_ARGS='-k disks'
 PYTEST_ARGS ?=
@@ -15,6 +15,9 @@ run: ## install what is missing, then start the server in the foreground
 
 prepare: ## only install what is missing
 	@setup/prepare.sh run
+
+agent: ## build the program that runs in every guest
+	@setup/build_agent.sh
 
 demo: ## with the server up: a chart drawn in a room, fetched without a token
 	@exec .venv/bin/python deploy/demo.py

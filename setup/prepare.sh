@@ -168,18 +168,6 @@ ensure_bytecode() {
     touch "$stamp"
 }
 
-ensure_agent() {
-    local agent=build/inn-agent version
-    [ -x "$agent" ] && [ -z "$(find guest \( -name '*.go' -o -name go.mod \) -newer "$agent" -print -quit)" ] && return
-    say 'building the guest agent'
-    mkdir -p build
-    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
-    # Renamed into place: guests that run keep the binary they started with.
-    (cd guest && CGO_ENABLED=0 GOFLAGS=-buildvcs=false GOCACHE="${GOCACHE:-/var/cache/innkeeper-go}" \
-        go build -trimpath -ldflags "-s -w -X main.version=$version" -o ../build/.inn-agent.new .)
-    mv build/.inn-agent.new "$agent"
-}
-
 case $purpose in
     run) ;;
     test) packages+=("${test_packages[@]}") ;;
@@ -195,4 +183,4 @@ ensure_modules
 ensure_user
 ensure_python
 ensure_bytecode
-ensure_agent
+setup/build_agent.sh
