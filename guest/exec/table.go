@@ -2,6 +2,7 @@ package exec
 
 import (
 	"os"
+	"reflect"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -53,13 +54,20 @@ func (t *Table) Settings() Settings {
 	return t.settings
 }
 
-// Configure replaces the settings; a spare shell that was made for others is thrown away.
+// Configure replaces the settings. A spare shell that was made for others is replaced beside: the host waits for this answer, and
+// a command that comes first does without.
 func (t *Table) Configure(settings Settings) {
 	t.mu.Lock()
+	same := reflect.DeepEqual(t.settings, settings)
 	t.settings = settings
 	t.mu.Unlock()
-	t.spares.discard()
-	t.spares.prepare()
+	if same {
+		return
+	}
+	go func() {
+		t.spares.discard()
+		t.spares.prepare()
+	}()
 }
 
 // UserProcesses counts what lives in the guest beside the agent and its spare shell.

@@ -65,6 +65,9 @@ def ensure_of(
 
 def hostname_of(profile: Profile, instance: Instance) -> str:
     """A host name that people recognise: the profile's name and the end of the instance's id."""
-    suffix = "-" + instance.id.hex[-8:]
-    name = re.sub(r"[^a-z0-9]+", "-", profile.name)[: HOSTNAME_MAX - len(suffix)].strip("-")
-    return (name or "room") + suffix
+    return f"{host_label(profile)}-{instance.id.hex[-8:]}"
+
+
+def host_label(profile: Profile) -> str:
+    """The profile's name as the beginning of a host name, with room for a suffix of nine characters."""
+    return re.sub(r"[^a-z0-9]+", "-", profile.name)[: HOSTNAME_MAX - 9].strip("-") or "room"

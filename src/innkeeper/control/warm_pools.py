@@ -8,7 +8,8 @@ from uuid import UUID
 
 import structlog
 
-from innkeeper.control.machine_request import shape_of
+from innkeeper.control.machine_request import host_label, shape_of
+from innkeeper.control.profiles import open_env
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.core.host_verbs import SetPools, WarmPool, to_wire
 from innkeeper.core.image import ImageStatus
@@ -57,7 +58,16 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
             and _used(control, profile)
         ):
             shape = shape_of(profile, image, driver=host.driver, agent_version=host.agent_version)
-            pools.append(WarmPool(shape, -(-profile.warm_pool_size // hosts)))
+            pools.append(
+                WarmPool(
+                    shape,
+                    -(-profile.warm_pool_size // hosts),
+                    hostname=host_label(profile),
+                    user=profile.user,
+                    workdir=profile.workdir,
+                    env={**image.env, **open_env(control, stored)},
+                )
+            )
     return tuple(pools)
 
 

@@ -48,11 +48,17 @@ class Directories:
 
     def disk_of(self, instance_id: UUID) -> str | None:
         """The name of the instance's disk, or None when it has none here."""
+        return self._recorded(instance_id, "disk")
+
+    def hostname_of(self, instance_id: UUID) -> str | None:
+        """The instance's host name, or None before its first machine."""
+        return self._recorded(instance_id, "hostname")
+
+    def _recorded(self, instance_id: UUID, field: str) -> str | None:
         try:
-            record = json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())
-        except (OSError, ValueError):
+            return str(json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())[field])
+        except (OSError, ValueError, KeyError):
             return None
-        return str(record["disk"])
 
     def make(self) -> None:
         """Make them all, root's alone."""

@@ -21,7 +21,6 @@ from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output
 from innkeeper.host.machine import Machine
 from innkeeper.host.turns import Turns
-from innkeeper.wire.frames import ProtocolError
 from innkeeper.wire.stream import Data, End, Message, Stream
 
 log = structlog.stdlib.get_logger(__name__)
@@ -53,8 +52,7 @@ class Execution:
         stream = self._stream
         if stream is None or stream.over:
             return
-        # ProtocolError: the command ended while the input waited to be sent.
-        with contextlib.suppress(InnkeeperError, ProtocolError):
+        with contextlib.suppress(InnkeeperError):
             if data is None:
                 await stream.send_end()
             else:

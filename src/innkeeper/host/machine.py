@@ -25,13 +25,19 @@ from innkeeper.host.journal import Journal
 log = structlog.stdlib.get_logger(__name__)
 
 RECORD = "machine.json"
+CLAIM = "claim.json"
+CONFIGURED = "configured"
 # How often an idle guest that still runs user processes is asked whether they have ended.
 RECHECK_SECONDS = 5.0
 
 
 @dataclass(slots=True)
 class MachineRecord:
-    """What survives a restart of the daemon: enough to adopt the machine or to clean it away."""
+    """What survives a restart of the daemon: enough to adopt the machine or to clean it away.
+
+    Three files, since a claim must not wait for the disk: ext4 flushes a file that is renamed over another one (up to 20 ms measured), but not one that
+    takes a new name.
+    """
 
     machine_id: str
     shape: MachineShape
@@ -39,24 +45,38 @@ class MachineRecord:
     disk: str
     slot_index: int
     instance_id: UUID | None = None
+    hostname: str | None = None
     configured: bool = False
     boot_trace: list[BootStep] = field(default_factory=list)
 
     def save(self, state_dir: Path) -> None:
-        """Write the record, replacing it as a whole."""
-        body = asdict(self)
-        body["instance_id"] = None if self.instance_id is None else str(self.instance_id)
+        """Write what is known when the machine is built."""
+        body = {name: value for name, value in asdict(self).items() if name in _BUILT}
         write_json(state_dir / RECORD, body)
+
+    def save_claim(self, state_dir: Path) -> None:
+        """Write whose machine it is."""
+        write_json(state_dir / CLAIM, {"instance_id": str(self.instance_id), "hostname": self.hostname})
+
+    def save_configured(self, state_dir: Path) -> None:
+        """Note that the claim was carried out."""
+        self.configured = True
+        (state_dir / CONFIGURED).touch()
+
+
+_BUILT = frozenset({"machine_id", "shape", "driver", "disk", "slot_index", "hostname"})
 
 
 def load_machine_record(state_dir: Path) -> MachineRecord | None:
     """The record of a machine, or None where there is none that can be read."""
     try:
         body = json.loads((state_dir / RECORD).read_text())
-        body["shape"] = MachineShape(**body["shape"])
-        body["instance_id"] = None if body["instance_id"] is None else UUID(body["instance_id"])
-        body["boot_trace"] = [BootStep(**step) for step in body["boot_trace"]]
-        return MachineRecord(**body)
+        record = MachineRecord(**{**body, "shape": MachineShape(**body["shape"])})
+        with contextlib.suppress(FileNotFoundError):
+            claim = json.loads((state_dir / CLAIM).read_text())
+            record.instance_id, record.hostname = UUID(claim["instance_id"]), claim["hostname"]
+        record.configured = (state_dir / CONFIGURED).exists()
+        return record
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -66,6 +86,15 @@ def write_json(path: Path, body: dict[str, Any]) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(body))
     temporary.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a command runs as, where, and with which variables."""
+
+    user: str
+    workdir: str | None
+    env: dict[str, str] = field(repr=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +115,8 @@ class Machine:
     user_processes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     failure: str | None = None
+    # User, workdir and env that the guest was given ahead; None when that is not known (adopted from an earlier daemon).
+    primed: Identity | None = None
     scan_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     has_baseline: bool = False
     journals: dict[str, Journal] = field(default_factory=dict)

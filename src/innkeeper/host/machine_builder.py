@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from innkeeper.core.host_verbs import EnsureMachine, MachineShape
+from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
 from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError
 from innkeeper.host.directories import Directories
@@ -24,7 +25,7 @@ from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
 from innkeeper.host.drivers.contract import Driver, MachinePlan
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.mounts import is_mounted
-from innkeeper.host.machine import Machine, MachineRecord
+from innkeeper.host.machine import Identity, Machine, MachineRecord
 from innkeeper.host.network.addressing import Slot
 from innkeeper.host.network.firewall import PolicyClass
 from innkeeper.host.network.network import Network
@@ -200,35 +201,46 @@ class MachineBuilder:
         if record.instance_id is None or self._directories.disk_of(record.instance_id) != record.disk:
             await self._disks.remove_disk(record.disk)
 
-    async def prime(self, machine: Machine) -> None:
-        """Configure a guest for the pool: user, DNS, and what makes its first command fast."""
-        await self._configure(
-            machine, {"hostname": "localhost", "user": machine.record.shape.user, "warm": list(WARM_LINES)}
-        )
+    async def prime(self, machine: Machine, pool: WarmPool) -> None:
+        """Give a guest of a pool its identity ahead, and what makes its first command fast."""
+        identity = Identity(pool.user or pool.shape.user, pool.workdir, pool.env)
+        machine.record.hostname = f"{pool.hostname}-{machine.id[:8]}"
+        await self._configure(machine, identity, warm=True)
+        machine.record.save(machine.state_dir)
+        machine.primed = identity
 
     async def configure(self, machine: Machine, request: EnsureMachine) -> None:
         """Give a guest its identity: the last step before ready. Raises GuestError when the guest cannot be used."""
-        params: dict[str, Any] = {
-            "hostname": request.hostname,
-            "machine_id": request.instance_id.hex,
-            "user": request.user or request.shape.user,
-            "env": request.env,
-        }
-        if request.workdir is not None:
-            params["workdir"] = request.workdir
-        await self._configure(machine, params)
+        identity = Identity(request.user or request.shape.user, request.workdir, request.env)
+        if machine.primed == identity:
+            # It has all that already; what is left to know is that its agent answers.
+            link = await machine.endpoint.link(timeout_seconds=LINK_SECONDS)
+            async with asyncio.timeout(CONFIGURE_SECONDS):
+                await link.ping()
+        else:
+            await self._configure(machine, identity)
+        machine.primed = identity
 
-    async def _configure(self, machine: Machine, identity: dict[str, Any]) -> None:
+    async def _configure(self, machine: Machine, identity: Identity, *, warm: bool = False) -> None:
         slot = self._network.plan.slot(machine.record.slot_index)
-        params = {
-            **identity,
+        hostname = machine.record.hostname or "localhost"
+        params: dict[str, Any] = {
+            "hostname": hostname,
+            # Derived, so that a guest that starts again on its disk stays the same machine to its programs.
+            "machine_id": hashlib.sha256(machine.record.disk.encode()).hexdigest()[:32],
+            "user": identity.user,
+            "env": identity.env,
             "time_unix_ns": time.time_ns(),
             "entropy_b64": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
-            "hosts": hosts_file(identity["hostname"]),
+            "hosts": hosts_file(hostname),
             "resolv_conf": resolv_conf(slot),
             "sudo": True,
             "spare_shell": True,
         }
+        if identity.workdir is not None:
+            params["workdir"] = identity.workdir
+        if warm:
+            params["warm"] = list(WARM_LINES)
         answer = await machine.endpoint.request("configure", params, timeout_seconds=CONFIGURE_SECONDS)
         if answer.get("tmp_is_tmpfs"):
             # Files there would escape the disk, its quota and files_changed.

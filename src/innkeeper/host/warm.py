@@ -35,7 +35,7 @@ class WarmPools:
     def __init__(
         self,
         *,
-        build: Callable[[MachineShape], Awaitable[Machine]],
+        build: Callable[[WarmPool], Awaitable[Machine]],
         discard: Callable[[Machine], Awaitable[None]],
         busy: Callable[[], bool],
         parallel: int,
@@ -104,10 +104,11 @@ class WarmPools:
                 self._wake.clear()
                 if self._known:
                     await self._drain()
-                while (shape := self._next_deficit()) is not None:
+                while (pool := self._next_deficit()) is not None:
                     await self._yield_to_requests()
-                    self._building[shape.pool_key] = self._building.get(shape.pool_key, 0) + 1
-                    builds.create_task(self._fill_one(shape))
+                    key = pool.shape.pool_key
+                    self._building[key] = self._building.get(key, 0) + 1
+                    builds.create_task(self._fill_one(pool))
                 waits = [moment - time.monotonic() for moment in self._not_before.values()]
                 try:
                     async with asyncio.timeout(max(0.01, min(waits)) if waits else None):
@@ -124,12 +125,12 @@ class WarmPools:
             if not pool:
                 del self._ready[key]
 
-    def _next_deficit(self) -> MachineShape | None:
+    def _next_deficit(self) -> WarmPool | None:
         if sum(self._building.values()) >= self._parallel:
             return None
         # The emptiest pool first, relative to its size.
         candidates = [
-            (have / pool.size, pool.shape)
+            (have / pool.size, pool)
             for key, pool in self._desired.items()
             if (have := len(self._ready.get(key, ())) + self._building.get(key, 0)) < pool.size
             and key not in self._not_before
@@ -141,10 +142,10 @@ class WarmPools:
         while self._busy() and time.monotonic() < starved_at:
             await asyncio.sleep(QUIET_SECONDS)
 
-    async def _fill_one(self, shape: MachineShape) -> None:
-        key = shape.pool_key
+    async def _fill_one(self, pool: WarmPool) -> None:
+        key = pool.shape.pool_key
         try:
-            machine = await self._build(shape)
+            machine = await self._build(pool)
         except (InnkeeperError, OSError) as error:
             if not isinstance(error, NoHostError):
                 log.warning("a warm guest could not be made", pool=key, error=str(error))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from innkeeper.errors import LinkLostError
 from innkeeper.wire.frames import CREDIT, MAX_SEND_PAYLOAD, Kind, ProtocolError, frame, json_frame
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class Stream:
         if self._failure is not None:
             raise self._failure
         if self._result is not None:
-            raise ProtocolError("the stream has ended")
+            # Nobody's fault: the peer may end a stream before it has read all of it.
+            raise LinkLostError("The other side has ended the call")
 
     def _grant(self, size: int) -> None:
         self._consumed += size
