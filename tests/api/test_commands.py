@@ -239,7 +239,7 @@ async def asgi_call(api: Any, accept: str, *, until: bytes) -> tuple[bytes, floa
     }
     loop = asyncio.get_running_loop()
     started = loop.time()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await api.app(scope, receive, send)
     return bytes(sent), loop.time() - started
 
@@ -249,7 +249,7 @@ class Endless:
 
     def __iter__(self) -> Any:
         while True:
-            yield b"y\n"
+            yield b"y\n" * 512
 
 
 @pytest.mark.parametrize(("accept", "until"), [("text/event-stream", b"started"), ("application/json", b"")])
