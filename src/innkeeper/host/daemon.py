@@ -32,6 +32,7 @@ from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.inventory import choose_platform
+from innkeeper.host.leaks import find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 from innkeeper.host.machine_builder import MachineBuilder
@@ -140,7 +141,21 @@ async def run_daemon(
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
 
         async def status() -> dict[str, Any]:
-            machines = fleet.machines()
+            found_by_driver = await driver.found()
+            machines, held = fleet.machines(), fleet.held()
+            leaks = find_leaks(
+                directories=directories,
+                found_by_driver=found_by_driver,
+                network=network,
+                disks=pool,
+                living={machine.id for machine in held} | builder.under_way,
+                # A machine on its way up holds a slot that only its builder knows.
+                slots={machine.record.slot_index for machine in held}
+                | (network.in_use.keys() if builder.under_way else set()),
+                owned_disks=fleet.owned_disks(),
+            )
+            if leaks:
+                log.warning("leaked resources", leaks=leaks)
             return {
                 "host_id": str(host_id),
                 "name": os.uname().nodename,
@@ -157,7 +172,7 @@ async def run_daemon(
                 "frozen": sum(machine.frozen for machine in machines),
                 "pools": fleet.warm.levels(),
                 "execs_waiting": turns.waiting,
-                "leaked": 0,
+                "leaked": len(leaks),
                 "version": __version__,
             }
 

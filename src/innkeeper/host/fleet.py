@@ -55,6 +55,8 @@ class Fleet:
         self._changes = changes
         self._on_failure = on_failure
         self._by_instance: dict[UUID, Machine] = {}
+        # Every machine from its start until nothing of it is left.
+        self._held: set[Machine] = set()
         self._locks: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starts = asyncio.Semaphore(max_starts)
         self._building_mb = 0
@@ -90,6 +92,15 @@ class Fleet:
             with contextlib.suppress(ValueError):
                 found.append(UUID(entry.name))
         return found
+
+    def held(self) -> set[Machine]:
+        """Every machine of which something exists, those on their way down included."""
+        return set(self._held)
+
+    def owned_disks(self) -> set[str]:
+        """Names of the disks that instances and machines own."""
+        recorded = {self._directories.disk_of(instance_id) for instance_id in self.disks()}
+        return {name for name in recorded if name is not None} | {machine.record.disk for machine in self._held}
 
     def journals(self, instance_id: UUID) -> Path:
         """The folder of an instance's journals."""
@@ -222,6 +233,7 @@ class Fleet:
 
     def _watch(self, machine: Machine) -> None:
         """Notice the end of a machine and an agent that breaks the protocol."""
+        self._held.add(machine)
         machine.endpoint.on_link(
             lambda link: link.closed.add_done_callback(lambda closed: self._link_closed(machine, closed.result()))
         )
@@ -261,6 +273,7 @@ class Fleet:
             machine.failure = "The machine was taken away"
         self._changes.unwatch(machine)
         await self._builder.discard(machine)
+        self._held.discard(machine)
 
     async def destroy(self, instance_id: UUID, *, keep_disk: bool) -> None:
         """See DestroyMachine."""

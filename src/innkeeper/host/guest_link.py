@@ -13,7 +13,14 @@ from typing import Any, cast
 
 import structlog
 
-from innkeeper.errors import FileMissingError, GuestError, InvalidRequestError, LinkLostError
+from innkeeper.errors import (
+    ConflictError,
+    FileMissingError,
+    ForbiddenError,
+    GuestError,
+    InvalidRequestError,
+    LinkLostError,
+)
 from innkeeper.wire.frames import Limits, ProtocolError
 from innkeeper.wire.link import Link
 from innkeeper.wire.stream import Stream
@@ -32,6 +39,11 @@ def guest_error(code: str, message: str) -> Exception:
     text = "".join(character if character.isprintable() else "?" for character in message)[:500]
     if code == "not_found":
         return FileMissingError(text or None)
+    # Typed, because only the type's code crosses the bus: the API would show a guest's other errors as 503.
+    if code == "permission_denied":
+        return ForbiddenError(text or None)
+    if code == "no_space":
+        return ConflictError(text or None)
     if code in (
         "bad_request",
         "is_a_directory",
@@ -39,7 +51,6 @@ def guest_error(code: str, message: str) -> Exception:
         "not_a_regular_file",
         "exists",
         "too_large",
-        "no_space",
     ):
         return GuestInputError(text or code, guest_code=code)
     return GuestError(f"The guest answered {code}: {text}", guest_code=code)

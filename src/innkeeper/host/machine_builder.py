@@ -89,6 +89,8 @@ class MachineBuilder:
         self._images = images
         self._agent_dir = agent_dir
         self._freeze_after_seconds = freeze_after_seconds
+        # Machines on their way up: nobody else knows them yet, and they are no leaks.
+        self.under_way: set[str] = set()
 
     async def build(
         self, shape: MachineShape, *, steps: Steps, disk: str | None = None, instance_id: UUID | None = None
@@ -103,6 +105,8 @@ class MachineBuilder:
         machine_id = secrets.token_hex(8)
         state_dir = self._directories.machines / machine_id
         async with AsyncExitStack() as stack:
+            self.under_way.add(machine_id)
+            stack.callback(self.under_way.discard, machine_id)
             state_dir.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
             slot = await self._network.acquire(PolicyClass(shape.egress_mode))

@@ -66,7 +66,7 @@ async def recover(
             await rootfs.release(entry)
             removed += entry.name not in leftovers
     removed += await network.sweep()
-    removed += await _remove_unowned_disks(directories, disks, fleet)
+    removed += await _remove_unowned_disks(disks, fleet)
     for entry in directories.trash.iterdir():
         removed += 1
         await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
@@ -75,12 +75,8 @@ async def recover(
     return Recovered(adopted=len(adopted), removed=removed)
 
 
-async def _remove_unowned_disks(directories: Directories, disks: DiskPool, fleet: Fleet) -> int:
-    owned = {machine.record.disk for machine in (*fleet.machines(), *fleet.warm.machines())}
-    for instance_id in fleet.disks():
-        disk = directories.disk_of(instance_id)
-        if disk is not None:
-            owned.add(disk)
+async def _remove_unowned_disks(disks: DiskPool, fleet: Fleet) -> int:
+    owned = fleet.owned_disks()
     unowned = [name for name in disks.disks() if name not in owned]
     for name in unowned:
         await disks.remove_disk(name)

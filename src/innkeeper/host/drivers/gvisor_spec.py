@@ -51,6 +51,13 @@ def oci_spec(plan: MachinePlan, *, cgroup_path: str, nofile: int) -> dict[str, A
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "mode=755"]},
+            # Without it the directory is root's alone, and semaphores of users' programs (Python's multiprocessing) fail.
+            {
+                "destination": "/dev/shm",  # noqa: S108 - in the guest
+                "type": "tmpfs",
+                "source": "shm",
+                "options": ["nosuid", "noexec", "nodev", "mode=1777", f"size={plan.memory_mb // 2}m"],
+            },
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
             {"destination": AGENT_DIRECTORY, "type": "bind", "source": str(plan.agent_dir), "options": ["rbind", "ro"]},
             # Read-only: a writable bind would let the guest write to the host's disk outside its quota. Connecting to the socket works all the same.
