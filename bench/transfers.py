@@ -1,0 +1,47 @@
+"""Rows about file content through the API, and the server's memory meanwhile."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+
+from bench.peers import Peers
+from bench.processes import peak_mb, reset_peak
+from bench.rows import Budget, Row
+from bench.server import RefusedError, Room, Server
+
+SIZE_MB = 256
+PIECE = os.urandom(1_000_000)
+PIECES = SIZE_MB
+MEMORY_SLACK_MB = 16
+
+
+def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
+    """A file of 256 MB up and down; MB are 10^6 bytes."""
+    upload = Row("upload", f"upload of {SIZE_MB} MB", "MB/s", Budget(200, at_least=True))
+    download = Row("download", f"download of {SIZE_MB} MB", "MB/s", Budget(300, at_least=True))
+    memory = Row(
+        "transfer-memory", "server memory gained by a transfer, at its peak", "MB RSS", Budget(MEMORY_SLACK_MB)
+    )
+    room = Room(server, server.profile("bench-files", warm_pool_size=0), "files")
+    room.create()
+    path = f"{room.path}/file/home/user/blob"
+    for _ in range(tries):
+        pids = list(server.processes().values())
+        before = [reset_peak(pid) for pid in pids]
+        for row in (upload, download):
+            began = time.perf_counter()
+            try:
+                size = server.download(path) if row is download else server.upload(path, PIECE, PIECES)
+            except (OSError, RefusedError, http.client.HTTPException) as error:
+                row.failures.append(f"{type(error).__name__}: {error}")
+                continue
+            row.values.append(size / 1e6 / (time.perf_counter() - began))
+        memory.values.append(sum(peak_mb(pid) for pid in pids) - sum(before))
+        if download.values:
+            began = time.perf_counter()
+            size = peers.runsc_head(SIZE_MB * 1_000_000)
+            download.peer("runsc exec head").values.append(size / 1e6 / (time.perf_counter() - began))
+    room.destroy()
+    return [upload, download, memory]
