@@ -13,7 +13,7 @@ oldest_runsc=2023
 
 packages=(
     ca-certificates debian-archive-keyring mmdebstrap erofs-utils e2fsprogs xfsprogs util-linux mount kmod
-    iproute2 nftables golang-go python3 python3-venv
+    iproute2 nftables golang-go python3 python3-venv curl
 )
 test_packages=(shellcheck)
 bench_packages=(bubblewrap crun)

@@ -16,6 +16,9 @@ from innkeeper.host.linux.mounts import Mount, all_mounts
 CONTROLLERS_V1 = ("memory", "cpu", "cpuacct", "pids", "freezer")
 CONTROLLERS_V2 = ("memory", "cpu", "pids")
 CPU_PERIOD_US = 100_000
+# The group of deploy/innkeeper-guests.service. Not the server's own: its processes would have to stay in a leaf, and systemd before 254
+# cannot start a service again while groups below it are in use.
+DELEGATED = "system.slice/innkeeper-guests.service"
 _POLL_SECONDS = 0.001
 
 
@@ -100,7 +103,8 @@ class Group(ABC):
                 # ENODEV: the group went away between the walk and the read.
                 with contextlib.suppress(OSError):
                     pids.update(int(pid) for pid in (below / "cgroup.procs").read_text().split())
-        return sorted(pids)
+        # 0 stands for a process of another pid namespace; as an argument of kill(2) it means ourselves.
+        return sorted(pids - {0})
 
     def add(self, pid: int) -> None:
         """Move a process (with all its threads) into the group."""
@@ -361,7 +365,15 @@ class CgroupTree:
         return [name for name in CONTROLLERS_V2 if name not in offered]
 
     def server_root(self, name: str) -> Group:
-        """The group that holds all groups of one server, directly below the top: makes nothing."""
+        """The group that holds all groups of one server; makes nothing.
+
+        Directly below the top, or on version 2 in the subtree that systemd gave away for guests, where the unit that asks for it is installed: what
+        is not delegated is systemd's to write. A group that is already at the top stays in use, because its guests cannot be moved.
+        """
+        if self.version == 2:
+            top = self.mounts["unified"]
+            if (top / DELEGATED / "cgroup.controllers").exists() and not (top / name).is_dir():
+                return self.group(f"{DELEGATED}/{name}")
         return self.group(name)
 
     def group(self, path: str) -> Group:

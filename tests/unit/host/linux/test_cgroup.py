@@ -74,3 +74,43 @@ def test_version_1_usage(tmp_path: Path) -> None:
 def test_a_quota_is_never_less_than_the_kernel_takes() -> None:
     assert cgroup.quota_us(0.001) == 1000
     assert cgroup.quota_us(2) == 200_000
+
+
+def _delegated(top: Path) -> Path:
+    unit = top / "system.slice/innkeeper-guests.service"
+    unit.mkdir(parents=True)
+    for directory in (top, unit.parent, unit):
+        (directory / "cgroup.controllers").write_text("cpu memory pids\n")
+        (directory / "cgroup.subtree_control").write_text("cpu memory pids\n" if directory != unit else "")
+    return unit
+
+
+def test_guests_live_where_systemd_lets_them(tmp_path: Path) -> None:
+    unit = _delegated(tmp_path)
+    group = CgroupTree(2, {"unified": tmp_path}).server_root("innkeeper-1").child("guest")
+    assert group.path == "/system.slice/innkeeper-guests.service/innkeeper-1/guest"
+    group.create()
+    assert (unit / "innkeeper-1" / "guest").is_dir()
+    # Nothing above the delegated group is written: that is systemd's.
+    assert [(path / "cgroup.subtree_control").read_text() for path in (tmp_path, unit.parent)] == [
+        "cpu memory pids\n"
+    ] * 2
+    assert sorted((unit / "cgroup.subtree_control").read_text().split()) == ["+cpu", "+memory", "+pids"]
+
+
+def test_without_delegation_guests_live_at_the_top(tmp_path: Path) -> None:
+    assert CgroupTree(2, {"unified": tmp_path}).server_root("innkeeper-1").path == "/innkeeper-1"
+
+
+def test_guests_that_are_at_the_top_are_found_there_again(tmp_path: Path) -> None:
+    _delegated(tmp_path)
+    (tmp_path / "innkeeper-1").mkdir()
+    tree = CgroupTree(2, {"unified": tmp_path})
+    assert tree.server_root("innkeeper-1").path == "/innkeeper-1"
+    assert tree.server_root("innkeeper-2").path == "/system.slice/innkeeper-guests.service/innkeeper-2"
+
+
+def test_processes_of_other_namespaces_are_never_signalled(tmp_path: Path) -> None:
+    (tmp_path / "guest").mkdir()
+    (tmp_path / "guest" / "cgroup.procs").write_text("0\n17\n")
+    assert GroupV2(tmp_path, "guest").procs() == [17]
