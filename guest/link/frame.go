@@ -27,7 +27,7 @@ const (
 const (
 	HeaderBytes     = 9
 	MaxPayload      = 256 << 10
-	MaxJSON         = 64 << 10
+	MaxJSON         = MaxPayload
 	InitialCredit   = 1 << 20
 	CreditStep      = 256 << 10
 	MaxUnread       = 64

@@ -28,7 +28,8 @@ from innkeeper.ids import uuid7
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
 
-COMMAND_BYTES_MAX = 1_048_576
+# Linux takes no argument of more than 128 KiB; some of it is left for what the guest puts around a command.
+COMMAND_BYTES_MAX = 122_880
 # What the host may take beyond the command's own time: thawing, queueing for its turn, the scan for changes.
 GRACE_SECONDS = 60.0
 READ_SECONDS = 30.0

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from innkeeper.bus.contract import ServerCall
 from innkeeper.core.host_verbs import ListFiles, ReadFile, StatFile, WriteFile
-from innkeeper.errors import FileMissingError, GuestError, InvalidRequestError, PayloadTooLargeError
+from innkeeper.errors import FileMissingError, ForbiddenError, GuestError, InvalidRequestError, PayloadTooLargeError
 from innkeeper.host.file_changes import FileChanges, mime_by_name
 from innkeeper.host.guest_link import GuestInputError
 from innkeeper.host.machine import Machine
@@ -54,7 +54,7 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
                         raise PayloadTooLargeError
                     await call.send_data(event.data)
             return {"bytes": sent}
-        except GuestInputError as error:
+        except (GuestInputError, ForbiddenError) as error:
             if request.public is not None:
                 raise FileMissingError from error
             raise

@@ -23,7 +23,8 @@ def find_leaks(
 ) -> list[str]:
     """A line per leaked resource.
 
-    `found_by_driver` is what the driver's `found` says. `living` are machines that somebody holds, those on their way up and down included; `slots` and `owned_disks` are theirs and their instances'.
+    `found_by_driver` is what the driver's `found` says. `living` are machines that somebody holds, those on their way up
+    and down included; `slots` and `owned_disks` are theirs and their instances'.
     """
     found = [f"driver state of machine {machine_id}" for machine_id in found_by_driver - living]
     found += [

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import structlog
 
-from innkeeper.errors import InnkeeperError, LinkLostError, from_code
+from innkeeper.errors import InnkeeperError, LinkLostError, PayloadTooLargeError, from_code
 from innkeeper.wire.frames import CREDIT, HEADER, Kind, Limits, ProtocolError, frame, json_frame, parse_object
 from innkeeper.wire.stream import Data, End, Message, Stream
 
@@ -58,14 +58,17 @@ class Link(asyncio.Protocol):
     # --- opening and sending ---------------------------------------------------------------------------------------
 
     def open(self, verb: str, params: Mapping[str, Any] | None = None) -> Stream:
-        """Open a stream. Raises LinkLostError when the link is closed."""
+        """Open a stream. Raises LinkLostError when the link is closed, PayloadTooLargeError when the parameters do not fit a frame."""
         if self.closed.done():
             raise LinkLostError
         body = {"verb": verb, **(params or {})}
+        opening = json_frame(Kind.OPEN, self._next_id, body)
+        if len(opening) - HEADER.size > self.limits.max_payload:
+            raise PayloadTooLargeError
         stream = Stream(self, self._next_id, body)
         self._next_id += 2
         self._streams[stream.id] = stream
-        self.write(json_frame(Kind.OPEN, stream.id, body))
+        self.write(opening)
         return stream
 
     async def request(
