@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+import structlog
 from tests.integration.image_fixture import put_into
 
 from bench import changes, commands, idle, report, rooms, startup, transfers
@@ -34,7 +36,11 @@ def main() -> None:
         "--quick", action="store_true", help="few samples: minutes become half a minute, and noise with it"
     )
     parser.add_argument("--long", action="store_true", help="also 100 frozen guests")
+    parser.add_argument(
+        "--platform", choices=("systrap", "ptrace"), help="instead of the one that the server takes by itself"
+    )
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     if os.geteuid() != 0:
         sys.exit("bench: needs root")
     before = report.machine()
@@ -58,7 +64,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
     rows: list[Row] = []
     home = make_home()
     host_dir = home / "host"
-    server = Server(home)
+    server = Server(home, platform=options.platform)
     peer_images = ImageStore(home / "peer-images")
     try:
         server.start()

@@ -35,8 +35,9 @@ class RefusedError(Exception):
 class Server:
     """`inn serve` on a state directory whose image store is filled already."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, platform: str | None = None) -> None:
         self.home = home
+        self._platform = platform or "auto"
         self.settings = Settings(home=home)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -54,6 +55,7 @@ class Server:
             "INNKEEPER_IMAGES": "base",
             "INNKEEPER_KEEP_MACHINES": "false",
             "INNKEEPER_LOG_LEVEL": "warning",
+            "INNKEEPER_RUNSC_PLATFORM": self._platform,
             "PYTHONUNBUFFERED": "1",
         }
         argv = [str(Path(sys.prefix) / "bin" / "inn"), "serve", "--home", str(self.home), "--port", str(self.port)]
