@@ -24,7 +24,7 @@ func TestBadFrames(t *testing.T) {
 		"kind 0":           {0, 0, 0, 0, 0, 0, 0, 1, 0},
 		"kind 13":          {0, 0, 0, 0, 0, 0, 0, 1, 13},
 		"too long":         {0, 4, 0, 1, 0, 0, 0, 1, Data},
-		"too much JSON":    {0, 1, 0, 1, 0, 0, 0, 1, Open},
+		"too much JSON":    {0, 4, 0, 1, 0, 0, 0, 1, Open},
 		"short credit":     {0, 0, 0, 3, 0, 0, 0, 1, Credit, 1, 2, 3},
 		"long ping":        {0, 0, 0, 9, 0, 0, 0, 0, Ping, 1, 2, 3, 4, 5, 6, 7, 8, 9},
 		"ping on a stream": {0, 0, 0, 8, 0, 0, 0, 1, Ping, 1, 2, 3, 4, 5, 6, 7, 8},

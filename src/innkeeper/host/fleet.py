@@ -151,7 +151,10 @@ class Fleet:
         self._waiting_cold += 1
         try:
             async with self._starts:
-                machine = await self._build(request.shape, steps=steps, disk=disk, instance_id=request.instance_id)
+                hostname = self._directories.hostname_of(request.instance_id) or request.hostname
+                machine = await self._build(
+                    request.shape, steps=steps, hostname=hostname, disk=disk, instance_id=request.instance_id
+                )
         finally:
             self._waiting_cold -= 1
         try:
@@ -168,9 +171,8 @@ class Fleet:
         folder = self._directories.instances / str(request.instance_id)
         (folder / "journals").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._changes.prepare(request.instance_id)
-        hostname = machine.record.hostname or self._directories.hostname_of(request.instance_id) or request.hostname
-        write_json(folder / INSTANCE_RECORD, {"disk": machine.record.disk, "hostname": hostname})
-        machine.record.instance_id, machine.record.hostname = request.instance_id, hostname
+        write_json(folder / INSTANCE_RECORD, {"disk": machine.record.disk, "hostname": machine.record.hostname})
+        machine.record.instance_id = request.instance_id
         machine.record.save_claim(machine.state_dir)
         async with machine.in_use():
             await self._builder.configure(machine, request)
@@ -194,11 +196,22 @@ class Fleet:
             # The first command tries again.
             log.warning("no baseline yet", machine=machine.id, error=str(error))
 
-    async def _build(self, shape: MachineShape, *, steps: Steps, disk: str | None, instance_id: UUID | None) -> Machine:
+    async def _build(
+        self,
+        shape: MachineShape,
+        *,
+        steps: Steps,
+        hostname: str | None = None,
+        label: str = "room",
+        disk: str | None = None,
+        instance_id: UUID | None = None,
+    ) -> Machine:
         self._admit(shape.memory_mb, for_instance=instance_id is not None)
         self._building_mb += shape.memory_mb
         try:
-            machine = await self._builder.build(shape, steps=steps, disk=disk, instance_id=instance_id)
+            machine = await self._builder.build(
+                shape, steps=steps, hostname=hostname, label=label, disk=disk, instance_id=instance_id
+            )
         finally:
             self._building_mb -= shape.memory_mb
         self._watch(machine)
@@ -219,7 +232,7 @@ class Fleet:
 
     async def _build_warm(self, pool: WarmPool) -> Machine:
         async with self._starts:
-            machine = await self._build(pool.shape, steps=Steps(lambda _: None), disk=None, instance_id=None)
+            machine = await self._build(pool.shape, steps=Steps(lambda _: None), label=pool.hostname)
         try:
             await self._builder.prime(machine, pool)
             machine.user_processes = 0

@@ -44,8 +44,8 @@ class MachineRecord:
     driver: str
     disk: str
     slot_index: int
+    hostname: str
     instance_id: UUID | None = None
-    hostname: str | None = None
     configured: bool = False
     boot_trace: list[BootStep] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class MachineRecord:
 
     def save_claim(self, state_dir: Path) -> None:
         """Write whose machine it is."""
-        write_json(state_dir / CLAIM, {"instance_id": str(self.instance_id), "hostname": self.hostname})
+        write_json(state_dir / CLAIM, {"instance_id": str(self.instance_id)})
 
     def save_configured(self, state_dir: Path) -> None:
         """Note that the claim was carried out."""
@@ -74,7 +74,7 @@ def load_machine_record(state_dir: Path) -> MachineRecord | None:
         record = MachineRecord(**{**body, "shape": MachineShape(**body["shape"])})
         with contextlib.suppress(FileNotFoundError):
             claim = json.loads((state_dir / CLAIM).read_text())
-            record.instance_id, record.hostname = UUID(claim["instance_id"]), claim["hostname"]
+            record.instance_id = UUID(claim["instance_id"])
         record.configured = (state_dir / CONFIGURED).exists()
         return record
     except (OSError, ValueError, TypeError, KeyError):

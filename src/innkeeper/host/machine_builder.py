@@ -93,9 +93,17 @@ class MachineBuilder:
         self.under_way: set[str] = set()
 
     async def build(
-        self, shape: MachineShape, *, steps: Steps, disk: str | None = None, instance_id: UUID | None = None
+        self,
+        shape: MachineShape,
+        *,
+        steps: Steps,
+        hostname: str | None = None,
+        label: str = "room",
+        disk: str | None = None,
+        instance_id: UUID | None = None,
     ) -> Machine:
         """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made.
+        Without a `hostname` it is `label` and the beginning of the machine's id.
 
         Raises the typed error of the step that failed; nothing is left then (an existing disk stays).
         """
@@ -114,7 +122,13 @@ class MachineBuilder:
             steps.stamp(InstanceState.NETWORK_ALLOCATED)
             steps.stamp(InstanceState.FTAP_CREATED)
             record = MachineRecord(
-                machine_id, shape, self._driver.name, disk or machine_id, slot.index, instance_id=instance_id
+                machine_id,
+                shape,
+                self._driver.name,
+                disk or machine_id,
+                slot.index,
+                instance_id=instance_id,
+                hostname=hostname or f"{label}-{machine_id[:8]}",
             )
             record.save(state_dir)
             stack.push_async_callback(self._release_disk, record)
@@ -128,6 +142,7 @@ class MachineBuilder:
             machine_plan = MachinePlan(
                 machine_id=machine_id,
                 rootfs=rootfs.root,
+                hostname=record.hostname,
                 netns=slot.netns_path,
                 agent_dir=self._agent_dir,
                 link_dir=endpoint.directory,
@@ -208,9 +223,7 @@ class MachineBuilder:
     async def prime(self, machine: Machine, pool: WarmPool) -> None:
         """Give a guest of a pool its identity ahead, and what makes its first command fast."""
         identity = Identity(pool.user or pool.shape.user, pool.workdir, pool.env)
-        machine.record.hostname = f"{pool.hostname}-{machine.id[:8]}"
         await self._configure(machine, identity, warm=True)
-        machine.record.save(machine.state_dir)
         machine.primed = identity
 
     async def configure(self, machine: Machine, request: EnsureMachine) -> None:
@@ -227,7 +240,7 @@ class MachineBuilder:
 
     async def _configure(self, machine: Machine, identity: Identity, *, warm: bool = False) -> None:
         slot = self._network.plan.slot(machine.record.slot_index)
-        hostname = machine.record.hostname or "localhost"
+        hostname = machine.record.hostname
         params: dict[str, Any] = {
             "hostname": hostname,
             # Derived, so that a guest that starts again on its disk stays the same machine to its programs.

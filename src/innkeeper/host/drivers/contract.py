@@ -32,6 +32,7 @@ class MachinePlan:
 
     machine_id: str
     rootfs: Path
+    hostname: str
     netns: Path
     agent_dir: Path
     link_dir: Path

@@ -47,7 +47,8 @@ def oci_spec(plan: MachinePlan, *, cgroup_path: str, nofile: int) -> dict[str, A
             "noNewPrivileges": False,
         },
         "root": {"path": str(plan.rootfs), "readonly": False},
-        "hostname": "localhost",
+        # Only here: gVisor lets nobody change it later.
+        "hostname": plan.hostname,
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "mode=755"]},
