@@ -25,11 +25,11 @@ from innkeeper.bus.in_process import in_process_bus
 from innkeeper.bus.link_bus import LinkBus
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.host_verbs import MachineShape, to_wire
+from innkeeper.errors import LinkLostError
 from innkeeper.host.daemon import Daemon, run_daemon
 from innkeeper.host.disks.image_store import ImageRecord
 from innkeeper.host.machine import Machine
 from innkeeper.settings import Settings
-from innkeeper.wire.frames import ProtocolError
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDS_RUNSC = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("runsc") is None, reason="needs root and runsc")
@@ -148,7 +148,7 @@ class Host:
         async with self.bus.open(self.daemon.host_id, request.verb, to_wire(request)) as call:
             if stdin is not None:
                 # A command may end before it has read all of it.
-                with contextlib.suppress(ProtocolError):
+                with contextlib.suppress(LinkLostError):
                     await call.send_data(stdin)
                     await call.send_end()
             async for event in call.events():
