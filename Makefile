@@ -23,8 +23,7 @@ demo: ## with the server up: a chart drawn in a room, fetched without a token
 	@exec .venv/bin/python deploy/demo.py
 
 test: ## install what the tests need, then run them all
-	@setup/prepare.sh test
-	@exec .venv/bin/pytest $(PYTEST_ARGS)
+	@exec setup/test.sh $(PYTEST_ARGS)
 
 lint: ## formatting, lints, types, layers, Go and shell
 	.venv/bin/ruff check .
@@ -32,6 +31,7 @@ lint: ## formatting, lints, types, layers, Go and shell
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	cd guest && go vet ./...
+	test -z "$$(gofmt -l guest)"
 	shellcheck setup/*.sh .ci/run images/*/customize.sh src/innkeeper/host/disks/image_tree.sh
 
 format: ## rewrite the Python and Go sources in the one style
