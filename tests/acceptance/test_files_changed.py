@@ -45,7 +45,7 @@ CASES = {
     "sparse": ("true", "truncate -s 1G a", {"a": "created"}),
     "mapped memory": (
         "head -c 4096 /dev/zero > a",
-        """python -c 'import mmap; m = mmap.mmap(open("a", "r+b").fileno(), 0); m[0] = 1; m.flush()'""",
+        """python -c 'import mmap; f = open("a", "r+b"); m = mmap.mmap(f.fileno(), 0); m[0] = 1; m.flush()'""",
         {"a": "modified"},
     ),
     "empty directories are not listed": ("true", "mkdir -p a/b/c", {}),
@@ -116,7 +116,8 @@ def test_the_type_is_by_name_or_else_by_content(shared: Room, command: str, mime
 
 def test_a_hundred_thousand_files(room: Room) -> None:
     make = "import os\nfor d in range(100):\n os.mkdir(f'm{d}')\n for f in range(1000): open(f'm{d}/{f}', 'x').close()"
-    room.put(f"{HOME}/make.py", make.encode())
+    room.create()
+    assert room.put(f"{HOME}/make.py", make.encode()).status_code == 201
     room.output("true")
     answer = room.run("mkdir many && cd many && python ../make.py", timeout=300)["result"]
     assert answer["exit_code"] == 0, answer["output"]
