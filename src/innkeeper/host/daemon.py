@@ -132,13 +132,15 @@ async def run_daemon(
             on_pool_ready=lambda key: watchers.publish({"type": "pool.ready", "pool_key": key}),
         )
         stack.push_async_callback(_wind_down, fleet, driver, store, pool, keep_running=keep_running)
+        turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
+        executions = Executions(changes=changes, turns=turns)
+        fleet.resume = lambda machine: executions.resume(machine, fleet.journals_of(machine))
         recovered = await recovery.recover(
             directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
         )
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
         host_id = persistent_host_id(settings.host_dir)
-        turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
 
         async def status() -> dict[str, Any]:
             found_by_driver = await driver.found()
@@ -178,7 +180,7 @@ async def run_daemon(
 
         verbs = Verbs(
             fleet=fleet,
-            executions=Executions(changes=changes, turns=turns),
+            executions=executions,
             changes=changes,
             watchers=watchers,
             list_images=images.list,

@@ -18,7 +18,7 @@ import structlog
 from innkeeper.core.host_verbs import Execute
 from innkeeper.errors import ConflictError, GuestError, InnkeeperError, InstanceFailedError, LinkLostError
 from innkeeper.host.file_changes import FileChanges
-from innkeeper.host.journal import Journal, prune, read_output
+from innkeeper.host.journal import Journal, prune, read_output, unfinished
 from innkeeper.host.machine import Machine
 from innkeeper.host.turns import Turns
 from innkeeper.wire.stream import Data, End, Message, Stream
@@ -30,6 +30,9 @@ OVERTIME_SECONDS = 15.0
 RELINK_SECONDS = 10.0
 READ_STEP = 262_144
 PRUNE_EVERY = 64
+MAX_TIMEOUT_SECONDS = 3_600.0
+# What a guest may claim to have dropped while nobody read; the rest of the claim is not believed.
+MAX_SKIP_BYTES = 67_108_864
 
 
 @dataclass(slots=True)
@@ -101,10 +104,11 @@ class Executions:
 
     async def start(self, machine: Machine, request: Execute, directory: Path) -> Execution:
         """Start a command; returns when the agent was asked. Raises ConflictError for an id that was used before."""
-        if (directory / f"{request.execution_id}.json").exists():
-            raise ConflictError("There is an execution of that id already")
         journal = Journal(directory, request.execution_id)
-        journal.save()
+        try:
+            journal.begin()
+        except FileExistsError:
+            raise ConflictError("There is an execution of that id already") from None
         execution = Execution(request, machine, journal, directory)
         machine.journals[str(request.execution_id)] = journal
         started = asyncio.Event()
@@ -112,39 +116,23 @@ class Executions:
         await started.wait()
         return execution
 
-    async def _run(self, execution: Execution, started: asyncio.Event) -> None:
-        machine, request, journal = execution.machine, execution.request, execution.journal
-        record = journal.record
-        began = time.monotonic()
+    def resume(self, machine: Machine, directory: Path) -> None:
+        """Go on with the commands that an earlier daemon began in the machine. Whoever asked for them is gone; their journals are not."""
+        assert machine.record.instance_id is not None  # noqa: S101 - only instances run commands
+        for execution_id in unfinished(directory):
+            journal = Journal.resume(directory, execution_id)
+            # The agent still holds the real time limit.
+            request = Execute(machine.record.instance_id, execution_id, "", timeout_seconds=MAX_TIMEOUT_SECONDS)
+            machine.journals[str(execution_id)] = journal
+            machine.start_task(
+                self._run(Execution(request, machine, journal, directory), asyncio.Event(), resumed=True)
+            )
+
+    async def _run(self, execution: Execution, started: asyncio.Event, *, resumed: bool = False) -> None:
+        machine = execution.machine
         try:
             async with machine.in_use():
-                await self._changes.ensure_baseline(machine)
-                turn = await self._turns.take()
-                try:
-                    execution._stream = await machine.endpoint.open("exec", _exec_params(request))
-                    started.set()
-                    async with asyncio.timeout(request.timeout_seconds + OVERTIME_SECONDS):
-                        exited = await self._follow(execution)
-                finally:
-                    turn.end()
-                machine.user_processes = _integer(exited, "user_processes")
-                record.exit_code, record.signal = _integer(exited, "exit_code"), exited.get("signal")
-                record.timed_out = bool(exited.get("timed_out"))
-                record.duration_ms = round((time.monotonic() - began) * 1000, 3)
-                execution.answer_bytes = record.total_bytes
-                changes = await self._changes.after_command(machine, request.execution_id)
-                record.ended = True
-                journal.save()
-                execution.answer = {
-                    "exit_code": record.exit_code,
-                    "signal": record.signal,
-                    "timed_out": record.timed_out,
-                    "duration_ms": record.duration_ms,
-                    "output_bytes": execution.answer_bytes,
-                    "output_truncated": execution.answer_bytes > request.answer_bytes,
-                    **changes,
-                }
-                execution.changed.set()
+                await self._run_in(execution, started, resumed=resumed)
         except TimeoutError:
             machine.fail("The guest agent did not end a command at its time limit")
             self._lose(execution, InstanceFailedError(machine.failure))
@@ -155,11 +143,55 @@ class Executions:
             log.exception("an execution failed", machine=machine.id)
             self._lose(execution, InnkeeperError())
         except asyncio.CancelledError:
-            self._lose(execution, InstanceFailedError(machine.failure or "The machine was taken away"))
+            if machine.failure is None:
+                # The daemon ends, the guest does not: the mark stays, and the next daemon goes on.
+                execution.journal.close()
+            else:
+                self._lose(execution, InstanceFailedError(machine.failure))
             raise
         finally:
             started.set()
         await self._background_output(execution)
+
+    async def _run_in(self, execution: Execution, started: asyncio.Event, *, resumed: bool) -> None:
+        machine, request, record = execution.machine, execution.request, execution.journal.record
+        began = time.monotonic()
+        await self._changes.ensure_baseline(machine)
+        turn = await self._turns.take()
+        try:
+            execution._stream = await (
+                self._attach(execution) if resumed else machine.endpoint.open("exec", _exec_params(request))
+            )
+            started.set()
+            async with asyncio.timeout(request.timeout_seconds + OVERTIME_SECONDS):
+                exited = await self._follow(execution)
+        finally:
+            turn.end()
+        machine.user_processes = _integer(exited, "user_processes")
+        record.exit_code, record.signal = _integer(exited, "exit_code"), exited.get("signal")
+        record.timed_out = bool(exited.get("timed_out"))
+        record.duration_ms = round((time.monotonic() - began) * 1000, 3)
+        execution.answer_bytes = record.total_bytes
+        changes = await self._changes.after_command(machine, request.execution_id)
+        record.ended = True
+        execution.journal.finish()
+        execution.answer = {
+            "exit_code": record.exit_code,
+            "signal": record.signal,
+            "timed_out": record.timed_out,
+            "duration_ms": record.duration_ms,
+            "output_bytes": execution.answer_bytes,
+            "output_truncated": execution.answer_bytes > request.answer_bytes,
+            **changes,
+        }
+        execution.changed.set()
+
+    async def _attach(self, execution: Execution) -> Stream:
+        return await execution.machine.endpoint.open(
+            "attach",
+            {"id": str(execution.request.execution_id), "offset": execution.journal.record.total_bytes},
+            timeout_seconds=RELINK_SECONDS,
+        )
 
     async def _follow(self, execution: Execution) -> dict[str, Any]:
         """Journal output until the command ends; returns the agent's `exited` message. A broken link is picked up again where the journal stands."""
@@ -170,11 +202,7 @@ class Executions:
             except LinkLostError:
                 if execution.machine.running.exited.done():
                     raise InstanceFailedError(execution.machine.running.why()) from None
-                execution._stream = await execution.machine.endpoint.open(
-                    "attach",
-                    {"id": str(execution.request.execution_id), "offset": execution.journal.record.total_bytes},
-                    timeout_seconds=RELINK_SECONDS,
-                )
+                execution._stream = await self._attach(execution)
 
     async def _read_until_exit(self, execution: Execution, stream: Stream) -> dict[str, Any]:
         while (event := await stream.next_event()) is not None:
@@ -183,6 +211,10 @@ class Executions:
                 execution.changed.set()
             elif isinstance(event, Message) and event.body.get("exited"):
                 return event.body
+            elif isinstance(event, Message) and isinstance(event.body.get("offset"), int):
+                execution.journal.skip_to(
+                    min(event.body["offset"], execution.journal.record.total_bytes + MAX_SKIP_BYTES)
+                )
             elif isinstance(event, End):
                 continue
         raise GuestError("The guest agent ended a command without saying how")
@@ -199,8 +231,8 @@ class Executions:
         except InnkeeperError:
             pass
         finally:
-            if journal.record.total_bytes != execution.answer_bytes:
-                journal.save()
+            if journal.record.total_bytes != execution.answer_bytes and execution.over:
+                journal.finish()
             journal.close()
             execution.machine.journals.pop(str(execution.request.execution_id), None)
             self._started += 1
@@ -212,7 +244,7 @@ class Executions:
         record.ended, record.lost = True, error.message
         execution.answer_bytes = record.total_bytes
         with contextlib.suppress(OSError):
-            execution.journal.save()
+            execution.journal.finish()
         execution.failure = error
         execution.changed.set()
 

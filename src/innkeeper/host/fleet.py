@@ -55,6 +55,8 @@ class Fleet:
         self._changes = changes
         self._on_failure = on_failure
         self._by_instance: dict[UUID, Machine] = {}
+        # Called with a machine that was used before: it may hold commands that nobody follows.
+        self.resume: Callable[[Machine], None] = lambda _: None
         # Every machine from its start until nothing of it is left.
         self._held: set[Machine] = set()
         self._locks: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -102,6 +104,11 @@ class Fleet:
         recorded = {self._directories.disk_of(instance_id) for instance_id in self.disks()}
         return {name for name in recorded if name is not None} | {machine.record.disk for machine in self._held}
 
+    def journals_of(self, machine: Machine) -> Path:
+        """The folder of the journals of a machine's instance."""
+        assert machine.record.instance_id is not None  # noqa: S101 - only instances run commands
+        return self.journals(machine.record.instance_id)
+
     def journals(self, instance_id: UUID) -> Path:
         """The folder of an instance's journals."""
         return self._directories.instances / str(instance_id) / "journals"
@@ -129,6 +136,8 @@ class Fleet:
                 steps.stamp(InstanceState.READY)
                 machine.record.boot_trace = steps.trace
                 self._serve(machine)
+                if not claimed:
+                    self.resume(machine)
             return {
                 "boot_trace": [asdict(step) for step in machine.record.boot_trace],
                 "isolation": asdict(machine.driver.isolation),
@@ -250,19 +259,14 @@ class Fleet:
         machine.endpoint.on_link(
             lambda link: link.closed.add_done_callback(lambda closed: self._link_closed(machine, closed.result()))
         )
-        machine.running.exited.add_done_callback(lambda _: self._exited(machine))
+        machine.when_failed = lambda reason: self._failed(machine, reason)
+        machine.running.exited.add_done_callback(lambda _: machine.fail(machine.running.why()))
 
     def _link_closed(self, machine: Machine, reason: BaseException | None) -> None:
         if isinstance(reason, ProtocolError):
-            self._failed(machine, f"The guest agent broke the protocol: {reason}")
-
-    def _exited(self, machine: Machine) -> None:
-        self._failed(machine, machine.running.why())
+            machine.fail(f"The guest agent broke the protocol: {reason}")
 
     def _failed(self, machine: Machine, reason: str) -> None:
-        if machine.failure is not None:
-            return
-        machine.fail(reason)
         self.warm.forget(machine)
         instance_id = machine.record.instance_id
         if instance_id is not None and self._by_instance.get(instance_id) is machine:
@@ -326,6 +330,7 @@ class Fleet:
         else:
             self._by_instance[machine.record.instance_id] = machine
             self._changes.watch(machine)
+            self.resume(machine)
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of every machine (they run on), or take all away."""

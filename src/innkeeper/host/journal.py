@@ -1,7 +1,8 @@
 """The kept output of executions: files on the host, bounded per execution and per instance.
 
 An execution keeps its first 16 MiB and its last 48 MiB; the bytes between are a marked gap. Offsets count the bytes that the
-command wrote, so they never shift. `<execution>.head` holds the first part, `<execution>.tail` is a ring of the last part, `<execution>.json` the result.
+command wrote, so they never shift. `<execution>.head` holds the first part, `<execution>.tail` is a ring of the last
+part, `<execution>.json` the record of its end.
 """
 
 from __future__ import annotations
@@ -50,13 +51,31 @@ class OutputSlice:
 
 
 class Journal:
-    """Writes one execution's output. Nothing is created on disk before the first byte or `finish`."""
+    """Writes one execution's output.
+
+    `<execution>.running` marks one that was begun: a daemon that starts again finds it and goes on. `finish` leaves the record in its place.
+    """
 
     def __init__(self, directory: Path, execution_id: UUID) -> None:
         self._stem = directory / str(execution_id)
         self.record = ExecutionRecord(execution_id=str(execution_id), started_at=time.time())
         self._head: BinaryIO | None = None
         self._tail: BinaryIO | None = None
+        self._mark: BinaryIO | None = None
+
+    @classmethod
+    def resume(cls, directory: Path, execution_id: UUID) -> Journal:
+        """The journal of an execution that an earlier daemon began, ready to be continued at `record.total_bytes`."""
+        journal = cls(directory, execution_id)
+        journal.record = _unfinished(directory, str(execution_id))
+        return journal
+
+    def begin(self) -> None:
+        """Mark the execution as begun. Raises FileExistsError for an id that was used before."""
+        if self._stem.with_suffix(".json").exists():
+            raise FileExistsError(self._stem.name)
+        with self._stem.with_suffix(".running").open("xb") as mark:
+            mark.write(_mark(self.record))
 
     def write(self, data: bytes) -> None:
         """Append output."""
@@ -64,41 +83,83 @@ class Journal:
         self.record.total_bytes += len(data)
         if position < HEAD_BYTES:
             if self._head is None:
-                self._head = self._stem.with_suffix(".head").open("wb", buffering=0)
+                self._head = _open(self._stem.with_suffix(".head"))
             kept = data[: HEAD_BYTES - position]
-            self._head.write(kept)
+            os.pwrite(self._head.fileno(), kept, position)
             position, data = position + len(kept), data[len(kept) :]
         if data:
             if self._tail is None:
-                self._tail = self._stem.with_suffix(".tail").open("wb", buffering=0)
+                self._tail = _open(self._stem.with_suffix(".tail"))
+                self._mark = _open(self._stem.with_suffix(".running"))
             data, position = data[-TAIL_BYTES:], position + max(0, len(data) - TAIL_BYTES)
             at = (position - HEAD_BYTES) % TAIL_BYTES
             first = data[: TAIL_BYTES - at]
             os.pwrite(self._tail.fileno(), first, at)
             if len(first) < len(data):
                 os.pwrite(self._tail.fileno(), data[len(first) :], 0)
+            if self._mark is not None:
+                # The ring's own size does not tell how often it went round.
+                os.pwrite(self._mark.fileno(), _mark(self.record), 0)
 
-    def save(self) -> None:
-        """Write the record. It is small and replaced as a whole, so a crash leaves the former one."""
+    def skip_to(self, offset: int) -> None:
+        """Go on at a later offset: what the guest wrote in between was dropped there, and reads as zeros."""
+        while self.record.total_bytes < offset:
+            self.write(bytes(min(offset - self.record.total_bytes, 1_048_576)))
+
+    def finish(self) -> None:
+        """Leave the record. It takes a new name: ext4 flushes a file that is renamed over another, and a command's answer would wait for the disk."""
         path = self._stem.with_suffix(".json")
-        temporary = path.with_suffix(".json.new")
+        temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(asdict(self.record)))
-        temporary.replace(path)
+        path.unlink(missing_ok=True)
+        temporary.rename(path)
+        self._stem.with_suffix(".running").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._head, self._tail):
+        for file in (self._head, self._tail, self._mark):
             if file is not None:
                 file.close()
-        self._head = self._tail = None
+        self._head = self._tail = self._mark = None
+
+
+def _open(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+
+
+def _mark(record: ExecutionRecord) -> bytes:
+    return f"{record.started_at:020.6f} {record.total_bytes:020d}\n".encode()
+
+
+def _unfinished(directory: Path, execution_id: str) -> ExecutionRecord:
+    try:
+        started_at, total = (directory / f"{execution_id}.running").read_text().split()
+    except FileNotFoundError:
+        raise ExecutionNotFoundError from None
+    record = ExecutionRecord(execution_id=execution_id, started_at=float(started_at), total_bytes=int(total))
+    if record.total_bytes <= HEAD_BYTES:
+        # The mark is brought up to date only once the ring is in use.
+        with contextlib.suppress(FileNotFoundError):
+            record.total_bytes = (directory / f"{execution_id}.head").stat().st_size
+    return record
+
+
+def unfinished(directory: Path) -> list[UUID]:
+    """Executions that were begun and have no record of their end."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.glob("*.running"):
+            with contextlib.suppress(ValueError):
+                found.append(UUID(path.stem))
+    return found
 
 
 def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
-    """The record of an execution. Raises ExecutionNotFoundError."""
+    """The record of an execution, as far as it has come. Raises ExecutionNotFoundError."""
     try:
         return ExecutionRecord(**json.loads((directory / f"{execution_id}.json").read_text()))
     except FileNotFoundError:
-        raise ExecutionNotFoundError from None
+        return _unfinished(directory, str(execution_id))
 
 
 def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: int) -> OutputSlice:

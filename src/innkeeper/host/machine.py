@@ -115,6 +115,7 @@ class Machine:
     user_processes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     failure: str | None = None
+    when_failed: Callable[[str], None] = lambda _: None
     # User, workdir and env that the guest was given ahead; None when that is not known (adopted from an earlier daemon).
     primed: Identity | None = None
     scan_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -206,10 +207,11 @@ class Machine:
                 self.frozen = False
 
     def fail(self, reason: str) -> None:
-        """Record why the machine is of no use any more; the daemon then takes it away."""
+        """Record why the machine is of no use any more, once; its owner then takes it away."""
         if self.failure is None:
             self.failure = reason
             log.warning("machine failed", machine=self.id, reason=reason)
+            self.when_failed(reason)
 
     async def close(self, *, stop: bool) -> None:
         """End the machine's own tasks and release everything; without `stop` the guest runs on for the next daemon to adopt."""
@@ -229,6 +231,3 @@ class Machine:
         else:
             with contextlib.suppress(OSError):
                 await self.endpoint.close(remove=False)
-
-
-WhenGone = Callable[[Machine], None]

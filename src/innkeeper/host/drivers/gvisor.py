@@ -216,6 +216,8 @@ class GvisorDriver:
                 machine.watcher.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await machine.watcher
+        # A machine that was let go of is nobody's here any more: its end would be waited for in vain.
+        self._machines.clear()
         if not keep_running:
             await self._parent.remove()
 
