@@ -70,7 +70,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
         server.start()
         if "startup" in groups:
             rows += startup.measure(server, tries=2 if options.quick else 5)
-            say(rows[-1:])
+            say(rows)
         host = server.host()
         put_into(home / "peer-images", "base")
         image = peer_images.get("base")
@@ -119,7 +119,9 @@ def make_home() -> Path:
 
 def say(rows: list[Row]) -> None:
     """What is known so far, while the rest is measured."""
+    load = os.getloadavg()[0]
     for row in rows:
+        row.load = load
         print(
             f"{row.title}: {report.number(row.median)} ({report.number(row.p95)}) {row.unit} {report.verdict(row)}",
             file=sys.stderr,

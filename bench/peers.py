@@ -108,6 +108,7 @@ class Peers:
         group = self._tree.server_root(self._name).child(one)
         plan = MachinePlan(
             machine_id=one,
+            hostname="peer",
             rootfs=self.root,
             netns=Path("/run/netns") / f"{self._name}-{one}",
             agent_dir=self._agent_dir,

@@ -41,6 +41,8 @@ class Row:
     failures: list[str] = field(default_factory=list)
     peers: dict[str, Row] = field(default_factory=dict)
     note: str = ""
+    # Of the machine, over the minute in which it was measured: what else ran beside.
+    load: float | None = None
 
     def peer(self, name: str) -> Row:
         """The row of a peer, made at its first use."""
@@ -114,5 +116,6 @@ class Row:
             "values": [round(value, 4) for value in self.values],
             "failures": self.failures,
             "note": self.note,
+            "load": self.load,
             "peers": [peer.as_json() for peer in self.peers.values()],
         }

@@ -171,7 +171,7 @@ class Server:
         """Wait until every pool is full (and there is one of `at_least` guests), and a moment more for the last freeze."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
-            pools = self.host()["pools"]
+            pools = self.host()["pools"] or []
             if all(pool["ready"] == pool["size"] for pool in pools) and any(p["size"] >= at_least for p in pools):
                 time.sleep(0.1)
                 return

@@ -21,13 +21,14 @@ def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
     """A file of 256 MB up and down; MB are 10^6 bytes."""
     upload = Row("upload", f"upload of {SIZE_MB} MB", "MB/s", Budget(200, at_least=True))
     download = Row("download", f"download of {SIZE_MB} MB", "MB/s", Budget(300, at_least=True))
+    replace = Row("upload-replace", "likewise, over an existing file", "MB/s")
     memory = Row(
         "transfer-memory", "server memory gained by a transfer, at its peak", "MB RSS", Budget(MEMORY_SLACK_MB)
     )
     room = Room(server, server.profile("bench-files", warm_pool_size=0), "files")
     room.create()
-    path = f"{room.path}/file/home/user/blob"
-    for _ in range(tries):
+    for number in range(tries):
+        path = f"{room.path}/file/home/user/blob-{number}"
         pids = list(server.processes().values())
         before = [reset_peak(pid) for pid in pids]
         for row in (upload, download):
@@ -43,5 +44,11 @@ def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
             began = time.perf_counter()
             size = peers.runsc_head(SIZE_MB * 1_000_000)
             download.peer("runsc exec head").values.append(size / 1e6 / (time.perf_counter() - began))
+        try:
+            began = time.perf_counter()
+            replace.values.append(server.upload(path, PIECE, PIECES) / 1e6 / (time.perf_counter() - began))
+        except (OSError, RefusedError, http.client.HTTPException) as error:
+            replace.failures.append(f"{type(error).__name__}: {error}")
+        room.run("rm ~/blob-*")
     room.destroy()
-    return [upload, download, memory]
+    return [upload, download, replace, memory]
