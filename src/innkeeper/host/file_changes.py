@@ -193,9 +193,11 @@ async def _sniff(machine: Machine, paths: list[bytes]) -> list[str | None]:
     step = 32
     for at in range(0, len(paths), step):
         try:
-            answer = await machine.endpoint.request(
-                "mime", guest_path_params(paths[at : at + step]), timeout_seconds=SNIFF_SECONDS
-            )
+            # Later pages come when the guest may be frozen: unthawed it would be waited for in vain.
+            async with machine.in_use():
+                answer = await machine.endpoint.request(
+                    "mime", guest_path_params(paths[at : at + step]), timeout_seconds=SNIFF_SECONDS
+                )
         except InnkeeperError:
             return nothing
         types = answer.get("types")
