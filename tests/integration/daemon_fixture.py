@@ -145,7 +145,10 @@ class Host:
         execution_id = more.pop("execution_id", None) or uuid4()
         request = verbs.Execute(instance_id, execution_id, command, timeout_seconds, stdin=stdin is not None, **more)
         output = bytearray()
-        async with self.bus.open(self.daemon.host_id, request.verb, to_wire(request)) as call:
+        async with (
+            asyncio.timeout(timeout_seconds + PATIENCE_SECONDS),
+            self.bus.open(self.daemon.host_id, request.verb, to_wire(request)) as call,
+        ):
             if stdin is not None:
                 # A command may end before it has read all of it.
                 with contextlib.suppress(LinkLostError):

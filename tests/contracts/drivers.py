@@ -1,0 +1,181 @@
+"""What the driver contract is tested on: every driver, on real disks and namespaces, with the real agent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests import leaks
+from tests.integration import image_fixture
+from tests.integration.daemon_fixture import built_agent
+
+from innkeeper.host.daemon import install_agent
+from innkeeper.host.disks.disk_pool import DiskPool, open_pool
+from innkeeper.host.disks.rootfs import DiskPlan, InstanceDisk, mount_root, release
+from innkeeper.host.drivers.contract import Driver, MachinePlan, RunningMachine
+from innkeeper.host.drivers.gvisor import GvisorDriver
+from innkeeper.host.guest_link import GuestEndpoint
+from innkeeper.host.linux import netns
+from innkeeper.host.linux.cgroup import CgroupTree, Group
+from innkeeper.wire.stream import Data, Message
+
+LINK_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to run machines, and why it cannot be tested here, if so."""
+
+    name: str
+    make: Callable[[Path, str], Driver]
+    missing: str | None
+
+
+def gvisor(platform: str) -> Kind:
+    def make(home: Path, server_id: str) -> Driver:
+        root = home / "runsc"
+        root.mkdir(exist_ok=True, mode=0o700)
+        return GvisorDriver(
+            runsc="runsc",
+            platform=platform,
+            root=root,
+            tree=CgroupTree.detect(),
+            group_name=f"innkeeper-{server_id}",
+            reason="under test",
+        )
+
+    missing = None if os.geteuid() == 0 and shutil.which("runsc") else "needs root and runsc"
+    return Kind(f"gvisor-{platform}", make, missing)
+
+
+KINDS = (gvisor("systrap"), gvisor("ptrace"))
+
+
+@dataclass
+class Guest:
+    """A started machine with its agent."""
+
+    plan: MachinePlan
+    running: RunningMachine
+    endpoint: GuestEndpoint
+    disk: InstanceDisk
+
+    @property
+    def id(self) -> str:
+        return self.plan.machine_id
+
+    async def run(self, line: str, *, seconds: float = 30) -> tuple[int, str]:
+        """Run a shell line as root: exit code and output."""
+        params = {
+            "id": secrets.token_hex(8),
+            "shell": line,
+            "merge": True,
+            "user": "root",
+            "timeout_ms": int(seconds * 1000),
+        }
+        stream = await self.endpoint.open("exec", params, timeout_seconds=LINK_SECONDS)
+        output, exit_code = bytearray(), -1
+        while (event := await stream.next_event()) is not None:
+            if isinstance(event, Data):
+                output += event.data
+            elif isinstance(event, Message) and event.body.get("exited"):
+                exit_code = event.body["exit_code"]
+                stream.cancel()
+                break
+        return exit_code, output.decode()
+
+    async def processes(self) -> int:
+        """A request that any live agent answers."""
+        answer = await self.endpoint.request("processes", {}, timeout_seconds=LINK_SECONDS)
+        return int(answer["user_processes"])
+
+
+@dataclass
+class Lab:
+    """One server's drivers and machines below `home`."""
+
+    kind: Kind
+    home: Path
+    pool: DiskPool
+    lower: Path
+    agent_dir: Path
+    driver: Driver
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def group(self) -> Group:
+        """The server's control group."""
+        return CgroupTree.detect().group(f"innkeeper-{leaks.server_id(self.home)}")
+
+    def another_driver(self) -> Driver:
+        """As a restarted daemon would make it."""
+        return self.kind.make(self.home, leaks.server_id(self.home))
+
+    async def plan(self, *, memory_mb: int = 256, vcpu_count: int = 1) -> tuple[MachinePlan, InstanceDisk]:
+        """Disk, root, namespace and link directory of a machine, made as the builder makes them."""
+        machine_id = secrets.token_hex(8)
+        state_dir = self.home / "machines" / machine_id
+        state_dir.mkdir(parents=True, mode=0o700)
+        self.stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
+        space = f"ik{leaks.server_id(self.home)}-{machine_id[:6]}"
+        await netns.ip_batch([f"netns add {space}"])
+        self.stack.push_async_callback(netns.delete, space)
+        disk_plan = DiskPlan(machine_id, 1024, (self.lower,), self.home / "mounts" / "machines" / machine_id)
+        disk = await mount_root(self.pool, disk_plan)
+        self.stack.push_async_callback(self.pool.remove_disk, machine_id)
+        self.stack.push_async_callback(release, disk_plan.mount_directory)
+        plan = MachinePlan(
+            machine_id=machine_id,
+            rootfs=disk.root,
+            netns=netns.path_of(space),
+            agent_dir=self.agent_dir,
+            link_dir=state_dir / "link",
+            state_dir=state_dir,
+            memory_mb=memory_mb,
+            vcpu_count=vcpu_count,
+            hostname="guest",
+        )
+        return plan, disk
+
+    async def start(self, *, memory_mb: int = 256, vcpu_count: int = 1) -> Guest:
+        """A machine whose agent has answered."""
+        plan, disk = await self.plan(memory_mb=memory_mb, vcpu_count=vcpu_count)
+        endpoint = GuestEndpoint(plan.link_dir)
+        await endpoint.listen()
+        self.stack.push_async_callback(endpoint.close, remove=True)
+        running = await self.driver.start(plan)
+        # By whichever driver is the current one at the end: a test may have replaced it.
+        self.stack.push_async_callback(lambda: self.driver.stop(plan.machine_id))
+        await endpoint.link(timeout_seconds=LINK_SECONDS)
+        return Guest(plan, running, endpoint, disk)
+
+
+@asynccontextmanager
+async def lab(kind: Kind, home: Path) -> AsyncIterator[Lab]:
+    """Everything that the machines of one server need; all of it is gone at the end."""
+    store = image_fixture.put_into(home, "base")
+    image = store.get("base")
+    assert image is not None
+    pool = await open_pool(home, size_mib=8192)
+    driver = kind.make(home, leaks.server_id(home))
+    there = Lab(kind, home, pool, store.mount(image.digest), install_agent(built_agent(), home), driver)
+    try:
+        async with there.stack:
+            yield there
+    finally:
+        await there.driver.close(keep_running=False)
+        await store.unmount_all()
+        await pool.close()
+
+
+def traces(there: Lab, machine_ids: Iterable[str]) -> list[str]:
+    """What still exists of these machines: groups, runtime files, processes."""
+    found = [name for name in there.group.children() if name in machine_ids]
+    for path in there.home.glob("runsc/*"):
+        found += [str(path) for machine_id in machine_ids if machine_id in path.name]
+    return found
