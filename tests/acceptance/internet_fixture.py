@@ -183,9 +183,7 @@ def certificates(folder: Path) -> tuple[ssl.SSLContext, bytes]:
     leaf = _certificate(subject, issuer, key, authority_key, authority=False)
     chain = folder / "server.pem"
     chain.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + leaf.public_bytes(serialization.Encoding.PEM)
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -124,7 +124,9 @@ class Server:
         from uuid import UUID
 
         with contextlib.closing(sqlite3.connect(self.home / "api" / "innkeeper.db")) as database:
-            for row in database.execute("select id from instances where public_id in (?, ?, ?)", spellings(instance_id)):
+            for row in database.execute(
+                "select id from instances where public_id in (?, ?, ?)", spellings(instance_id)
+            ):
                 return str(UUID(bytes=row[0])) if isinstance(row[0], bytes) else str(UUID(row[0]))
         raise AssertionError(f"no instance {instance_id}")
 

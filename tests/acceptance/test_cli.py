@@ -143,7 +143,10 @@ def test_doctor_says_that_this_host_can(innkeeper: Server) -> None:
 
 
 def test_without_a_server(innkeeper: Server, tmp_path: Path) -> None:
-    for variables in ({"INNKEEPER_HOME": str(tmp_path)}, {"INNKEEPER_URL": "http://127.0.0.1:1", "INNKEEPER_TOKEN": "x"}):
+    for variables in (
+        {"INNKEEPER_HOME": str(tmp_path)},
+        {"INNKEEPER_URL": "http://127.0.0.1:1", "INNKEEPER_TOKEN": "x"},
+    ):
         done = innkeeper.inn("room", "list", **variables)
         assert done.returncode not in (0, 1) and "is the server running?" in done.stderr
         assert "Traceback" not in done.stderr

@@ -216,8 +216,8 @@ def test_a_frozen_room_answers(innkeeper: Server, room: Room) -> None:
     assert room.output("echo before") == "before"
     group = f"innkeeper-{innkeeper.server_id}"
     machine = innkeeper.machine_of(instance)
-    states = [path for path in Path("/sys/fs/cgroup").glob(f"**/{group}/{machine}/freezer.state")]
-    states += [path for path in Path("/sys/fs/cgroup").glob(f"**/{group}/{machine}/cgroup.freeze")]
+    states = list(Path("/sys/fs/cgroup").glob(f"**/{group}/{machine}/freezer.state"))
+    states += list(Path("/sys/fs/cgroup").glob(f"**/{group}/{machine}/cgroup.freeze"))
     assert states, f"no freezer of {machine}"
     until(lambda: states[0].read_text().strip() in ("FROZEN", "1"), seconds=20)
     began = time.monotonic()

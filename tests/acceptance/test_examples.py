@@ -106,7 +106,9 @@ def test_npm(node: Room) -> None:
     answer = node.run("npm init -y && npm install express", timeout=110)
     assert answer["status"] == "success", answer["result"]["output"]
     changed = {row["path"]: row["status"] for row in answer["result"]["files_changed"]}
-    assert {f"{HOME}/package.json", f"{HOME}/package-lock.json", f"{HOME}/node_modules/express/index.js"} <= set(changed)
+    assert {f"{HOME}/package.json", f"{HOME}/package-lock.json", f"{HOME}/node_modules/express/index.js"} <= set(
+        changed
+    )
     assert node.output("node -p \"require('express')()\"") == "a tiny express"
 
 

@@ -136,7 +136,9 @@ def test_a_directory_is_listed_in_pages(shared: Room) -> None:
     assert names == [row[0] for row in rows]
     assert shared.client.get(f"{shared.path}/files/nowhere").json()["error"] == "file_not_found"
     assert shared.client.get(f"{shared.path}/files{HOME}/list/c").status_code == 400
-    assert {"etc", "home", "usr"} <= {row["name"] for row in shared.client.get(f"{shared.path}/files").json()["entries"]}
+    assert {"etc", "home", "usr"} <= {
+        row["name"] for row in shared.client.get(f"{shared.path}/files").json()["entries"]
+    }
 
 
 def test_nothing_makes_a_room_but_asking_for_one(api: Api, base: str) -> None:

@@ -86,7 +86,9 @@ def test_a_name_that_is_not_utf8(room: Room) -> None:
 
 
 def test_every_change_is_reported_once(room: Room) -> None:
-    assert room.changes("(sleep 0.5; echo late > late.txt) & echo early > early.txt") == {f"{HOME}/early.txt": "created"}
+    assert room.changes("(sleep 0.5; echo late > late.txt) & echo early > early.txt") == {
+        f"{HOME}/early.txt": "created"
+    }
     assert room.changes("sleep 1.5") == {f"{HOME}/late.txt": "created"}
     assert room.changes("true") == {}
 

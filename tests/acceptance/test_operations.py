@@ -70,9 +70,7 @@ def test_errors_have_one_shape(api: Api, base: str, method: str, path: str, stat
     ids=range(6),
 )
 def test_bodies_that_are_wrong(shared: Room, body: bytes, status: int) -> None:
-    answer = shared.client.post(
-        f"{shared.path}/command", content=body, headers={"Content-Type": "application/json"}
-    )
+    answer = shared.client.post(f"{shared.path}/command", content=body, headers={"Content-Type": "application/json"})
     code = {400: "invalid_request", 413: "payload_too_large"}[status]
     assert (answer.status_code, answer.json()["error"]) == (status, code), answer.text
 
@@ -90,7 +88,9 @@ def test_the_document_describes_the_endpoints(innkeeper: Server) -> None:
     assert {"post", "delete"} <= set(document["paths"][room])
     for path in (f"{room}/command", f"{room}/file/{{path}}", f"{room}/tools", "/vm/{instance_id}/file/{path}"):
         assert path in document["paths"], path
-    assert "422" not in {status for path in document["paths"].values() for one in path.values() for status in one["responses"]}
+    assert "422" not in {
+        status for path in document["paths"].values() for one in path.values() for status in one["responses"]
+    }
 
 
 def test_the_api_process_is_not_root_and_has_no_capability(innkeeper: Server) -> None:
