@@ -5,6 +5,8 @@ SHELL := /bin/sh
 
 # Arguments for pytest: make test PYTEST_ARGS='-k disks'
 PYTEST_ARGS ?=
+# Options for the bench: make bench BENCH_ARGS='--quick --only rooms' (docs/performance.md)
+BENCH_ARGS ?=
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,7 +43,7 @@ format: ## rewrite the Python and Go sources in the one style
 
 bench: ## the performance tables
 	@setup/prepare.sh bench
-	@exec .venv/bin/python -m bench
+	@exec .venv/bin/python -m bench $(BENCH_ARGS)
 
 clean: ## remove what was built here; images and rooms in the state directory stay
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -65,13 +65,14 @@ def verdict(row: Row) -> str:
 def print_table(rows: Iterable[Row], *, title: str) -> None:
     """Print the rows."""
     table = Table(title=title, show_lines=True)
-    for column in ("row", "median", "p95", "n", "unit", "budget", "against", "load", ""):
-        table.add_column(column, justify="right" if column in ("median", "p95", "n", "load") else "left")
+    for column in ("row", "best", "median", "p95", "n", "unit", "budget", "against", "load", ""):
+        table.add_column(column, justify="right" if column in ("best", "median", "p95", "n", "load") else "left")
     for row in rows:
         result = verdict(row)
         colour = "green" if result == "pass" else "red" if result else ""
         table.add_row(
             row.title + (f"\n[dim]{row.note}[/dim]" if row.note else ""),
+            number(row.best),
             number(row.median),
             number(row.p95),
             success(row),
@@ -97,12 +98,12 @@ def as_json(rows: Iterable[Row], *, before: dict[str, Any], platform_reason: str
 def markdown(rows: Iterable[Row]) -> str:
     """The table as Markdown, for docs/performance.md."""
     lines = [
-        "| row | median | p95 | ok | unit | budget | against | load | |",
-        "| --- | ---: | ---: | ---: | --- | --- | --- | ---: | --- |",
+        "| row | best | median | p95 | ok | unit | budget | against | load | |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | --- | ---: | --- |",
     ]
     for row in rows:
         peers = against(row).replace("\n", "; ")
-        cells = (row.title, number(row.median), number(row.p95), success(row), row.unit)
+        cells = (row.title, number(row.best), number(row.median), number(row.p95), success(row), row.unit)
         budget = "" if row.budget is None else row.budget.describe()
         lines.append(f"| {' | '.join(cells)} | {budget} | {peers} | {number(row.load)} | {verdict(row)} |")
     return "\n".join(lines)

@@ -74,6 +74,13 @@ class Row:
         return ordered[max(0, math.ceil(0.95 * len(ordered)) - 1)]
 
     @property
+    def best(self) -> float | None:
+        """The best sample: what it costs when nothing else wants the processor just then."""
+        if not self.values:
+            return None
+        return max(self.values) if self.budget is not None and self.budget.at_least else min(self.values)
+
+    @property
     def tries(self) -> int:
         """How often it was tried."""
         return len(self.values) + len(self.failures)
@@ -106,6 +113,7 @@ class Row:
             "name": self.name,
             "title": self.title,
             "unit": self.unit,
+            "best": self.best,
             "median": self.median,
             "p95": self.p95,
             "n": len(self.values),
