@@ -14,6 +14,8 @@ from internet_fixture import Internet, internet  # noqa: E402
 from server_fixture import Api, Room, Server, server  # noqa: E402
 
 LOG_TAIL = 20_000
+# A profile whose rooms nobody touches: the shortest idle time is a minute, which passes while the other tests run.
+SHORT_LIVED = "short-lived"
 
 
 @pytest.fixture(scope="package")
@@ -28,6 +30,10 @@ def innkeeper(world: Internet) -> Iterator[Server]:
     """`inn serve` with all shipped images, whose guests live behind the world's host."""
     settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
     with server("base", "python-data-science", "node", **settings) as running:
+        api = running.api()
+        profile = api.make_profile(idle_seconds=60, name=SHORT_LIVED)
+        api.room(profile, "idle").output("echo content > file.txt")
+        api.room(profile, "at-work").output("nohup sleep 10000 > /dev/null 2>&1 &")
         yield running
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 from image_fixture import put_into
@@ -39,7 +41,6 @@ class Server:
     home: Path
     port: int
     settings: dict[str, str]
-    inside: str | None = None
     process: subprocess.Popen[bytes] | None = None
     clients: list[httpx2.Client] = field(default_factory=list)
 
@@ -109,8 +110,6 @@ class Server:
 
     def machine_of(self, instance_id: str) -> str:
         """The machine's id on the host, by the room's instance id as /v1 shows it."""
-        import json
-
         internal = self.internal_id(instance_id)
         for record in (self.home / "host" / "machines").glob("*/*.json"):
             text = record.read_text()
@@ -120,15 +119,11 @@ class Server:
 
     def internal_id(self, instance_id: str) -> str:
         """The id that only the server knows: the public one is derivable from nothing."""
-        import sqlite3
-        from uuid import UUID
 
         with contextlib.closing(sqlite3.connect(self.home / "api" / "innkeeper.db")) as database:
-            for row in database.execute(
-                "select id from instances where public_id in (?, ?, ?)", spellings(instance_id)
-            ):
-                return str(UUID(bytes=row[0])) if isinstance(row[0], bytes) else str(UUID(row[0]))
-        raise AssertionError(f"no instance {instance_id}")
+            query = "select id from instances where public_id = ?"
+            ((found,),) = database.execute(query, (UUID(instance_id).hex,)).fetchall()
+        return str(UUID(found))
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -333,11 +328,3 @@ def children(pid: int) -> list[int]:
             for child in map(int, task.read_text().split()):
                 found += [child, *children(child)]
     return found
-
-
-def spellings(uuid: str) -> tuple[object, ...]:
-    """A UUID as a database may keep it."""
-    from uuid import UUID
-
-    value = UUID(uuid)
-    return (str(value), value.hex, value.bytes)

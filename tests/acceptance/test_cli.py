@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -137,8 +138,7 @@ def test_doctor_says_that_this_host_can(innkeeper: Server) -> None:
         text=True,
         timeout=60,
     )
-    Path(f"{innkeeper.home}-none", "host").rmdir()
-    Path(f"{innkeeper.home}-none").rmdir()
+    shutil.rmtree(f"{innkeeper.home}-none")
     assert refused.returncode == 1 and "FIX" in refused.stderr
 
 

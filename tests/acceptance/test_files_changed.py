@@ -117,7 +117,9 @@ def test_the_type_is_by_name_or_else_by_content(shared: Room, command: str, mime
 
 
 def test_a_hundred_thousand_files(room: Room) -> None:
-    make = "import os\nfor d in range(100):\n os.mkdir(f'm{d}')\n for f in range(1000): open(f'm{d}/{f}', 'x').close()"
+    make = (
+        "import os\nfor d in range(100):\n os.mkdir(f'm{d}')\n for f in range(1000): open(f'm{d}/{f}.txt', 'x').close()"
+    )
     room.create()
     assert room.put(f"{HOME}/make.py", make.encode()).status_code == 201
     room.output("true")

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from server_fixture import Api, Room, Server, fresh, until
 
+from innkeeper.control import clock
 from innkeeper.control.tokens import NewToken, make_token
 from innkeeper.core.profile import Profile
 from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Organization, token_digest
@@ -62,7 +63,6 @@ def test_the_text_is_shown_once_and_kept_nowhere(api: Api, innkeeper: Server) ->
         None,
         "",
         "Bearer",
-        "Bearer ",
         "Bearer rk_live_00000000000000000000000000000000",
         "Basic dXNlcjpwYXNz",
         "Bearer " + "x" * 10_000,
@@ -179,11 +179,11 @@ def test_the_audit_names_what_was_done_and_by_whom(api: Api, room: Room) -> None
 
 async def new_organization(database_path: Path, name: str, **limits: int) -> tuple[NewToken, str]:
     """An organization with one profile and one token, written to the database as another process of the server would."""
-    organization = Organization(uuid7(), name, make_now(), **limits)
+    organization = Organization(uuid7(), name, clock.now(), **limits)
     token = make_token(
         organization.id, user_id=None, name="theirs", scopes=DEFAULT_SCOPES, dialect=Dialect.GENTILITY, test=False
     )
-    profile = Profile(uuid7(), organization.id, "base", "base", make_now(), memory_mb=512, warm_pool_size=0)
+    profile = Profile(uuid7(), organization.id, "base", "base", clock.now(), memory_mb=512, warm_pool_size=0)
 
     def insert(connection: sa.Connection) -> None:
         organizations.insert(connection, organization)
@@ -196,12 +196,6 @@ async def new_organization(database_path: Path, name: str, **limits: int) -> tup
     finally:
         await database.close()
     return token, str(profile.id)
-
-
-def make_now() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
