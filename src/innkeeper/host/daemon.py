@@ -138,6 +138,9 @@ async def run_daemon(
         recovered = await recovery.recover(
             directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
         )
+        in_use = fleet.images_in_use()
+        for digest in set() if in_use is None else await store.collect(in_use):
+            log.info("removed an image that nothing stands on", digest=digest[:12])
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
         host_id = persistent_host_id(settings.host_dir)

@@ -54,6 +54,10 @@ class Directories:
         """The instance's host name, or None before its first machine."""
         return self._recorded(instance_id, "hostname")
 
+    def image_of(self, instance_id: UUID) -> str | None:
+        """The digest of the image that the instance's disk stands on."""
+        return self._recorded(instance_id, "image_digest")
+
     def _recorded(self, instance_id: UUID, field: str) -> str | None:
         try:
             return str(json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())[field])

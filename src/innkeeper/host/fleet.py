@@ -99,6 +99,16 @@ class Fleet:
         """Every machine of which something exists, those on their way down included."""
         return set(self._held)
 
+    def images_in_use(self) -> frozenset[str] | None:
+        """Digests of the images below disks and machines; None when that is not known of every disk, and so no image may go."""
+        in_use = {machine.record.shape.image_digest for machine in self._held}
+        for instance_id in self.disks():
+            digest = self._directories.image_of(instance_id)
+            if digest is None:
+                return None
+            in_use.add(digest)
+        return frozenset(in_use)
+
     def owned_disks(self) -> set[str]:
         """Names of the disks that instances and machines own."""
         recorded = {self._directories.disk_of(instance_id) for instance_id in self.disks()}
@@ -180,7 +190,9 @@ class Fleet:
         folder = self._directories.instances / str(request.instance_id)
         (folder / "journals").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._changes.prepare(request.instance_id)
-        write_json(folder / INSTANCE_RECORD, {"disk": machine.record.disk, "hostname": machine.record.hostname})
+        record = machine.record
+        instance = {"disk": record.disk, "hostname": record.hostname, "image_digest": record.shape.image_digest}
+        write_json(folder / INSTANCE_RECORD, instance)
         machine.record.instance_id = request.instance_id
         machine.record.save_claim(machine.state_dir)
         async with machine.in_use():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -38,6 +39,7 @@ class Limits:
     window: int = 1_048_576
     grant_step: int = 262_144
     max_streams: int = 1_024
+    # Those of one stream; together they hold at most `max_payload` bytes, since as objects they take many times their size.
     max_unread_messages: int = 64
     # What may wait in the socket's send buffer: a peer that never reads must not make this process grow.
     max_send_buffer: int = 8_388_608
@@ -45,6 +47,30 @@ class Limits:
 
 class ProtocolError(Exception):
     """The peer broke the protocol; the link is closed."""
+
+
+_OF_LINK = frozenset({Kind.PING, Kind.PONG, Kind.HELLO})
+_EXACT = {Kind.END: 0, Kind.CANCEL: 0, Kind.CREDIT: 4, Kind.PING: 8, Kind.PONG: 8}
+_KINDS = {int(kind): (kind, _EXACT.get(kind), kind in _OF_LINK) for kind in Kind}
+
+
+def check_header(length: int, stream_id: int, kind_number: int, *, max_payload: int) -> Kind:
+    """The kind of a frame, after everything that its header alone tells.
+
+    Raises:
+        ProtocolError: an unknown kind, a length or a stream that the kind does not allow.
+
+    """
+    kind, exact, of_link = _KINDS.get(kind_number, (None, None, False))
+    if kind is None:
+        raise ProtocolError("an unknown kind of frame")
+    if length > max_payload:
+        raise ProtocolError("a frame is too long")
+    if exact is not None and length != exact:
+        raise ProtocolError(f"a malformed {kind.name.lower()}")
+    if of_link != (stream_id == 0):
+        raise ProtocolError("a frame of the link on a stream" if of_link else "a frame of a stream on the link")
+    return kind
 
 
 def frame(kind: Kind, stream_id: int, payload: bytes = b"") -> bytes:
@@ -63,13 +89,28 @@ def parse_object(payload: bytes | bytearray) -> dict[str, Any]:
     """The JSON object of a payload.
 
     Raises:
-        ProtocolError: not UTF-8, not JSON, nested too deep, or not an object.
+        ProtocolError: not UTF-8, not JSON, nested too deep, a number that is none or too large, or not an object.
 
     """
     try:
-        body = json.loads(payload)
+        body = _DECODER.decode(payload.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a payload is not JSON") from error
     if not isinstance(body, dict):
         raise ProtocolError("a payload is not a JSON object")
     return body
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+# Python's own decoder takes NaN and Infinity, and makes infinity of 1e999: int() of those raises what nobody expects of a number.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

@@ -9,13 +9,23 @@ from typing import Any, cast
 import structlog
 
 from innkeeper.errors import InnkeeperError, LinkLostError, PayloadTooLargeError, from_code
-from innkeeper.wire.frames import CREDIT, HEADER, Kind, Limits, ProtocolError, frame, json_frame, parse_object
-from innkeeper.wire.stream import Data, End, Message, Stream
+from innkeeper.wire.frames import (
+    CREDIT,
+    HEADER,
+    Kind,
+    Limits,
+    ProtocolError,
+    check_header,
+    frame,
+    json_frame,
+    parse_object,
+)
+from innkeeper.wire.stream import Stream
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Stream], Awaitable[dict[str, Any]]]
-_KINDS = {int(kind): kind for kind in Kind}
+MESSAGE_CHARACTERS = 2_000
 
 
 class Link(asyncio.Protocol):
@@ -83,7 +93,9 @@ class Link(asyncio.Protocol):
             stream.cancel()
 
     async def ping(self) -> None:
-        """Wait for the peer's answer to a ping."""
+        """Wait for the peer's answer to a ping. Raises LinkLostError when the link is, or gets, closed."""
+        if self.closed.done():
+            raise LinkLostError
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pings.append(answer)
         self.write(frame(Kind.PING, 0, bytes(8)))
@@ -104,7 +116,8 @@ class Link(asyncio.Protocol):
     async def writable(self) -> None:
         """Wait while the socket's send buffer is above its high-water mark."""
         if self._writable is not None:
-            await self._writable
+            # Many senders wait for one future: without the shield, one that is cancelled would cancel them all.
+            await asyncio.shield(self._writable)
 
     def serves(self, stream: Stream) -> bool:
         """Whether this end serves the stream (the peer opened it)."""
@@ -185,7 +198,7 @@ class Link(asyncio.Protocol):
                 taken = min(self._data_left, size - position)
                 self._data_left -= taken
                 if self._data_stream is not None:
-                    self._data_stream.push(Data(data[position : position + taken], self._data_channel))
+                    self._data_stream.push_data(data[position : position + taken], self._data_channel)
                 position += taken
                 continue
             if len(buffer) < HEADER.size:
@@ -195,13 +208,13 @@ class Link(asyncio.Protocol):
                 if len(buffer) < HEADER.size:
                     return
             length, stream_id, kind_number = HEADER.unpack_from(buffer)
-            kind = _KINDS.get(kind_number)
-            if kind is None or length > self.limits.max_payload:
-                raise ProtocolError("an unknown kind of frame" if kind is None else "a frame is too long")
+            kind = check_header(length, stream_id, kind_number, max_payload=self.limits.max_payload)
             if kind is Kind.DATA or kind is Kind.DATA2:
                 del buffer[:]
                 stream = self._streams.get(stream_id)
                 if stream is not None:
+                    if kind is Kind.DATA2 and stream_id in self._served:
+                        raise ProtocolError("a second channel from the opener")
                     stream.reserve(length)
                 self._data_stream, self._data_left, self._data_channel = stream, length, 1 if kind is Kind.DATA else 2
                 continue
@@ -225,12 +238,10 @@ class Link(asyncio.Protocol):
         if stream is None:
             return
         if kind is Kind.MESSAGE:
-            stream.push(Message(parse_object(payload)))
+            stream.push_message(payload)
         elif kind is Kind.END:
-            stream.push(End())
+            stream.push_end()
         elif kind is Kind.CREDIT:
-            if len(payload) != CREDIT.size:
-                raise ProtocolError("a malformed credit")
             stream.add_credit(CREDIT.unpack(payload)[0])
         elif kind is Kind.CANCEL:
             task = self._served.get(stream_id)
@@ -239,7 +250,7 @@ class Link(asyncio.Protocol):
             self.forget(stream)
             stream.finish(failure=asyncio.CancelledError())
             task.cancel()
-        elif kind is Kind.RESULT or kind is Kind.ERROR:
+        else:
             if stream_id in self._served:
                 raise ProtocolError("a result for a stream that the peer opened")
             self.forget(stream)
@@ -247,28 +258,21 @@ class Link(asyncio.Protocol):
             if kind is Kind.RESULT:
                 stream.finish(result=body)
             else:
-                stream.finish(
-                    failure=self._make_error(str(body.get("code", ""))[:64], str(body.get("message", ""))[:2_000])
-                )
-        else:
-            raise ProtocolError("a frame of the link on a stream")
+                code, message = _text(body.get("code"))[:64], _text(body.get("message"))[:MESSAGE_CHARACTERS]
+                stream.finish(failure=self._make_error(code, message))
 
     def _link_frame(self, kind: Kind, payload: bytes) -> None:
         if kind is Kind.PING:
-            if len(payload) != 8:
-                raise ProtocolError("a malformed ping")
             self.write(frame(Kind.PONG, 0, payload))
         elif kind is Kind.PONG:
             if self._pings:
                 waiter = self._pings.pop(0)
                 if not waiter.done():
                     waiter.set_result(None)
-        elif kind is Kind.HELLO:
-            if self.hello.done():
-                raise ProtocolError("a second hello")
-            self.hello.set_result(parse_object(payload))
+        elif self.hello.done():
+            raise ProtocolError("a second hello")
         else:
-            raise ProtocolError("a frame of a stream on the link")
+            self.hello.set_result(parse_object(payload))
 
     def _serve(self, stream_id: int, body: dict[str, Any]) -> None:
         own_parity = self._next_id % 2
@@ -276,11 +280,9 @@ class Link(asyncio.Protocol):
             raise ProtocolError("an unexpected open")
         self._highest_served = stream_id
         if len(self._served) >= self.limits.max_streams:
-            self.write(
-                json_frame(Kind.ERROR, stream_id, {"code": "too_many_streams", "message": "Too many streams are open"})
-            )
+            self.write(_error(stream_id, "too_many_streams", "Too many streams are open"))
             return
-        handler = self._handlers.get(str(body.get("verb")))
+        handler = self._handlers.get(_text(body.get("verb")))
         stream = Stream(self, stream_id, body)
         self._streams[stream_id] = stream
         task = asyncio.get_running_loop().create_task(self._run(handler, stream))
@@ -290,21 +292,36 @@ class Link(asyncio.Protocol):
 
     async def _run(self, handler: Handler | None, stream: Stream) -> None:
         try:
-            if handler is None:
-                code, message = "unknown_verb", "Unknown verb"
-            else:
-                result = await handler(stream)
-                self.write(json_frame(Kind.RESULT, stream.id, result))
-                return
-        except asyncio.CancelledError:
-            return
-        except InnkeeperError as error:
-            code, message = error.code, error.message
-        except Exception:
-            # The peer learns no internals; the log has them.
-            log.exception("handler failed", verb=stream.params.get("verb"))
-            code, message = "internal_error", "Internal error"
+            answer = await self._answer(handler, stream)
+            # Whoever cancelled hears nothing more on the stream.
+            if not stream.over:
+                self.write(answer)
         finally:
             self.forget(stream)
             stream.finish(result={})
-        self.write(json_frame(Kind.ERROR, stream.id, {"code": code, "message": message}))
+
+    async def _answer(self, handler: Handler | None, stream: Stream) -> bytes:
+        if handler is None:
+            return _error(stream.id, "unknown_verb", "Unknown verb")
+        try:
+            answer = json_frame(Kind.RESULT, stream.id, await handler(stream))
+        except asyncio.CancelledError:
+            # Not always the peer's doing: a stream that the handler used may have been cancelled, and the peer still waits.
+            return _error(stream.id, LinkLostError.code, "The call was broken off")
+        except InnkeeperError as error:
+            return _error(stream.id, error.code, error.message)
+        except Exception:
+            # The peer learns no internals; the log has them.
+            log.exception("handler failed", verb=stream.params.get("verb"))
+            return _error(stream.id, "internal_error", "Internal error")
+        if len(answer) - HEADER.size > self.limits.max_payload:
+            return _error(stream.id, PayloadTooLargeError.code, "The answer is too large")
+        return answer
+
+
+def _error(stream_id: int, code: str, message: str) -> bytes:
+    return json_frame(Kind.ERROR, stream_id, {"code": code, "message": message[:MESSAGE_CHARACTERS]})
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from innkeeper.errors import LinkLostError
-from innkeeper.wire.frames import CREDIT, MAX_SEND_PAYLOAD, Kind, ProtocolError, frame, json_frame
+from innkeeper.errors import LinkLostError, PayloadTooLargeError
+from innkeeper.wire.frames import CREDIT, HEADER, MAX_SEND_PAYLOAD, Kind, ProtocolError, frame, json_frame, parse_object
 
 if TYPE_CHECKING:
     from innkeeper.wire.link import Link
@@ -37,6 +37,9 @@ class End:
 
 Event = Data | Message | End
 MAX_CREDIT = 1 << 31
+# A peer that sends its bytes one by one must not cost an object for each: small neighbours are joined, and what cannot be joined is counted.
+JOIN_BYTES = 1_024
+BYTES_PER_PIECE = 64
 
 
 class Stream:
@@ -47,7 +50,10 @@ class Stream:
         self.params = params
         self.link = link
         self._events: deque[Event] = deque()
-        self._unread_messages = 0
+        self._unread_messages: deque[int] = deque()
+        self._unread_message_bytes = 0
+        self._max_pieces = link.limits.max_unread_messages + max(64, link.limits.window // BYTES_PER_PIECE)
+        self._peer_ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._receive_window = link.limits.window
         self._consumed = 0
@@ -75,9 +81,12 @@ class Stream:
             await self.link.writable()
 
     async def send_message(self, body: dict[str, Any]) -> None:
-        """Send a JSON message."""
+        """Send a JSON message. Raises PayloadTooLargeError when it does not fit a frame."""
         self._raise_if_over()
-        self.link.write(json_frame(Kind.MESSAGE, self.id, body))
+        message = json_frame(Kind.MESSAGE, self.id, body)
+        if len(message) - HEADER.size > self.link.limits.max_payload:
+            raise PayloadTooLargeError
+        self.link.write(message)
         await self.link.writable()
 
     async def send_end(self) -> None:
@@ -107,7 +116,7 @@ class Stream:
         if isinstance(event, Data):
             self._grant(len(event.data))
         elif isinstance(event, Message):
-            self._unread_messages -= 1
+            self._unread_message_bytes -= self._unread_messages.popleft()
         return event
 
     async def events(self) -> AsyncIterator[Event]:
@@ -133,17 +142,39 @@ class Stream:
     # --- called by the link ----------------------------------------------------------------------------------------
 
     def reserve(self, size: int) -> None:
-        """Account for an arriving DATA frame before its bytes come. Raises ProtocolError beyond the granted credit."""
+        """Account for an arriving DATA frame before its bytes come. Raises ProtocolError beyond the granted credit and after END."""
+        if self._peer_ended:
+            raise ProtocolError("data after the end")
         self._receive_window -= size
         if self._receive_window < 0:
             raise ProtocolError("data beyond the credit")
 
-    def push(self, event: Event) -> None:
-        """Queue an event."""
-        if isinstance(event, Message):
-            self._unread_messages += 1
-            if self._unread_messages > self.link.limits.max_unread_messages:
-                raise ProtocolError("too many unread messages")
+    def push_data(self, data: bytes, channel: int) -> None:
+        """Queue bytes that were reserved. Raises ProtocolError when too many pieces of too few bytes are unread."""
+        last = self._events[-1] if self._events else None
+        if isinstance(last, Data) and last.channel == channel and len(last.data) + len(data) <= JOIN_BYTES:
+            self._events[-1] = Data(last.data + data, channel)
+            return
+        if len(self._events) >= self._max_pieces:
+            raise ProtocolError("too many unread pieces of data")
+        self._push(Data(data, channel))
+
+    def push_message(self, payload: bytes) -> None:
+        """Queue a message. Raises ProtocolError when it is not an object, or too many or too large ones are unread."""
+        self._unread_messages.append(len(payload))
+        self._unread_message_bytes += len(payload)
+        limits = self.link.limits
+        if len(self._unread_messages) > limits.max_unread_messages or self._unread_message_bytes > limits.max_payload:
+            raise ProtocolError("too many unread messages")
+        self._push(Message(parse_object(payload)))
+
+    def push_end(self) -> None:
+        """Queue the peer's END; a repeated one says nothing new."""
+        if not self._peer_ended:
+            self._peer_ended = True
+            self._push(End())
+
+    def _push(self, event: Event) -> None:
         self._events.append(event)
         self._wake()
 
