@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from bench.processes import cpu_seconds, pss_mb
+from bench.processes import cpu_seconds, private_mb, pss_mb
 from bench.rows import Budget, Row
 from bench.server import Room, Server
 
@@ -19,7 +19,7 @@ def measure(server: Server, *, counts: tuple[int, ...]) -> list[Row]:
     profile = server.profile("bench-idle", warm_pool_size=0, memory_mb=256)
     rooms: list[Room] = []
     server.wait_pools()
-    rest = _server_pss(server)
+    rest = _server_mb(server)
     before = server.machine_ids()
     for count in counts:
         while len(rooms) < count:
@@ -46,16 +46,16 @@ def measure(server: Server, *, counts: tuple[int, ...]) -> list[Row]:
             Budget(3) if count >= 100 else None,
         )
         machine.values = [100 * (guests + daemons) / took / (os.cpu_count() or 1)]
-        each = Row(f"idle-{count}-server", f"server memory per instance, at {count}", "MB PSS", Budget(0.2))
-        each.values = [(_server_pss(server) - rest) / count]
+        each = Row(f"idle-{count}-server", f"server memory per instance, at {count}", "MB private", Budget(0.2))
+        each.values = [(_server_mb(server) - rest) / count]
         rows += [memory, cpu, machine, each]
     for room in rooms:
         room.destroy()
     return rows
 
 
-def _server_pss(server: Server) -> float:
-    return sum(pss_mb(pid) for pid in server.processes().values())
+def _server_mb(server: Server) -> float:
+    return sum(private_mb(pid) for pid in server.processes().values())
 
 
 def _wait_frozen(server: Server, count: int) -> None:

@@ -11,11 +11,20 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 def pss_mb(pid: int) -> float:
     """Proportional set size; 0 for a process that is gone."""
+    return _rollup_mb(pid, ("Pss:",))
+
+
+def private_mb(pid: int) -> float:
+    """Memory that no other process shares: what grows with use, whatever else runs on the machine."""
+    return _rollup_mb(pid, ("Private_Clean:", "Private_Dirty:"))
+
+
+def _rollup_mb(pid: int, names: tuple[str, ...]) -> float:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (OSError, ProcessLookupError):
         return 0.0
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(names)) / 1024
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
