@@ -41,7 +41,7 @@ def inn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inn]:
         "INNKEEPER_ROOM_WAIT_SECONDS": "1",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "innkeeper.launch_api", str(theirs.fileno()), str(ready_write)],
+        [sys.executable, "-m", "innkeeper.launch_api", str(theirs.fileno()), str(ready_write), ""],
         env=env,
         pass_fds=(theirs.fileno(), ready_write),
         stdout=subprocess.DEVNULL,
