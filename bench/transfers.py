@@ -21,7 +21,7 @@ def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
     """A file of 256 MB up and down; MB are 10^6 bytes."""
     upload = Row("upload", f"upload of {SIZE_MB} MB", "MB/s", Budget(200, at_least=True))
     download = Row("download", f"download of {SIZE_MB} MB", "MB/s", Budget(300, at_least=True))
-    replace = Row("upload-replace", "likewise, over an existing file", "MB/s", Budget(at_least=True))
+    replace = Row("upload-replace", f"upload of {SIZE_MB} MB over an existing file", "MB/s", Budget(at_least=True))
     memory = Row(
         "transfer-memory", "server memory gained by a transfer, at its peak", "MB RSS", Budget(MEMORY_SLACK_MB)
     )
