@@ -168,7 +168,7 @@ class Executions:
         finally:
             turn.end()
         machine.user_processes = _integer(exited, "user_processes")
-        record.exit_code, record.signal = _integer(exited, "exit_code"), exited.get("signal")
+        record.exit_code, record.signal = _integer(exited, "exit_code"), _signal(exited)
         record.timed_out = bool(exited.get("timed_out"))
         record.duration_ms = round((time.monotonic() - began) * 1000, 3)
         execution.answer_bytes = record.total_bytes
@@ -268,6 +268,12 @@ def _exec_params(request: Execute) -> dict[str, Any]:
 
 def _integer(body: dict[str, Any], name: str) -> int:
     value = body.get(name)
-    if not isinstance(value, int) or not -(2**31) <= value < 2**31:
+    # Not isinstance: JSON's true is an int to Python.
+    if type(value) is not int or not -(2**31) <= value < 2**31:
         raise GuestError(f"The guest agent sent no valid {name}")
     return value
+
+
+def _signal(body: dict[str, Any]) -> int | None:
+    value = body.get("signal")
+    return value if type(value) is int and 1 <= value <= 64 else None

@@ -34,7 +34,7 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
             while (event := await stream.next_event()) is not None:
                 if isinstance(event, Message):
                     size = event.body.get("size")
-                    if not isinstance(size, int) or size < 0:
+                    if type(size) is not int or not 0 <= size < 2**63:
                         raise GuestError("The guest agent sent no valid size")
                     if request.max_bytes is not None and size > request.max_bytes:
                         raise PayloadTooLargeError(
@@ -82,7 +82,8 @@ def _mime(path: bytes, body: dict[str, Any]) -> str:
 
 
 def _int_or_zero(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**63 else 0
+    # Not isinstance: JSON's true is an int to Python.
+    return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
 async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> dict[str, Any]:
@@ -143,7 +144,7 @@ async def list_files(machine: Machine, request: ListFiles) -> dict[str, Any]:
             }
             for entry in entries
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GuestError("The guest agent sent no valid listing") from error
     following = answer.get("next")
     return {

@@ -20,6 +20,7 @@ from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.machine import Machine
+from innkeeper.host.request_limits import check_limits
 
 Request = TypeVar("Request")
 MAX_SLICE = 16 * 1_048_576
@@ -58,12 +59,14 @@ def parser(request_type: type[Request]) -> Callable[[ServerCall], Request]:
         if unknown:
             raise InvalidRequestError(f"Unknown fields: {', '.join(sorted(map(str, unknown)))}")
         try:
-            return adapter.validate_python(call.params)
+            request = adapter.validate_python(call.params)
         except ValidationError as error:
             where = ", ".join(
                 ".".join(map(str, item["loc"])) + ": " + item["msg"] for item in error.errors(include_input=False)[:5]
             )
             raise InvalidRequestError(where) from None
+        check_limits(request)
+        return request
 
     return parse
 

@@ -46,7 +46,7 @@ async def probe_control_groups() -> Findings:
 
 
 async def _live(tree: CgroupTree) -> None:
-    group = tree.group(f"/innkeeper-probe-{os.getpid()}-{secrets.token_hex(4)}")
+    group = tree.server_root(f"innkeeper-probe-{os.getpid()}-{secrets.token_hex(4)}")
     sleeper: asyncio.subprocess.Process | None = None
     try:
         group.create()

@@ -1,0 +1,57 @@
+"""Limits of what the bus may ask for, beyond types: the API process is another trust domain, and this one is root."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from innkeeper.core.egress_policy import MODES
+from innkeeper.core.host_verbs import EnsureMachine, Execute, MachineShape, SetPools
+from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, USER_PATTERN, VCPU_RANGE, WARM_POOL_RANGE
+from innkeeper.errors import InvalidRequestError
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MAX_TIMEOUT_SECONDS = 3_600
+MAX_ANSWER_BYTES = 16_777_216
+
+
+def check_limits(request: Any) -> None:  # one of VERBS, already of the right types
+    """Raise InvalidRequestError for a request that no honest control side sends."""
+    if isinstance(request, EnsureMachine):
+        _check_shape(request.shape)
+        _check_name(request.hostname, request.user)
+    elif isinstance(request, SetPools):
+        for pool in request.pools:
+            _check_shape(pool.shape)
+            _check_name(pool.hostname, pool.user)
+            _check_range("size", pool.size, WARM_POOL_RANGE)
+    elif isinstance(request, Execute):
+        if not 0 < request.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            raise InvalidRequestError(f"timeout_seconds: more than 0, at most {MAX_TIMEOUT_SECONDS}")
+        _check_range("answer_bytes", request.answer_bytes, (0, MAX_ANSWER_BYTES))
+
+
+def _check_shape(shape: MachineShape) -> None:
+    # The digest becomes a path on the host.
+    if not DIGEST.fullmatch(shape.image_digest):
+        raise InvalidRequestError("image_digest: not a SHA-256")
+    if shape.egress_mode not in MODES:
+        raise InvalidRequestError(f"egress_mode: one of {', '.join(MODES)}")
+    _check_range("vcpu_count", shape.vcpu_count, VCPU_RANGE)
+    _check_range("memory_mb", shape.memory_mb, MEMORY_MB_RANGE)
+    _check_range("disk_mb", shape.disk_mb, DISK_MB_RANGE)
+    _check_name("room", shape.user)
+
+
+def _check_name(hostname: str, user: str | None) -> None:
+    if not LABEL.fullmatch(hostname):
+        raise InvalidRequestError("hostname: not a host name")
+    if user is not None and not USER_PATTERN.fullmatch(user):
+        raise InvalidRequestError("user: not a user name")
+
+
+def _check_range(name: str, value: int, limits: tuple[int, int]) -> None:
+    low, high = limits
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name}: must be between {low} and {high}")
