@@ -24,7 +24,7 @@ GATEWAY = "awk '$2 == \"00000000\" {print $3}' /proc/net/route"
 
 
 def reached(room: Room, address: str, port: int) -> bool:
-    return room.output(f"{CONNECT} {address} {port}") == "reached"
+    return bool(room.output(f"{CONNECT} {address} {port}") == "reached")
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,12 @@ def test_the_room_on_the_host_that_was_asked_for(api: Api, base: str, shared: Ro
     assert unknown.delete().status_code == 404, "a refused room was made all the same"
 
 
+@pytest.mark.parametrize("body", [{"host_id": "here"}, {"host_id": 5}, {"unknown": 1}, [], "text", 5], ids=str)
+def test_a_body_that_is_wrong_is_refused(shared: Room, body: object) -> None:
+    answer = shared.client.post(shared.path, json=body)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request"), answer.text
+
+
 def test_a_destroyed_room_is_gone_and_its_name_begins_anew(room: Room) -> None:
     first = room.create()["instance_id"]
     room.output("echo kept > kept.txt")
