@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from innkeeper.host.linux import loop_device, mounts
-from innkeeper.host.linux.cgroup import CgroupTree
+from innkeeper.host.linux.cgroup import DELEGATED, CgroupTree
 from innkeeper.host.linux.netns import names
 
 # A process that was killed, and a loop device whose mount another mount namespace still copies, go a moment later.
@@ -94,7 +94,8 @@ def _is_ancestor(pid: int) -> bool:
 
 def _groups() -> list[str]:
     try:
-        return CgroupTree.detect().group("/").children()
+        tree = CgroupTree.detect()
+        return [*tree.group("/").children(), *tree.group(DELEGATED).children()]
     except OSError:
         return []
 

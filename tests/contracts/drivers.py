@@ -110,7 +110,7 @@ class Lab:
     @property
     def group(self) -> Group:
         """The server's control group."""
-        return CgroupTree.detect().group(f"innkeeper-{leaks.server_id(self.home)}")
+        return CgroupTree.detect().server_root(f"innkeeper-{leaks.server_id(self.home)}")
 
     def another_driver(self) -> Driver:
         """As a restarted daemon would make it."""
