@@ -65,6 +65,7 @@ class Fleet:
         self._waiting_cold = 0
         self._touched = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self.warm = WarmPools(
             build=self._build_warm,
             discard=self._discard,
@@ -167,6 +168,9 @@ class Fleet:
                     await self._discard(warm)
                 else:
                     return warm, True
+        elif (leaving := self._leaving.get(disk)) is not None:
+            # Mounted twice, a disk shows the second mount what was there before the first one wrote back, and is ruined.
+            await asyncio.wait([leaving])
         self._waiting_cold += 1
         try:
             async with self._starts:
@@ -284,9 +288,16 @@ class Fleet:
         if instance_id is not None and self._by_instance.get(instance_id) is machine:
             del self._by_instance[instance_id]
             self._on_failure(instance_id, reason)
-        self._later(self._discard(machine))
+        self._leave(machine)
 
-    def _later(self, work: Any) -> None:
+    def _leave(self, machine: Machine) -> None:
+        """Release a machine beside what goes on; its disk is not mounted again before that is done."""
+        disk = machine.record.disk
+        task = self._later(self._discard(machine))
+        self._leaving[disk] = task
+        task.add_done_callback(lambda _: self._leaving.pop(disk, None))
+
+    def _later(self, work: Any) -> asyncio.Task[None]:
         async def run() -> None:
             try:
                 await work
@@ -296,6 +307,7 @@ class Fleet:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _discard(self, machine: Machine) -> None:
         if machine.failure is None:
@@ -313,7 +325,7 @@ class Fleet:
             if machine is not None:
                 machine.failure = "The machine was destroyed"
                 await machine.driver.stop(machine.id)
-                self._later(self._discard(machine))
+                self._leave(machine)
             if not keep_disk:
                 self._later(asyncio.to_thread(self._empty_trash))
         if not keep_disk:
