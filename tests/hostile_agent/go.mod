@@ -1,0 +1,3 @@
+module innkeeper/hostile
+
+go 1.19
