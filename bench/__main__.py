@@ -95,7 +95,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                 elif group == "idle":
                     found = idle.measure(server, counts=(20, 100) if options.long else (20,))
                 elif group == "transfers":
-                    found = transfers.measure(server, peers, tries=3 if options.quick else 8)
+                    found = await transfers.measure(server, peers, tries=3 if options.quick else 8)
                 else:
                     continue
                 rows += found

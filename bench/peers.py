@@ -182,6 +182,21 @@ class Peers:
             raise RuntimeError(f"{command}: no end")
         return duration_us / 1000
 
+    async def agent_write(self, path: str, piece: bytes, pieces: int) -> int:
+        """A file by the bare agent over its own link; returns the bytes."""
+        stream = await self._endpoint.open("write", {"path": path})
+        for _ in range(pieces):
+            await stream.send_data(piece)
+        await stream.send_end()
+        return int((await stream.result())["bytes"])
+
+    async def agent_read(self, path: str) -> int:
+        """The content of a file by the bare agent over its own link; returns the bytes."""
+        stream = await self._endpoint.open("read", {"path": path})
+        while await stream.next_event() is not None:
+            pass
+        return int((await stream.result())["bytes"])
+
     # --- the others ------------------------------------------------------------------------------------------------
 
     def _make_crun_bundle(self) -> None:

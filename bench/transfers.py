@@ -14,10 +14,11 @@ from bench.server import RefusedError, Room, Server
 SIZE_MB = 256
 PIECE = os.urandom(1_000_000)
 PIECES = SIZE_MB
+BARE = "/home/user/blob"
 MEMORY_SLACK_MB = 16
 
 
-def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
+async def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
     """A file of 256 MB up and down; MB are 10^6 bytes."""
     upload = Row("upload", f"upload of {SIZE_MB} MB", "MB/s", Budget(200, at_least=True))
     download = Row("download", f"download of {SIZE_MB} MB", "MB/s", Budget(300, at_least=True))
@@ -39,6 +40,13 @@ def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
                 row.failures.append(f"{type(error).__name__}: {error}")
                 continue
             row.values.append(size / 1e6 / (time.perf_counter() - began))
+        await peers.agent_exec(f"rm -f {BARE}")
+        began = time.perf_counter()
+        size = await peers.agent_write(BARE, PIECE, PIECES)
+        upload.peer("bare agent").values.append(size / 1e6 / (time.perf_counter() - began))
+        began = time.perf_counter()
+        size = await peers.agent_read(BARE)
+        download.peer("bare agent").values.append(size / 1e6 / (time.perf_counter() - began))
         memory.values.append(sum(peak_mb(pid) for pid in pids) - sum(before))
         if download.values:
             began = time.perf_counter()
