@@ -253,8 +253,9 @@ class Link(asyncio.Protocol):
         else:
             if stream_id in self._served:
                 raise ProtocolError("a result for a stream that the peer opened")
-            self.forget(stream)
+            # Parsed first: a stream that was forgotten would not hear of the link's end, and its reader wait for ever.
             body = parse_object(payload)
+            self.forget(stream)
             if kind is Kind.RESULT:
                 stream.finish(result=body)
             else:
