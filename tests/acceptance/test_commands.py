@@ -93,7 +93,7 @@ def test_our_extras(shared: Room) -> None:
     assert shared.output("wc -c", stdin="x" * 3_000_000) == "3000000"
     assert shared.output("cat; echo over") == "over"
     nowhere = shared.post("pwd", cwd="/nowhere")
-    assert (nowhere.status_code, "/nowhere" in nowhere.json()["message"]) == (404, True), nowhere.text
+    assert (nowhere.status_code, "/nowhere" in nowhere.json()["message"]) == (400, True), nowhere.text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from typing import Any
 import structlog
 
 from innkeeper.core.host_verbs import Execute
-from innkeeper.errors import ConflictError, GuestError, InnkeeperError, InstanceFailedError, LinkLostError
+from innkeeper.errors import (
+    ConflictError,
+    FileMissingError,
+    GuestError,
+    InnkeeperError,
+    InstanceFailedError,
+    LinkLostError,
+)
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output, unfinished
 from innkeeper.host.machine import Machine
@@ -136,6 +143,9 @@ class Executions:
         except TimeoutError:
             machine.fail("The guest agent did not end a command at its time limit")
             self._lose(execution, InstanceFailedError(machine.failure))
+        except FileMissingError as error:
+            # The only path in the request is its working directory; "file not found" would sound as if a file had been asked for.
+            self._lose(execution, InvalidRequestError(f"cwd: {error.message}"))
         except InnkeeperError as error:
             self._lose(execution, error)
         except Exception:
