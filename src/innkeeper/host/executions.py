@@ -22,6 +22,7 @@ from innkeeper.errors import (
     GuestError,
     InnkeeperError,
     InstanceFailedError,
+    InvalidRequestError,
     LinkLostError,
 )
 from innkeeper.host.file_changes import FileChanges
