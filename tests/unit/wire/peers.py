@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+from dataclasses import replace
 
 from innkeeper.wire.frames import Kind, Limits, ProtocolError
 from innkeeper.wire.link import Link
@@ -10,6 +11,9 @@ from innkeeper.wire.link import Link
 SMALL = Limits(
     max_payload=512, window=1_000, grant_step=250, max_streams=4, max_unread_messages=3, max_send_buffer=4_000
 )
+
+# One frame holds a whole window, as it does with the real limits; the send buffer is the bound elsewhere.
+ROOMY = replace(SMALL, max_payload=1_000, max_send_buffer=100_000)
 
 
 def raw(kind, stream_id=0, payload=b""):
@@ -107,7 +111,7 @@ class Joined(asyncio.Transport):
             loop.call_soon(self.peer.abort)
 
 
-def joined(handlers, *, limits=SMALL, **options):
+def joined(handlers, *, limits=ROOMY, **options):
     """Two links: `(opener, server)`, with their transports as `link._transport`."""
     opener, server = Link(limits=limits, opens_odd=True), Link(limits=limits, opens_odd=False, handlers=handlers)
     one, other = Joined(opener, **options), Joined(server, **options)

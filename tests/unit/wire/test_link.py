@@ -92,7 +92,7 @@ async def test_an_open_on_a_link_without_handlers_is_a_breach():
 
 
 async def test_what_crossed_an_end_is_ignored():
-    link, wire = fed(**SERVED)
+    link, _ = fed(**SERVED)
     stream = link.open("x")
     link.data_received(raw(Kind.RESULT, 1, {"n": 1}))
     late = [Kind.DATA, Kind.DATA2, Kind.END, Kind.RESULT, Kind.ERROR, Kind.MESSAGE, Kind.CANCEL]
