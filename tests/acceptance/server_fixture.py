@@ -241,7 +241,7 @@ class Room:
 @contextlib.contextmanager
 def server(*images: str, **settings: str) -> Iterator[Server]:
     """A server with these shipped images, in a directory with a short path. Nothing of it is left afterwards."""
-    home = Path(tempfile.mkdtemp(prefix="ika", dir="/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="ika", dir="/var/tmp"))
     put_into(home / "host", *images)
     (home / "host").chmod(0o700)
     home.chmod(0o755)
