@@ -165,3 +165,16 @@ async def test_a_reflink_never_replaces_a_file(pool: DiskPool) -> None:
         reflink(source, target)
     assert target.read_bytes() == b"b"
     assert can_reflink(pool.directory)
+
+
+async def test_a_disk_that_is_attached_elsewhere_is_never_mounted_twice(
+    pool: DiskPool, plan: DiskPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootfs, "UNUSED_SECONDS", 0.1)
+    async with mounted_root(pool, plan):
+        other = DiskPlan(plan.name, plan.size_mib, plan.lowers, plan.mount_directory.parent / "other")
+        with pytest.raises(OSError) as refused:
+            await rootfs.mount_root(pool, other)
+        assert refused.value.errno == errno.EBUSY
+    async with mounted_root(pool, other):
+        pass
