@@ -259,11 +259,12 @@ def _plain(value: Any) -> Any:
 
 
 def path_to_wire(path: bytes) -> str:
-    """A path as JSON text: UTF-8 as it is; other bytes as `b64:` + base64, which no absolute path can be mistaken for."""
+    """A path or name as JSON text: UTF-8 as it is; other bytes, and a name that begins so itself, as `b64:` + base64."""
     try:
-        return path.decode()
+        text = path.decode()
     except UnicodeDecodeError:
-        return "b64:" + base64.b64encode(path).decode()
+        text = "b64:"
+    return "b64:" + base64.b64encode(path).decode() if text.startswith("b64:") else text
 
 
 def path_from_wire(text: str) -> bytes:

@@ -61,7 +61,7 @@ class Directories:
     def _recorded(self, instance_id: UUID, field: str) -> str | None:
         try:
             return str(json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())[field])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def make(self) -> None:

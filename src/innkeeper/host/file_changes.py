@@ -45,7 +45,8 @@ for _type, _suffix in (
 def mime_by_name(path: bytes) -> str | None:
     """The media type that a path's name tells, or None."""
     name = path.rsplit(b"/", 1)[-1].decode("utf-8", "replace")
-    kind, encoding = _BY_NAME.guess_type(name, strict=False)
+    # As a path: a bare name is taken for a URL, so `data:,chart.png` would be text.
+    kind, encoding = _BY_NAME.guess_type(f"./{name}", strict=False)
     if encoding is not None:
         return {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}.get(encoding)
     return kind

@@ -134,9 +134,10 @@ def _mark(record: ExecutionRecord) -> bytes:
 def _unfinished(directory: Path, execution_id: str) -> ExecutionRecord:
     try:
         started_at, total = (directory / f"{execution_id}.running").read_text().split()
-    except FileNotFoundError:
+        record = ExecutionRecord(execution_id=execution_id, started_at=float(started_at), total_bytes=int(total))
+    except (FileNotFoundError, ValueError):
+        # None, or one that a crash of the host left empty.
         raise ExecutionNotFoundError from None
-    record = ExecutionRecord(execution_id=execution_id, started_at=float(started_at), total_bytes=int(total))
     if record.total_bytes <= HEAD_BYTES:
         # The mark is brought up to date only once the ring is in use.
         with contextlib.suppress(FileNotFoundError):
@@ -160,6 +161,9 @@ def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
         return ExecutionRecord(**json.loads((directory / f"{execution_id}.json").read_text()))
     except FileNotFoundError:
         return _unfinished(directory, str(execution_id))
+    except (ValueError, TypeError):
+        # Cut short by a crash of the host: as good as none.
+        raise ExecutionNotFoundError from None
 
 
 def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: int) -> OutputSlice:
@@ -194,7 +198,11 @@ def prune(
     sizes: dict[str, tuple[float, int]] = {}
     for entry in os.scandir(directory):
         stem = entry.name.partition(".")[0]
-        info = entry.stat(follow_symlinks=False)
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            # Renamed or removed since the directory was read.
+            continue
         newest, size = sizes.get(stem, (0.0, 0))
         sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
     used, count = sum(size for _, size in sizes.values()), len(sizes)

@@ -74,7 +74,7 @@ def load_machine_record(state_dir: Path) -> MachineRecord | None:
         record = MachineRecord(**{**body, "shape": MachineShape(**body["shape"])})
         with contextlib.suppress(FileNotFoundError):
             claim = json.loads((state_dir / CLAIM).read_text())
-            record.instance_id = UUID(claim["instance_id"])
+            record.instance_id = UUID(str(claim["instance_id"]))
         record.configured = (state_dir / CONFIGURED).exists()
         return record
     except (OSError, ValueError, TypeError, KeyError):
@@ -177,12 +177,15 @@ class Machine:
         if self.user_processes:
             try:
                 answer = await self.endpoint.request("processes", {}, timeout_seconds=5)
-                self.user_processes = int(answer.get("user_processes", 1))
-            except (InnkeeperError, ValueError, TypeError):
-                self.user_processes = 1
+                found = answer.get("user_processes")
+            except InnkeeperError:
+                found = None
+            if self.uses or self._freeze_timer is not None:
+                # Used meanwhile: the answer is older than what that use knows, and its end has set a timer.
+                return
+            self.user_processes = found if isinstance(found, int) else 1
             if self.user_processes:
-                if not self.uses and self._freeze_timer is None:
-                    self._schedule_freeze(RECHECK_SECONDS)
+                self._schedule_freeze(RECHECK_SECONDS)
                 return
         await self.freeze()
 

@@ -49,9 +49,10 @@ class Turns:
             try:
                 await place
             except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
+                if not place.cancelled():
                     self._give_back()
-                else:
+                elif place in self._waiting:
+                    # Gone already where a place was given back between the cancelling and this line.
                     self._waiting.remove(place)
                 raise
         return Turn(self._give_back, self._hold_seconds)

@@ -45,6 +45,6 @@ def name_from_entry(entry: dict[str, Any]) -> str:
         name = entry["name"].encode()
     else:
         raise ValueError("an entry without a name")
-    if not name or b"/" in name or b"\0" in name or len(name) > 255:
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name or len(name) > 255:
         raise ValueError("not a file name")
     return path_to_wire(name)

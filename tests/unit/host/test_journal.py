@@ -1,0 +1,177 @@
+import os
+from uuid import uuid4
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from innkeeper.errors import ExecutionNotFoundError
+from innkeeper.host import journal
+from innkeeper.host.journal import Journal, prune, read_output, read_record, unfinished
+
+HEAD, TAIL = 16, 24
+PIECES = st.lists(st.integers(0, 60), max_size=12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(journal, "HEAD_BYTES", HEAD)
+    patch.setattr(journal, "TAIL_BYTES", TAIL)
+    yield
+    patch.undo()
+
+
+def content(size):
+    return bytes(at * 7 % 251 for at in range(size))
+
+
+def written(directory, pieces, *, restart_at=-1):
+    """A journal with pieces of these sizes; at `restart_at` another daemon goes on with it."""
+    execution_id = uuid4()
+    one = Journal(directory, execution_id)
+    one.begin()
+    whole, at = content(sum(pieces)), 0
+    for number, size in enumerate(pieces):
+        if number == restart_at:
+            one.close()
+            one = Journal.resume(directory, execution_id)
+            assert one.record.total_bytes == at
+        one.write(whole[at : at + size])
+        at += size
+    return one, execution_id, whole
+
+
+def expected(whole, offset, limit):
+    """What is kept of `whole`, said the simplest way: `(offset, bytes, gap)`."""
+    total = len(whole)
+    kept = [at for at in range(total) if at < HEAD or at >= total - TAIL]
+    gap = (HEAD, total - TAIL) if total > HEAD + TAIL else None
+    if gap and HEAD <= offset < gap[1]:
+        offset = gap[1]
+    offset = min(offset, total)
+    last = offset
+    while last < total and last - offset < limit and last in kept and (last < HEAD) == (offset < HEAD):
+        last += 1
+    return offset, whole[offset:last], gap
+
+
+@settings(max_examples=150, deadline=None)
+@given(PIECES, st.integers(0, 300), st.integers(0, 80), st.integers(-1, 11))
+def test_every_slice_is_what_a_plain_list_would_give(tmp_path_factory, pieces, offset, limit, restart_at):
+    directory = tmp_path_factory.getbasetemp() / "journals"
+    directory.mkdir(exist_ok=True)
+    one, _, whole = written(directory, pieces, restart_at=restart_at)
+    found = read_output(directory, one.record, offset, limit)
+    assert (found.offset, found.data, found.gap) == expected(whole, offset, limit)
+    assert found.total_bytes == len(whole)
+    one.close()
+
+
+@settings(max_examples=50, deadline=None)
+@given(PIECES, st.integers(1, 50))
+def test_reading_on_gives_all_that_is_kept(tmp_path_factory, pieces, limit):
+    directory = tmp_path_factory.getbasetemp() / "journals"
+    directory.mkdir(exist_ok=True)
+    one, execution_id, whole = written(directory, pieces)
+    one.finish()
+    record, got, offset = read_record(directory, execution_id), {}, 0
+    while (piece := read_output(directory, record, offset, limit)).data:
+        got.update({piece.offset + at: byte for at, byte in enumerate(piece.data)})
+        offset = piece.offset + len(piece.data)
+    kept = {at: byte for at, byte in enumerate(whole) if at < HEAD or at >= len(whole) - TAIL}
+    assert (got, piece.offset) == (kept, len(whole))
+    one.close()
+
+
+def test_nothing_grows_beyond_the_limits(tmp_path):
+    one, execution_id, _ = written(tmp_path, [50] * 20)
+    sizes = {path.suffix: path.stat().st_size for path in tmp_path.glob(f"{execution_id}.*")}
+    assert (sizes[".head"], sizes[".tail"]) == (HEAD, TAIL)
+    one.close()
+
+
+def test_skipped_bytes_read_as_zeros(tmp_path):
+    one, _, _ = written(tmp_path, [4])
+    one.skip_to(10)
+    one.skip_to(3)
+    one.write(b"xy")
+    assert read_output(tmp_path, one.record, 0, 99).data == content(4) + bytes(6) + b"xy"
+    one.close()
+
+
+def test_the_record_and_its_end(tmp_path):
+    one, execution_id, _ = written(tmp_path, [30])
+    assert unfinished(tmp_path) == [execution_id]
+    assert not read_record(tmp_path, execution_id).ended
+    one.record.ended, one.record.exit_code = True, 3
+    one.finish()
+    one.finish()
+    one.close()
+    one.close()
+    assert unfinished(tmp_path) == []
+    record = read_record(tmp_path, execution_id)
+    assert (record.ended, record.exit_code, record.total_bytes) == (True, 3, 30)
+    with pytest.raises(FileExistsError):
+        Journal(tmp_path, execution_id).begin()
+    with pytest.raises(ExecutionNotFoundError):
+        read_record(tmp_path, uuid4())
+
+
+@pytest.mark.parametrize("suffix", [".json", ".running"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"other": 1}', "1 2 3", "x y"])
+def test_a_damaged_record_is_none(tmp_path, suffix, text):
+    execution_id = uuid4()
+    (tmp_path / f"{execution_id}{suffix}").write_text(text)
+    with pytest.raises(ExecutionNotFoundError):
+        read_record(tmp_path, execution_id)
+
+
+def test_files_that_are_gone_read_as_nothing(tmp_path):
+    one, execution_id, _ = written(tmp_path, [60])
+    for path in tmp_path.glob(f"{execution_id}.*"):
+        path.unlink()
+    assert read_output(tmp_path, one.record, 0, 10).data == b""
+    assert read_output(tmp_path, one.record, 50, 10).data == b""
+    one.close()
+
+
+def finished(directory, count):
+    ids = []
+    for number in range(count):
+        one, execution_id, _ = written(directory, [20])
+        one.finish()
+        one.close()
+        ids.append(str(execution_id))
+        for path in directory.glob(f"{execution_id}.*"):
+            os.utime(path, (number, number))
+    return ids
+
+
+def left(directory):
+    return {path.name.partition(".")[0] for path in directory.iterdir()}
+
+
+def test_the_oldest_go_first_and_those_that_run_stay(tmp_path):
+    ids = finished(tmp_path, 6)
+    prune(tmp_path, keep=frozenset({ids[0]}), max_executions=3)
+    assert left(tmp_path) == {ids[0], ids[4], ids[5]}
+    prune(tmp_path, keep=frozenset(), max_executions=3)
+    assert left(tmp_path) == {ids[0], ids[4], ids[5]}
+
+
+def test_bytes_count_too(tmp_path):
+    ids = finished(tmp_path, 4)
+    size = sum(path.stat().st_blocks * 512 for path in tmp_path.glob(f"{ids[0]}.*"))
+    prune(tmp_path, keep=frozenset(), max_bytes=2 * size)
+    assert left(tmp_path) == set(ids[2:])
+
+
+def test_a_file_that_vanishes_while_others_are_counted_is_no_fault(tmp_path, monkeypatch):
+    ids = finished(tmp_path, 2)
+    entries = list(os.scandir(tmp_path))
+    for path in tmp_path.glob(f"{ids[0]}.*"):
+        path.unlink()
+    monkeypatch.setattr(journal.os, "scandir", lambda _: iter(entries))
+    prune(tmp_path, keep=frozenset(), max_executions=1)
+    assert left(tmp_path) == {ids[1]}
