@@ -15,7 +15,7 @@ packages=(
     ca-certificates debian-archive-keyring mmdebstrap erofs-utils e2fsprogs xfsprogs util-linux mount kmod
     iproute2 nftables golang-go python3 python3-venv curl
 )
-test_packages=(git shellcheck)
+test_packages=(git procps shellcheck)
 bench_packages=(bubblewrap crun)
 
 say() { printf '%s\n' "-- $*" >&2; }
