@@ -15,7 +15,7 @@ from innkeeper.host.disks import rootfs
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.disk_template import can_reflink, reflink
 from innkeeper.host.disks.rootfs import DiskPlan
-from innkeeper.host.linux import mounts
+from innkeeper.host.linux import loop_device, mounts
 
 sys.path.insert(0, str(Path(__file__).parent))
 import image_fixture
@@ -170,7 +170,7 @@ async def test_a_reflink_never_replaces_a_file(pool: DiskPool) -> None:
 async def test_a_disk_that_is_attached_elsewhere_is_never_mounted_twice(
     pool: DiskPool, plan: DiskPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rootfs, "UNUSED_SECONDS", 0.1)
+    monkeypatch.setattr(loop_device, "UNUSED_SECONDS", 0.1)
     async with mounted_root(pool, plan):
         other = DiskPlan(plan.name, plan.size_mib, plan.lowers, plan.mount_directory.parent / "other")
         with pytest.raises(OSError) as refused:

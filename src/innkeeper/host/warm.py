@@ -121,7 +121,11 @@ class WarmPools:
         for key, pool in list(self._ready.items()):
             size = self._desired[key].size if key in self._desired else 0
             while len(pool) > size:
-                await self._discard(pool.popleft())
+                machine = pool.popleft()
+                try:
+                    await self._discard(machine)
+                except Exception:
+                    log.exception("a warm guest could not be taken away", machine=machine.id)
             if not pool:
                 del self._ready[key]
 
@@ -146,9 +150,11 @@ class WarmPools:
         key = pool.shape.pool_key
         try:
             machine = await self._build(pool)
-        except (InnkeeperError, OSError) as error:
+        except Exception as error:
+            # Whatever it is: raised here, it would end every pool until the daemon starts again.
             if not isinstance(error, NoHostError):
-                log.warning("a warm guest could not be made", pool=key, error=str(error))
+                known = isinstance(error, (InnkeeperError, OSError))
+                log.warning("a warm guest could not be made", pool=key, error=str(error), exc_info=not known)
             self._not_before[key] = time.monotonic() + RETRY_SECONDS
         else:
             self._ready.setdefault(key, deque()).append(machine)

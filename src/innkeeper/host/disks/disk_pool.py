@@ -83,6 +83,8 @@ async def open_pool(host_dir: Path, *, size_mib: int | None = None) -> DiskPool:
         if can_reflink(directory):
             return DiskPool(directory, backing=None)
         await _make_backing(backing, size_mib or default_size_mib(_free(host_dir)))
+    # XFS refuses a second mount of the same file system, and a former one may be on its way out.
+    await loop_device.wait_unused(backing)
     # The disks above have a page cache of their own; direct I/O keeps the host from caching every block twice.
     with loop_device.attach(backing, direct_io=True) as device:
         flags = mounts.MS_NODEV | mounts.MS_NOSUID | mounts.MS_NOATIME

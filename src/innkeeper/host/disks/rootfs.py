@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterator
@@ -25,8 +24,6 @@ OVERLAY_FLAGS = mounts.MS_NODEV | mounts.MS_NOSUID | mounts.MS_NOATIME
 # them, since gVisor gives its root file system no user attributes.
 OVERLAY_FEATURES = ("metacopy=off", "redirect_dir=nofollow", "index=off", "userxattr")
 DISK_OPTIONS = "commit=30"
-# How long an unmounted disk may take to leave its loop device.
-UNUSED_SECONDS = 5.0
 MAX_LAYERS = 20
 MAX_OPTION_BYTES = 4095  # of mount(2): one page
 
@@ -155,7 +152,8 @@ async def _mount_disk(image: Path, target: Path, steps: dict[str, float], *, cre
     if mounts.is_mounted(target):
         return
     if not created:
-        await _wait_unused(image)
+        # ext4 that is mounted twice through two devices loses what is written.
+        await loop_device.wait_unused(image)
     with _stamped(steps, "attach"):
         device = loop_device.attach(image)
     with device, _stamped(steps, "mount"):
@@ -164,15 +162,6 @@ async def _mount_disk(image: Path, target: Path, steps: dict[str, float], *, cre
         else:
             # In a thread: a disk that was not unmounted replays its journal first.
             await asyncio.to_thread(mounts.mount, device.path, target, "ext4", DISK_FLAGS, DISK_OPTIONS)
-
-
-async def _wait_unused(image: Path) -> None:
-    """Wait until nothing has the disk attached: ext4 that is mounted twice through two devices loses what is written. Raises OSError (EBUSY)."""
-    deadline = time.monotonic() + UNUSED_SECONDS
-    while loop_device.devices_backed_by(image):
-        if time.monotonic() > deadline:
-            raise OSError(errno.EBUSY, "the disk is still in use", str(image))
-        await asyncio.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Loop devices by ioctl: a losetup process costs several milliseconds, the two calls cost a fraction of one."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import struct
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +24,7 @@ LO_FLAGS_DIRECT_IO = 16
 # reserved[8 x u64].
 _LOOP_CONFIG = struct.Struct("=II 5Q4I64s64s32s2Q 64s")
 _ATTEMPTS = 64
+UNUSED_SECONDS = 10.0
 
 
 class LoopDevice:
@@ -123,3 +126,15 @@ def devices_backed_by(prefix: str | os.PathLike[str]) -> dict[Path, Path]:
         if backing == top or backing.startswith(top.rstrip("/") + "/"):
             found[Path("/dev") / entry.parts[3]] = Path(backing)
     return found
+
+
+async def wait_unused(path: str | os.PathLike[str]) -> None:
+    """Return when no loop device holds the file. Raises OSError (EBUSY) when one still does after UNUSED_SECONDS.
+
+    An unmounted file system lives on for a moment where a mount namespace that is being left has a copy of the mount.
+    """
+    deadline = time.monotonic() + UNUSED_SECONDS
+    while await asyncio.to_thread(devices_backed_by, path):
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, "still attached to a loop device", os.fspath(path))
+        await asyncio.sleep(0.02)
