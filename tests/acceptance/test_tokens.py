@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx2
 import pytest
-import sqlalchemy as sa
 from server_fixture import Api, Room, Server, fresh, until
-
-from innkeeper.control import clock
-from innkeeper.control.tokens import NewToken, make_token
-from innkeeper.core.profile import Profile
-from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Organization, token_digest
-from innkeeper.ids import uuid7
-from innkeeper.store import organizations, profiles, tokens
-from innkeeper.store.database import open_database
-from innkeeper.store.profiles import StoredProfile
 
 FORMS = {
     "gentility": r"rk_live_[0-9a-f]{32}",
@@ -99,6 +89,9 @@ ENDPOINTS = [
     ("POST", "/api/profiles"),
     ("GET", "/v1/tokens"),
     ("POST", "/v1/tokens"),
+    ("GET", "/v1/organizations"),
+    ("POST", "/v1/organizations"),
+    ("PATCH", "/v1/organizations/default"),
     ("GET", "/v1/rooms"),
     ("GET", "/v1/images"),
     ("GET", "/v1/audit"),
@@ -177,33 +170,18 @@ def test_the_audit_names_what_was_done_and_by_whom(api: Api, room: Room) -> None
 # --- organizations ---------------------------------------------------------------------------------------------------
 
 
-async def new_organization(database_path: Path, name: str, **limits: int) -> tuple[NewToken, str]:
-    """An organization with one profile and one token, written to the database as another process of the server would."""
-    organization = Organization(uuid7(), name, clock.now(), **limits)
-    token = make_token(
-        organization.id, user_id=None, name="theirs", scopes=DEFAULT_SCOPES, dialect=Dialect.GENTILITY, test=False
-    )
-    profile = Profile(uuid7(), organization.id, "base", "base", clock.now(), memory_mb=512, warm_pool_size=0)
-
-    def insert(connection: sa.Connection) -> None:
-        organizations.insert(connection, organization)
-        profiles.insert(connection, StoredProfile(profile))
-        tokens.insert(connection, token.token, token_digest(token.text))
-
-    database = await open_database(f"sqlite:///{database_path}")
-    try:
-        await database.write(insert)
-    finally:
-        await database.close()
-    return token, str(profile.id)
-
-
 @pytest.fixture(scope="module")
 def theirs(innkeeper: Server) -> Iterator[Room]:
-    """A room of another organization."""
-    database = innkeeper.home / "api" / "innkeeper.db"
-    token, profile = asyncio.run(new_organization(database, "others", max_instances=1))
-    room = Room(innkeeper.client(token.text), profile, "private")
+    """A room of another organization, which the operator made and may have one room."""
+    made = innkeeper.inn("organization", "create", "others", "--max-instances", "1")
+    assert made.returncode == 0, made.stderr
+    token = innkeeper.inn("token", "create", "theirs", "--organization", "others")
+    assert token.returncode == 0, token.stderr
+    api = Api(innkeeper.client(token.stdout.strip()))
+    profile = api.profile("base")
+    small = api.client.patch(f"/api/profile/{profile}", json={"memory_mb": 512, "warm_pool_size": 0})
+    assert small.status_code == 200, small.text
+    room = Room(api.client, profile, "private")
     room.create()
     yield room
     room.delete()
@@ -229,8 +207,13 @@ def test_nothing_of_another_organization_is_there(api: Api, theirs: Room) -> Non
     assert theirs.output("cat secret.txt") == "secret"
 
 
-def test_names_are_an_organizations_own(theirs: Room) -> None:
-    assert [profile["name"] for profile in theirs.client.get("/api/profiles").json()] == ["base"]
+def test_names_are_an_organizations_own(api: Api, theirs: Room) -> None:
+    def profiles(client: httpx2.Client) -> dict[str, str]:
+        return {profile["name"]: profile["id"] for profile in client.get("/api/profiles").json()}
+
+    shipped = {"base", "python-data-science", "node"}
+    assert set(profiles(theirs.client)) == shipped
+    assert all(profiles(api.client)[name] != profiles(theirs.client)[name] for name in shipped)
 
 
 def test_an_organizations_limit_holds(theirs: Room) -> None:
@@ -240,3 +223,42 @@ def test_an_organizations_limit_holds(theirs: Room) -> None:
     assert (answer.status_code, answer.json()["error"]) == (429, "rate_limited"), answer.text
     assert int(answer.headers["Retry-After"]) >= 1 and "1 instances" in answer.json()["message"]
     assert second.delete().status_code == 404
+
+
+def test_the_operator_changes_a_limit(innkeeper: Server, theirs: Room) -> None:
+    theirs.create()
+    second = Room(theirs.client, theirs.profile_id, "second")
+
+    def limit(*options: str) -> None:
+        ended = innkeeper.inn("organization", "limit", "others", *options)
+        assert ended.returncode == 0, ended.stderr
+
+    try:
+        limit("--max-instances", "none", "--max-memory-mb", "1023")
+        answer = second.client.post(second.path)
+        assert (answer.status_code, answer.json()["error"]) == (429, "rate_limited"), answer.text
+        assert "1023 MiB of memory" in answer.json()["message"]
+        limit("--max-memory-mb", "1024")
+        second.create()
+        # What is there already outlives a limit that it exceeds.
+        limit("--max-instances", "1")
+        assert second.output("echo still here") == "still here"
+    finally:
+        second.delete()
+        limit("--max-instances", "1", "--max-memory-mb", "none")
+    rows = {row["name"]: row for row in json.loads(innkeeper.inn("organization", "list", "--json").stdout)}
+    assert (rows["others"]["max_instances"], rows["others"]["max_memory_mb"]) == (1, None)
+    assert (rows["default"]["max_instances"], rows["default"]["max_memory_mb"]) == (None, None)
+
+
+def test_a_tenant_is_no_operator(innkeeper: Server, theirs: Room) -> None:
+    for method, path, body in (
+        ("GET", "/v1/organizations", None),
+        ("POST", "/v1/organizations", {"name": "more"}),
+        ("PATCH", "/v1/organizations/others", {"max_instances": None}),
+        ("POST", "/v1/tokens", {"name": "x", "organization": "default"}),
+    ):
+        answer = theirs.client.request(method, path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (method, path, answer.text)
+    ended = innkeeper.inn("organization", "create", "others")
+    assert ended.returncode == 1 and "already" in ended.stderr

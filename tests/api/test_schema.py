@@ -26,6 +26,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from innkeeper.api.app import build_app
+from innkeeper.control import organizations, tokens
+from innkeeper.core.token import Scope
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from scripted_host import World
@@ -36,6 +38,10 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
+
+# Endpoints that refuse everyone but the operator, and an organization whose limits nothing else meets.
+OPERATORS = ("/v1/organizations", "/v1/hosts")
+OTHER_ORGANIZATION = "other"
 
 
 @contextmanager
@@ -76,7 +82,7 @@ class OnLoop:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Any, World, UUID]]:
+def served() -> Iterator[tuple[Any, World, UUID, str]]:
     with tempfile.TemporaryDirectory() as home, loop_in_a_thread() as loop:
         ready: list[Any] = []
         stop = asyncio.Event()
@@ -86,7 +92,9 @@ def served() -> Iterator[tuple[Any, World, UUID]]:
             world.settings = world.settings.model_copy(update={"public_files_per_minute": 1_000_000})
             async with world.running() as control:
                 world.control = control
-                ready.extend((OnLoop(build_app(control), loop), world, world.profile_id("base")))
+                await organizations.create(control, world.operator, OTHER_ORGANIZATION)
+                admin = await tokens.create(control, world.operator, "admin", scopes=frozenset({Scope.ADMIN}))
+                ready.extend((OnLoop(build_app(control), loop), world, world.profile_id("base"), admin.text))
                 started.set()
                 await stop.wait()
 
@@ -94,27 +102,30 @@ def served() -> Iterator[tuple[Any, World, UUID]]:
         running = asyncio.run_coroutine_threadsafe(life(started), loop)
         assert started.wait(20)
         try:
-            yield ready[0], ready[1], ready[2]
+            yield ready[0], ready[1], ready[2], ready[3]
         finally:
             loop.call_soon_threadsafe(stop.set)
             running.result(20)
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_the_document_is_true(served: tuple[Any, World, UUID], mode: GenerationMode, subtests: pytest.Subtests) -> None:
-    app, world, profile_id = served
+def test_the_document_is_true(
+    served: tuple[Any, World, UUID, str], mode: GenerationMode, subtests: pytest.Subtests
+) -> None:
+    app, world, profile_id, admin = served
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     seen = 0
     for result in schema.get_all_operations():
         operation = result.ok()
         with subtests.test(operation=operation.label):
-            check_operation(operation, world, profile_id, mode)
+            token = admin if operation.path.startswith(OPERATORS) else world.first_token
+            check_operation(operation, token, profile_id, mode)
         seen += 1
     assert seen >= 25
 
 
-def check_operation(operation: Any, world: World, profile_id: UUID, mode: GenerationMode) -> None:
-    headers = {"Authorization": f"Bearer {world.first_token}"}
+def check_operation(operation: Any, token: str, profile_id: UUID, mode: GenerationMode) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
@@ -128,6 +139,8 @@ def check_operation(operation: Any, world: World, profile_id: UUID, mode: Genera
         if "profile_id" in case.path_parameters and operation.method != "delete":
             # A profile that exists, so that more than its absence is tested.
             case.path_parameters["profile_id"] = str(profile_id)
+        if "name" in case.path_parameters:
+            case.path_parameters["name"] = OTHER_ORGANIZATION
         answer = case.call_and_validate(headers=headers, checks=CHECKS)
         # 503 is a documented answer: for a host that does not exist, for example.
         assert answer.status_code != 500

@@ -44,6 +44,104 @@ async def test_nobody_gives_a_scope_they_lack(api: Any) -> None:
         assert (refused.status_code, set(refused.json())) == (403, {"detail", "code"})
 
 
+async def test_the_operator_makes_organizations_and_limits_them(api: Any) -> None:
+    async with operator(api) as client:
+        made = await client.post("/v1/organizations", json={"name": "acme", "max_instances": 1})
+        assert made.status_code == 201
+        acme = made.json()
+        assert (acme["name"], acme["max_instances"], acme["max_memory_mb"]) == ("acme", 1, None)
+        taken = await client.post("/v1/organizations", json={"name": "acme"})
+        assert (taken.status_code, taken.json()["code"]) == (409, "conflict")
+        assert [row["name"] for row in (await client.get("/v1/organizations")).json()] == ["default", "acme"]
+
+        async def limit(**limits: int | None) -> tuple[int | None, int | None]:
+            answer = await client.patch("/v1/organizations/acme", json=limits)
+            assert answer.status_code == 200, answer.text
+            listed = (await client.get("/v1/organizations")).json()[1]
+            assert listed == answer.json()
+            return listed["max_instances"], listed["max_memory_mb"]
+
+        assert await limit(max_memory_mb=4096) == (1, 4096)
+        assert await limit() == (1, 4096)
+        assert await limit(max_instances=None) == (None, 4096)
+        assert await limit(max_instances=0, max_memory_mb=None) == (0, None)
+        missing = await client.patch("/v1/organizations/nobody", json={"max_instances": 1})
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+        events = (await client.get("/v1/audit")).json()["events"]
+        assert (events[0]["action"], events[0]["object_id"]) == ("organization.limits", acme["id"])
+        assert events[0]["details"] == {"max_instances": "0", "max_memory_mb": "None"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": ""},
+        {"name": "Upper"},
+        {"name": "-a"},
+        {"name": "a" * 64},
+        {"name": "a", "max_instances": -1},
+        {"name": "a", "max_memory_mb": 2**31},
+        {"name": "a", "max_instances": "1"},
+        {"name": "a", "max_instances": True},
+        {"name": "a", "max_disk_mb": 1},
+    ],
+)
+async def test_wrong_organizations_and_limits(api: Any, body: dict[str, Any]) -> None:
+    async with operator(api) as client:
+        refused = [await client.post("/v1/organizations", json=body)]
+        if body.pop("name") == "a":
+            refused.append(await client.patch("/v1/organizations/default", json=body))
+        for answer in refused:
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        (default,) = (await client.get("/v1/organizations")).json()
+        assert (default["max_instances"], default["max_memory_mb"]) == (None, None)
+
+
+async def test_only_the_operator_may_see_or_change_organizations(api: Any) -> None:
+    for method, path, body in (
+        ("GET", "/v1/organizations", None),
+        ("POST", "/v1/organizations", {"name": "mine"}),
+        ("PATCH", "/v1/organizations/default", {"max_instances": None}),
+        ("PATCH", "/v1/organizations/nobody", {"max_instances": None}),
+        ("POST", "/v1/tokens", {"name": "x", "organization": "default"}),
+        ("POST", "/v1/tokens", {"name": "x", "organization": "nobody"}),
+    ):
+        answer = await api.client.request(method, path, json=body)
+        assert (answer.status_code, answer.json()["code"], set(answer.json())) == (403, "forbidden", {"detail", "code"})
+    assert len((await api.client.get("/v1/tokens")).json()) == 1
+    async with operator(api) as client:
+        admin = (await client.post("/v1/tokens", json={"name": "admin", "scopes": ["admin"]})).json()["token"]
+    async with api.anonymous() as client:
+        headers = {"Authorization": f"Bearer {admin}"}
+        assert (await client.post("/v1/organizations", json={"name": "mine"}, headers=headers)).status_code == 201
+
+
+async def test_the_operator_makes_another_organizations_token(api: Any) -> None:
+    async with operator(api) as client:
+        await client.post("/v1/organizations", json={"name": "acme", "max_instances": 1})
+        made = (await client.post("/v1/tokens", json={"name": "theirs", "organization": "acme"})).json()
+        own = await client.post("/v1/tokens", json={"name": "own", "organization": None})
+        assert own.status_code == 201
+        missing = await client.post("/v1/tokens", json={"name": "x", "organization": "nobody"})
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+        assert [row["name"] for row in (await client.get("/v1/tokens")).json()] == ["first", "own"]
+    assert made["scopes"] == ["audit", "profiles", "rooms", "tokens"]
+    async with api.anonymous() as client:
+        client.headers["Authorization"] = f"Bearer {made['token']}"
+        assert [row["name"] for row in (await client.get("/v1/tokens")).json()] == ["theirs"]
+        (event,) = (await client.get("/v1/audit")).json()["events"]
+        assert (event["action"], event["actor"]) == ("token.create", "operator")
+        profiles = (await client.get("/api/profiles")).json()
+        assert {row["name"] for row in profiles} == {"base", "python-data-science", "node"}
+        assert str(api.profile_id) not in {row["id"] for row in profiles}
+        room = f"/api/profile/{profiles[0]['id']}/room"
+        assert (await client.post(f"{room}/one")).status_code == 200
+        assert (await client.post(f"{room}/two")).status_code == 429
+        async with operator(api) as control:
+            await control.patch("/v1/organizations/acme", json={"max_instances": 2})
+        assert (await client.post(f"{room}/two")).status_code == 200
+
+
 async def test_rooms_with_their_boot_trace(api: Any) -> None:
     made = await api.make_room("a")
     await api.make_room("b")

@@ -22,6 +22,7 @@ COMMANDS = {
     "cp": ("copying", "cp"),
     "profile": ("profile", "app"),
     "image": ("image", "app"),
+    "organization": ("organization", "app"),
     "token": ("token", "app"),
     "host": ("host", "app"),
     "audit": ("audit", "audit"),

@@ -27,12 +27,18 @@ def create(
         ),
     ] = None,
     test: Annotated[bool, typer.Option("--test", help="Gentility's form only: rk_test_ in place of rk_live_.")] = False,
+    organization: Annotated[
+        str | None,
+        typer.Option(help="Organization that it is for, by name; only the operator may.", show_default="your own"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a token and print it: it is shown this once. Standard output holds nothing but the token."""
     body: dict[str, Any] = {"name": name, "dialect": dialect, "test": test}
     if scope:
         body["scopes"] = scope
+    if organization is not None:
+        body["organization"] = organization
     token = connect(ctx).call("POST", "/v1/tokens", body)
     if json:
         print_json(token)

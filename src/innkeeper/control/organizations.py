@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -28,6 +30,7 @@ DEFAULT_NAME = "default"
 FIRST_EMAIL = "operator@localhost"
 FIRST_PROFILES = ("base", "python-data-science", "node")
 SERVER_UUID = "server_uuid"
+LIMIT_MAX = 2**31 - 1
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -74,7 +77,8 @@ async def create(
         raise InvalidRequestError(
             "name: 1-63 characters of a-z, 0-9 and '-', beginning and ending with a letter or digit"
         )
-    _check_limits(max_instances, max_memory_mb)
+    _check_limit("max_instances", max_instances)
+    _check_limit("max_memory_mb", max_memory_mb)
     organization = Organization(uuid7(), name, clock.now(), max_instances=max_instances, max_memory_mb=max_memory_mb)
     try:
         made = await control.database.write(_insert, organization, principal)
@@ -95,29 +99,33 @@ async def list_organizations(control: Control, principal: Principal) -> list[Org
 async def set_limits(
     control: Control,
     principal: Principal,
-    organization_id: UUID,
-    *,
-    max_instances: int | None,
-    max_memory_mb: int | None,
+    name: str,
+    limits: Mapping[str, int | None],
 ) -> Organization:
-    """The organization with its new limits (None: no limit); what it has beyond them stays. Only the operator may."""
+    """The organization with `limits` (max_instances, max_memory_mb; None: no limit) changed; what it has beyond them stays. Only the operator may.
+
+    Raises:
+        NotFoundError: there is no organization of that name.
+
+    """
     require(principal, Scope.ADMIN)
-    _check_limits(max_instances, max_memory_mb)
+    for limit, value in limits.items():
+        _check_limit(limit, value)
 
     def change(connection: sa.Connection) -> Organization:
-        store.set_limits(connection, organization_id, max_instances=max_instances, max_memory_mb=max_memory_mb)
-        organization = store.get(connection, organization_id)
-        if organization is None:
+        found = store.by_name(connection, name)
+        if found is None:
             raise NotFoundError("Organization not found")
+        organization = dataclasses.replace(
+            found,
+            max_instances=limits.get("max_instances", found.max_instances),
+            max_memory_mb=limits.get("max_memory_mb", found.max_memory_mb),
+        )
+        now = {"max_instances": organization.max_instances, "max_memory_mb": organization.max_memory_mb}
+        store.set_limits(connection, organization.id, **now)
+        details = {limit: str(value) for limit, value in now.items()}
         audit_events.insert(
-            connection,
-            audit.event(
-                principal,
-                "organization.limits",
-                "organization",
-                organization_id,
-                {"max_instances": str(max_instances), "max_memory_mb": str(max_memory_mb)},
-            ),
+            connection, audit.event(principal, "organization.limits", "organization", organization.id, details)
         )
         return organization
 
@@ -135,10 +143,9 @@ async def operator_of(control: Control, principal: Principal, organization_name:
     return Principal(organization.id, principal.token_id, principal.scopes, principal.actor)
 
 
-def _check_limits(max_instances: int | None, max_memory_mb: int | None) -> None:
-    for name, value in (("max_instances", max_instances), ("max_memory_mb", max_memory_mb)):
-        if value is not None and not 0 <= value < 2**31:
-            raise InvalidRequestError(f"{name}: must be null (no limit) or not negative")
+def _check_limit(name: str, value: int | None) -> None:
+    if value is not None and not 0 <= value <= LIMIT_MAX:
+        raise InvalidRequestError(f"{name}: must be null (no limit) or a number from 0 to {LIMIT_MAX}")
 
 
 def _insert(connection: sa.Connection, organization: Organization, principal: Principal) -> list[StoredProfile]:

@@ -57,6 +57,7 @@ class ScriptedServer:
 
     socket: Path
     profiles: list[schemas.ProfileAnswer] = field(default_factory=lambda: [profile()])
+    organizations: list[v1.OrganizationAnswer] = field(default_factory=list)
     tokens: list[v1.TokenAnswer] = field(default_factory=list)
     rooms: list[v1.RoomDetail] = field(default_factory=list)
     files: dict[bytes, bytes | str] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class ScriptedServer:
     async def _other(self, method: str, path: str, body: bytes, send: Any) -> None:
         lists: dict[str, Any] = {
             "/api/profiles": self.profiles,
+            "/v1/organizations": self.organizations,
             "/v1/tokens": self.tokens,
             "/v1/rooms": [v1.RoomRow(**room.model_dump(exclude={"boot_trace"})) for room in self.rooms],
             "/v1/images": [
@@ -128,6 +130,12 @@ class ScriptedServer:
             await _answer(
                 send, 200, next(room for room in self.rooms if str(room.instance_id) == path.rsplit("/", 1)[1])
             )
+        elif method == "POST" and path == "/v1/organizations":
+            made = v1.OrganizationCreate.model_validate_json(body)
+            await _answer(send, 201, organization(**made.model_dump()))
+        elif method == "PATCH" and path.startswith("/v1/organizations/"):
+            limits = v1.OrganizationLimits.model_validate_json(body)
+            await _answer(send, 200, organization(path.rsplit("/", 1)[1], **limits.model_dump()))
         elif method == "POST" and path == "/v1/tokens":
             request = v1.TokenCreate.model_validate_json(body)
             await _answer(send, 201, v1.TokenCreated(**token(request.name).model_dump(), token="rk_live_" + "0" * 32))
@@ -234,6 +242,11 @@ class ScriptedServer:
         elif not self.cut:
             await event("result", answer.model_dump(mode="json"))
         await send({"type": "http.response.body", "body": b""})
+
+
+def organization(name: str, **limits: int | None) -> v1.OrganizationAnswer:
+    values: dict[str, Any] = {"id": uuid4(), "max_instances": None, "max_memory_mb": None, "created_at": NOW}
+    return v1.OrganizationAnswer(name=name, **{**values, **limits})
 
 
 def token(name: str, **fields: Any) -> v1.TokenAnswer:

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from scripted_server import profile, room, token
+from scripted_server import organization, profile, room, token
 
 
 def test_profile_list_is_tab_separated_for_programs(inn, server):
@@ -79,6 +79,56 @@ def test_token_create_prints_the_token_alone(inn, server):
     ended = inn("token", "create", "ci", "--scope", "rooms", "--scope", "audit", "--dialect", "instavm", "--test")
     assert ended.out == "rk_live_" + "0" * 32 + "\n"
     assert server.seen[-1].json == {"name": "ci", "dialect": "instavm", "test": True, "scopes": ["rooms", "audit"]}
+
+
+def test_token_create_for_another_organization(inn, server):
+    assert inn("token", "create", "theirs", "--organization", "acme").status == 0
+    assert server.seen[-1].json == {"name": "theirs", "dialect": "gentility", "test": False, "organization": "acme"}
+
+
+def test_organization_create(inn, server):
+    ended = inn("organization", "create", "acme", "--max-instances", "3")
+    assert ended.status == 0, ended.err
+    assert server.seen[-1].json == {"name": "acme", "max_instances": 3, "max_memory_mb": None}
+    lines = dict(line.split(":", 1) for line in ended.out.splitlines())
+    assert (lines["name"].strip(), lines["max_instances"].strip(), lines["max_memory_mb"].strip()) == (
+        "acme",
+        "3",
+        "none",
+    )
+    made = json.loads(inn("organization", "create", "acme", "--max-memory-mb", "0", "--json").out)
+    assert (made["max_instances"], made["max_memory_mb"]) == (None, 0)
+
+
+def test_organization_list(inn, server):
+    server.organizations = [organization("default"), organization("acme", max_instances=0, max_memory_mb=4096)]
+    lines = [line.split("\t")[:3] for line in inn("organization", "list").out.splitlines()]
+    assert lines == [
+        ["NAME", "MAX INSTANCES", "MAX MEMORY MB"],
+        ["default", "none", "none"],
+        ["acme", "0", "4096"],
+    ]
+    assert [one["max_instances"] for one in json.loads(inn("organization", "list", "--json").out)] == [None, 0]
+
+
+def test_organization_limit_sends_only_what_was_given(inn, server):
+    for argv, body in (
+        (("--max-instances", "5"), {"max_instances": 5}),
+        (("--max-memory-mb", "none"), {"max_memory_mb": None}),
+        (("--max-instances", "none", "--max-memory-mb", "1"), {"max_instances": None, "max_memory_mb": 1}),
+    ):
+        ended = inn("organization", "limit", "acme", *argv, "--json")
+        assert ended.status == 0 and json.loads(ended.out)["name"] == "acme", ended.err
+        seen = server.seen[-1]
+        assert (seen.method, seen.path, seen.json) == ("PATCH", "/v1/organizations/acme", body)
+    inn("organization", "limit", "../tokens", "--max-instances", "1")
+    assert server.seen[-1].path == "/v1/organizations/%2E%2E%2Ftokens"
+
+
+@pytest.mark.parametrize("argv", [(), ("--max-instances", "many"), ("--max-memory-mb", "-1"), ("--max-memory-mb", "²")])
+def test_wrong_limits_are_usage_errors(inn, server, argv):
+    assert inn("organization", "limit", "acme", *argv).status == 2
+    assert server.seen == []
 
 
 def test_token_revoke_by_name_prefix_and_id(inn, server):

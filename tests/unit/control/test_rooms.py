@@ -248,9 +248,7 @@ async def test_a_destruction_that_the_host_refuses_is_finished_later(world: Worl
 
 
 async def test_limits_of_the_organization(world: World) -> None:
-    await organizations.set_limits(
-        world.control, world.operator, world.me.organization_id, max_instances=2, max_memory_mb=None
-    )
+    await organizations.set_limits(world.control, world.operator, "default", {"max_instances": 2})
     results = await asyncio.gather(
         *(rooms.get_or_create(world.control, world.me, world.profile_id(), f"r{n}") for n in range(5)),
         return_exceptions=True,
@@ -258,9 +256,8 @@ async def test_limits_of_the_organization(world: World) -> None:
     refused = [result for result in results if isinstance(result, BaseException)]
     assert len(refused) == 3
     assert all(isinstance(error, RateLimitedError) and "limit of 2 instances" in error.message for error in refused)
-    await organizations.set_limits(
-        world.control, world.operator, world.me.organization_id, max_instances=None, max_memory_mb=3_000
-    )
+    limits = {"max_instances": None, "max_memory_mb": 3_000}
+    await organizations.set_limits(world.control, world.operator, "default", limits)
     with pytest.raises(RateLimitedError, match="3000 MiB of memory"):
         await rooms.get_or_create(world.control, world.me, world.profile_id(), "more")
 

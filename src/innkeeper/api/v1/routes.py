@@ -1,4 +1,4 @@
-"""Our own endpoints under `/v1`: tokens, images, rooms, hosts, the audit log."""
+"""Our own endpoints under `/v1`: organizations, tokens, images, rooms, hosts, the audit log."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from innkeeper.api.v1.schemas import (
     HostName,
     ImageAnswer,
     IsolationAnswer,
+    OrganizationAnswer,
+    OrganizationCreate,
+    OrganizationLimits,
     RoomDetail,
     RoomRow,
     TokenAnswer,
     TokenCreate,
     TokenCreated,
 )
-from innkeeper.control import audit, hosts, images, rooms, tokens
+from innkeeper.control import audit, hosts, images, organizations, rooms, tokens
 from innkeeper.control.context import Control
 from innkeeper.control.room_table import RoomView
-from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Scope, Token
+from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Organization, Scope, Token
 from innkeeper.errors import InvalidRequestError
 from innkeeper.ids import parse_uuid
 
@@ -35,6 +38,24 @@ from innkeeper.ids import parse_uuid
 def build_router(control: Control) -> APIRouter:
     """The routes; each is one use case."""
     router = APIRouter(tags=["v1"])
+
+    @router.get("/v1/organizations")
+    async def list_organizations(principal: CurrentPrincipal) -> list[OrganizationAnswer]:
+        """All organizations, oldest first. Scope `admin`."""
+        return [_organization(found) for found in await organizations.list_organizations(control, principal)]
+
+    @router.post("/v1/organizations", status_code=201)
+    async def create_organization(principal: CurrentPrincipal, body: OrganizationCreate) -> OrganizationAnswer:
+        """Make an organization with profiles of its own and no token. Scope `admin`. 409 `conflict` when the name is taken."""
+        return _organization(await organizations.create(control, principal, **body.model_dump()))
+
+    @router.patch("/v1/organizations/{name}")
+    async def limit_organization(
+        principal: CurrentPrincipal, name: str, body: OrganizationLimits
+    ) -> OrganizationAnswer:
+        """Change the limits that are present; what the organization has beyond them stays. Scope `admin`."""
+        limits = body.model_dump(exclude_unset=True)
+        return _organization(await organizations.set_limits(control, principal, name, limits))
 
     @router.get("/v1/tokens")
     async def list_tokens(principal: CurrentPrincipal) -> list[TokenAnswer]:
@@ -44,6 +65,8 @@ def build_router(control: Control) -> APIRouter:
     @router.post("/v1/tokens", status_code=201)
     async def create_token(principal: CurrentPrincipal, body: TokenCreate) -> TokenCreated:
         """Make a token. Its text is in this answer and nowhere else."""
+        if body.organization is not None:
+            principal = await organizations.operator_of(control, principal, body.organization)
         scopes = DEFAULT_SCOPES if body.scopes is None else frozenset(Scope(scope) for scope in body.scopes)
         new = await tokens.create(
             control, principal, body.name, dialect=Dialect(body.dialect), test=body.test, scopes=scopes
@@ -136,6 +159,16 @@ def _cursor(text: str) -> UUID:
     if value is None:
         raise InvalidRequestError("cursor: not one that an earlier page gave")
     return value
+
+
+def _organization(organization: Organization) -> OrganizationAnswer:
+    return OrganizationAnswer(
+        id=organization.id,
+        name=organization.name,
+        max_instances=organization.max_instances,
+        max_memory_mb=organization.max_memory_mb,
+        created_at=organization.created_at,
+    )
 
 
 def _token(token: Token) -> dict[str, object]:

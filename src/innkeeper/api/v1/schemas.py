@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,9 +31,42 @@ class TokenCreate(BaseModel):
         "gentility", description="Whose form the token is printed in; every form works everywhere."
     )
     test: bool = Field(False, description="Gentility's form only: `rk_test_` in place of `rk_live_`.")
+    organization: str | None = Field(
+        None,
+        max_length=63,
+        description="Name of the organization it is for; default: one's own. Only the operator may.",
+    )
     scopes: list[Literal["rooms", "profiles", "tokens", "audit", "admin"]] | None = Field(
         None, description="Default: rooms, profiles, tokens, audit. Nobody can give a scope they lack."
     )
+
+
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1)] | None
+
+
+class OrganizationLimits(BaseModel):
+    """Body of PATCH /v1/organizations/{name}: fields that are absent stay."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    max_instances: Limit = Field(None, description="Rooms that may exist at one time; null: no limit.")
+    max_memory_mb: Limit = Field(None, description="MiB that its instances may have together; null: no limit.")
+
+
+class OrganizationCreate(OrganizationLimits):
+    """Body of POST /v1/organizations."""
+
+    name: str = Field(min_length=1, max_length=63, description="Of a-z, 0-9 and `-`; a letter or digit at both ends.")
+
+
+class OrganizationAnswer(BaseModel):
+    """A tenant and its limits; null is no limit."""
+
+    id: UUID
+    name: str
+    max_instances: int | None
+    max_memory_mb: int | None
+    created_at: datetime
 
 
 class TokenAnswer(BaseModel):
