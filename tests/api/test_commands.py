@@ -173,7 +173,9 @@ async def test_events(api: Any) -> None:
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert "\r" not in answer.text
     found = events(answer.text)
-    assert [event for event, _ in found] == ["started", "output", "output", "output", "result"]
+    # Small pieces that wait together travel together, so only the ends are certain.
+    kinds = [event for event, _ in found]
+    assert (kinds[0], set(kinds[1:-1]), kinds[-1]) == ("started", {"output"}, "result")
     assert "".join(data["data"] for event, data in found if event == "output") == "a\r\n☃\N{REPLACEMENT CHARACTER}\n"
     result = found[-1][1]
     assert result["result"]["execution_id"] == found[0][1]["execution_id"]
