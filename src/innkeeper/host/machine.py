@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,13 +135,9 @@ class Machine:
         """Seconds since the last use; 0 while it is in use."""
         return 0.0 if self.uses else time.monotonic() - self.last_used
 
-    def start_task(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
+    def start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run work that belongs to the machine: it is cancelled and awaited when the machine goes."""
-
-        async def run() -> Any:
-            return await work
-
-        task = asyncio.get_running_loop().create_task(run())
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

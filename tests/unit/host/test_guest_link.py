@@ -1,0 +1,317 @@
+"""The daemon's end of the guest link, dialled by a hand-made agent and by the real one."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import stat
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tests.unit.wire.peers import frames, raw
+
+from innkeeper.errors import ConflictError, FileMissingError, ForbiddenError, GuestError, LinkLostError
+from innkeeper.host import guest_link
+from innkeeper.host.guest_link import GuestEndpoint, GuestInputError, common_version, guest_error
+from innkeeper.wire.frames import Kind, ProtocolError
+from innkeeper.wire.stream import Data, Message
+
+pytestmark = pytest.mark.anyio
+AGENT = Path(__file__).parents[3] / "build" / "inn-agent"
+HELLO = {"protocol": 1, "min_protocol": 1, "agent": "test", "boot_id": "0" * 16}
+
+
+@asynccontextmanager
+async def endpoint(directory):
+    made = GuestEndpoint(directory)
+    await made.listen()
+    try:
+        yield made
+    finally:
+        await made.close(remove=True)
+        assert not directory.exists()
+
+
+class Agent:
+    """Dials the endpoint and speaks raw frames."""
+
+    @classmethod
+    async def dial(cls, directory, hello=HELLO):
+        self = cls()
+        inside = os.open(directory, os.O_PATH)
+        try:
+            path = f"/proc/self/fd/{inside}/agent.sock"
+            self.reader, self.writer = await asyncio.open_unix_connection(path)
+        finally:
+            os.close(inside)
+        if hello is not None:
+            self.say(Kind.HELLO, 0, hello)
+        return self
+
+    def say(self, *frame):
+        self.writer.write(raw(*frame))
+
+    async def hear(self):
+        head = await self.reader.readexactly(9)
+        return frames(head + await self.reader.readexactly(int.from_bytes(head[:4], "big")))[0]
+
+    async def cut_off(self):
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(self.reader.read(1), 2) == b""
+        self.hang_up()
+
+    def hang_up(self):
+        self.writer.transport.abort()
+
+
+async def test_it_answers_hello_and_carries_verbs(tmp_path):
+    async with endpoint(tmp_path / "link") as end:
+        assert not end.linked
+        agent = await Agent.dial(end.directory)
+        assert await agent.hear() == (Kind.HELLO, 0, b'{"protocol":1}')
+        asking = asyncio.create_task(end.request("usage", {"a": 1}, timeout_seconds=2))
+        assert await agent.hear() == (Kind.OPEN, 1, b'{"verb":"usage","a":1}')
+        agent.say(Kind.RESULT, 1, {"cpu_us": 5})
+        assert await asking == {"cpu_us": 5}
+        assert (end.linked, end.agent_version) == (True, "test")
+        asking = asyncio.create_task(end.request("stat", {}, timeout_seconds=2))
+        await agent.hear()
+        agent.say(Kind.ERROR, 3, {"code": "not_found", "message": "nothing\x1b there"})
+        with pytest.raises(FileMissingError, match="nothing\\? there"):
+            await asking
+        with pytest.raises(GuestError, match="did not answer usage in time"):
+            await end.request("usage", {}, timeout_seconds=0.02)
+        agent.hang_up()
+
+
+async def test_the_socket_is_roots_alone_and_any_path_will_do(tmp_path):
+    directory = tmp_path / ("d" * 120) / "link"
+    async with endpoint(directory) as end:
+        assert len(str(directory / "agent.sock")) > 107
+        found = (directory / "agent.sock").stat()
+        assert (stat.S_ISSOCK(found.st_mode), stat.S_IMODE(found.st_mode)) == (True, 0o600)
+        agent = await Agent.dial(directory)
+        await end.link(timeout_seconds=2)
+        agent.hang_up()
+
+
+async def test_a_second_connection_is_refused_while_one_lives(tmp_path):
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory)
+        link = await end.link(timeout_seconds=2)
+        for hello in (HELLO, None):
+            await (await Agent.dial(end.directory, hello)).cut_off()
+        assert await end.link(timeout_seconds=2) is link
+        agent.hang_up()
+
+
+async def test_redialling_after_a_broken_link(tmp_path):
+    links = []
+    async with endpoint(tmp_path / "link") as end:
+        end.on_link(links.append)
+        for number in range(3):
+            agent = await Agent.dial(end.directory)
+            link = await end.link(timeout_seconds=2)
+            assert (len(links), links[-1]) == (number + 1, link)
+            asking = asyncio.create_task(end.request("usage", {}, timeout_seconds=2))
+            await agent.hear()
+            agent.hang_up()
+            with pytest.raises(LinkLostError):
+                await asking
+            await link.wait_closed()
+            await asyncio.sleep(0)
+            assert not end.linked
+        with pytest.raises(LinkLostError, match="did not answer"):
+            await end.link(timeout_seconds=0.01)
+
+
+async def test_an_agent_that_says_nothing_is_cut_off_and_may_try_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(guest_link, "HELLO_SECONDS", 0.02)
+    async with endpoint(tmp_path / "link") as end:
+        await (await Agent.dial(end.directory, None)).cut_off()
+        assert (end.linked, end.failure) == (False, None)
+        agent = await Agent.dial(end.directory)
+        await end.link(timeout_seconds=2)
+        agent.hang_up()
+
+
+@pytest.mark.parametrize(
+    "hello", [{}, {"protocol": "1", "min_protocol": 1}, {"protocol": 9, "min_protocol": 8}], ids=str
+)
+async def test_no_common_version_fails_the_instance(tmp_path, hello):
+    async with endpoint(tmp_path / "link") as end:
+        waiting = asyncio.create_task(end.link(timeout_seconds=2))
+        agent = await Agent.dial(end.directory, hello)
+        with pytest.raises(LinkLostError, match=r"malformed hello|speaks protocol 8 to 9, this server 1 to 1"):
+            await waiting
+        await agent.cut_off()
+        assert (end.linked, bool(end.failure)) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "frame", [(Kind.HELLO, 0, b"{"), (Kind.HELLO, 0, b"[]"), (99, 0, b""), (Kind.OPEN, 2, {})], ids=str
+)
+async def test_a_breach_before_hello_cuts_off(tmp_path, frame):
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory, None)
+        agent.say(*frame)
+        await agent.cut_off()
+        assert not end.linked
+
+
+async def test_a_new_daemon_takes_the_place_of_an_old_ones_socket(tmp_path):
+    old = GuestEndpoint(tmp_path / "link")
+    await old.listen()
+    await old.close(remove=False)
+    assert (tmp_path / "link" / "agent.sock").exists()
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory)
+        await end.link(timeout_seconds=2)
+        agent.hang_up()
+
+
+async def test_closing_leaves_no_task(tmp_path):
+    before = asyncio.all_tasks()
+    async with endpoint(tmp_path / "link") as end:
+        silent = await Agent.dial(end.directory, None)
+        await asyncio.sleep(0.01)
+    await silent.cut_off()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert asyncio.all_tasks() == before
+
+
+def hello(newest, oldest):
+    return {"protocol": newest, "min_protocol": oldest}
+
+
+@pytest.mark.parametrize(
+    ("ours", "newest", "oldest", "common"),
+    [((1,), 1, 1, 1), ((1, 2), 1, 1, 1), ((1, 2), 2, 1, 2), ((1, 2), 9, 2, 2), ((2, 3), 2, 1, 2), ((1, 2), 2, 2, 2)],
+)
+def test_the_highest_version_that_both_know(monkeypatch, ours, newest, oldest, common):
+    monkeypatch.setattr(guest_link, "PROTOCOL_VERSIONS", ours)
+    assert common_version(hello(newest, oldest)) == common
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        hello(2, 2),
+        hello(0, 0),
+        hello(1, 2),
+        hello(1.0, 1),
+        hello(None, 1),
+        hello("1", "1"),
+        hello([1], 1),
+        {"protocol": 1},
+    ],
+    ids=str,
+)
+def test_no_version_in_common(body):
+    with pytest.raises(ProtocolError):
+        common_version(body)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("not_found", FileMissingError),
+        ("permission_denied", ForbiddenError),
+        ("no_space", ConflictError),
+        ("bad_request", GuestInputError),
+        ("is_a_directory", GuestInputError),
+        ("exists", GuestInputError),
+        ("unknown_verb", GuestError),
+        ("", GuestError),
+        ("__class__", GuestError),
+    ],
+)
+def test_errors_of_the_guest(code, kind):
+    error = guest_error(code, "m\n\x1b[2J" + "x" * 9_000)
+    assert type(error) is kind
+    assert str(error).isprintable()
+    assert len(str(error)) < 600
+    assert getattr(error, "guest_code", code) == code
+
+
+@asynccontextmanager
+async def real_agent(directory):
+    """The agent itself, as an ordinary process with namespaces of its own; it is never configured."""
+    if not AGENT.exists():
+        pytest.skip("the agent is not built: make agent")
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", str(AGENT)),
+        env={"INNKEEPER_LINK": str(directory / "agent.sock"), "PATH": "/usr/bin:/bin"},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+@pytest.mark.parametrize("ours", [(1,), (1, 2)], ids=["same version", "newer server"])
+async def test_the_real_agent_speaks_with_this_end(tmp_path, monkeypatch, ours):
+    monkeypatch.setattr(guest_link, "PROTOCOL_VERSIONS", ours)
+    async with endpoint(tmp_path / "link") as end, real_agent(tmp_path / "link"):
+        link = await end.link(timeout_seconds=10)
+        await asyncio.wait_for(link.ping(), 5)
+        assert end.agent_version
+        assert "executions" in await end.request("processes", {}, timeout_seconds=5)
+        with pytest.raises(GuestError) as caught:
+            await end.request("verb_of_a_later_version", {"field": 1}, timeout_seconds=5)
+        assert caught.value.guest_code == "unknown_verb"
+        if os.geteuid() != 0:
+            # Starting a process sets its groups, which a namespace of an ordinary user does not allow.
+            return
+        params = {"id": "e1", "argv": ["/bin/sh", "-c", "printf out; printf err >&2; exit 3"], "cwd": "/", "later": [1]}
+        stream = await end.open("exec", params)
+        output, messages = {1: b"", 2: b""}, []
+        async with asyncio.timeout(10):
+            while (event := await stream.next_event()) is not None:
+                if isinstance(event, Data):
+                    output[event.channel] += event.data
+                elif isinstance(event, Message):
+                    messages.append(event.body)
+        assert output == {1: b"out", 2: b"err"}
+        assert messages[0]["started"] is True
+        assert (messages[-1]["exited"], messages[-1]["exit_code"], messages[-1]["signal"]) == (True, 3, None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the agent starts processes as root only")
+async def test_bulk_data_passes_the_real_agent_both_ways(tmp_path):
+    content = bytes(range(256)) * 12_000
+    async with endpoint(tmp_path / "link") as end, real_agent(tmp_path / "link"):
+        stream = await end.open(
+            "exec", {"id": "cat", "argv": ["/bin/cat"], "cwd": "/", "stdin": True}, timeout_seconds=10
+        )
+
+        async def feed():
+            await stream.send_data(content)
+            await stream.send_end()
+
+        got = bytearray()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            while (event := await stream.next_event()) is not None:
+                if isinstance(event, Data):
+                    got += event.data
+        assert bytes(got) == content
+
+
+async def test_the_real_agent_refuses_a_version_that_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(guest_link, "common_version", lambda _: 2)
+    links = []
+    async with endpoint(tmp_path / "link") as end, real_agent(tmp_path / "link"):
+        end.on_link(links.append)
+        await end.link(timeout_seconds=10)
+        async with asyncio.timeout(5):
+            await asyncio.shield(links[0].closed)
