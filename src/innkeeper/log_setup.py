@@ -5,23 +5,46 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
 SECRET_NAMES = frozenset({"authorization", "token", "api_key", "password", "secret", "master_key", "cookie", "env"})
-SECRET_FORMS = re.compile(r"\b(rk_live_|rk_test_|instavm_sk_|gn_live_|sp_live_)[A-Za-z0-9_-]+")
+# Anywhere in a text: `%20rk_live_…` of a URL has no word boundary before it.
+SECRET_FORMS = re.compile(r"(rk_live_|rk_test_|instavm_sk_|gn_live_|sp_live_)[A-Za-z0-9_-]+")
+MAX_DEPTH = 8
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace values under secret names, and whatever has the form of a token."""
+    """Replace values under secret names, and whatever has the form of a token, at any depth of a value."""
     for name, value in event.items():
-        if name.lower() in SECRET_NAMES:
-            event[name] = "[redacted]"
-        elif isinstance(value, str):
-            event[name] = SECRET_FORMS.sub(r"\1[redacted]", value)
+        # The standard library's record of the line, which is not rendered.
+        if name != "_record":
+            event[name] = _redacted(name, value, MAX_DEPTH)
     return event
+
+
+def _redacted(name: object, value: Any, depth: int) -> Any:
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    if isinstance(name, str) and name.lower() in SECRET_NAMES:
+        return "[redacted]"
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return SECRET_FORMS.sub(r"\1[redacted]", value)
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        if depth == 0:
+            return "[nested too deep]"
+        if isinstance(value, Mapping):
+            return {_redacted(None, key, 0): _redacted(key, item, depth - 1) for key, item in value.items()}
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (str, bytes)):
+            # A header.
+            return value[0], _redacted(value[0], value[1], depth - 1)
+        return [_redacted(None, item, depth - 1) for item in value]
+    text = repr(value)
+    return SECRET_FORMS.sub(r"\1[redacted]", text) if SECRET_FORMS.search(text) else value
 
 
 def configure_logging(*, form: str, level: str, process: str) -> None:

@@ -91,7 +91,8 @@ def print_report(settings: Settings, daemon: Daemon, trial: Trial | None, *, sec
 def report(settings: Settings, daemon: Daemon, trial: Trial | None, *, seconds: float) -> str:
     """The report as text."""
     isolation = daemon.driver.isolation
-    url = f"http://{settings.listen}:{settings.port}"
+    listen = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
+    url = f"http://{listen}:{settings.port}"
     token = settings.home / "first-token"
     images = ", ".join(
         image.name if image.status is ImageStatus.READY else f"{image.name} ({image.status})"

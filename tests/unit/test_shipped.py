@@ -1,0 +1,32 @@
+import pytest
+
+from innkeeper import shipped
+from innkeeper.settings import Settings
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    package, checkout = tmp_path / "package", tmp_path / "checkout"
+    monkeypatch.setattr(shipped, "PACKAGE", package)
+    monkeypatch.setattr(shipped, "CHECKOUT", checkout)
+    return package / "shipped", checkout
+
+
+@pytest.mark.parametrize(
+    ("find", "setting", "name", "in_checkout"),
+    [
+        (shipped.agent_binary, "agent_binary", "inn-agent", "build/inn-agent"),
+        (shipped.recipes, "images_dir", "images", "images"),
+    ],
+)
+def test_the_operators_then_the_packages_then_the_checkouts(places, tmp_path, find, setting, name, in_checkout):
+    package, checkout = places
+    assert find(Settings()) is None
+    (checkout / in_checkout).mkdir(parents=True)
+    assert find(Settings()) == checkout / in_checkout
+    (package / name).mkdir(parents=True)
+    assert find(Settings()) == package / name
+    chosen = Settings(**{setting: tmp_path / "mine"})
+    assert find(chosen) is None
+    (tmp_path / "mine").mkdir()
+    assert find(chosen) == tmp_path / "mine"
