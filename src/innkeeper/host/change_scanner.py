@@ -16,7 +16,7 @@ import select
 import signal
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,11 @@ class _Watch:
     clean: tuple[int, ScanTarget, tuple[int, int]] | None = None
 
     def note(self, count: int | None, target: ScanTarget) -> None:
-        self.clean = None if count is None else (count, target, _identity(target.baseline))
+        self.clean = None if count is None else (count, _without_place(target), _identity(target.baseline))
 
     def is_clean(self, count: int | None, target: ScanTarget, *, result: Path) -> bool:
         """Whether a scan for a new result would find nothing."""
-        if count is None or self.clean is None or self.clean[:2] != (count, target):
+        if count is None or self.clean is None or self.clean[:2] != (count, _without_place(target)):
             return False
         try:
             same_device = target.upper.stat().st_dev == self.changes.device
@@ -237,6 +237,11 @@ class ChangeScanner:
                 self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))
             return self._current
+
+
+def _without_place(target: ScanTarget) -> ScanTarget:
+    """The target without its baseline's path: a file that moved is known by its identity."""
+    return replace(target, baseline=Path())
 
 
 def _identity(path: Path) -> tuple[int, int]:

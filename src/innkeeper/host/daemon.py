@@ -72,7 +72,6 @@ async def run_daemon(
     directories = Directories(settings.host_dir)
     directories.make()
     nobody = pwd.getpwnam(SCANNER_USER)
-    _make_changes_directory(directories, nobody.pw_uid)
     watchers = Watchers()
     pool = await open_pool(settings.host_dir, size_mib=settings.pool_disk_mb)
     store = ImageStore(settings.host_dir)
@@ -205,11 +204,6 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-def _make_changes_directory(directories: Directories, scanner_uid: int) -> None:
-    """The scanner may pass through, and only into folders that are its own."""
-    directories.changes.mkdir(mode=0o711, parents=True, exist_ok=True)
 
 
 def install_agent(binary: Path, host_dir: Path) -> Path:

@@ -68,3 +68,5 @@ class Directories:
         """Make them all, root's alone."""
         for path in (self.machines, self.mounts, self.runsc, self.instances, self.trash):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The scanner, another user, may pass through, and only into folders that are its own.
+        self.changes.mkdir(mode=0o711, exist_ok=True)

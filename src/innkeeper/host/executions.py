@@ -113,10 +113,8 @@ class Executions:
     async def start(self, machine: Machine, request: Execute, directory: Path) -> Execution:
         """Start a command; returns when the agent was asked. Raises ConflictError for an id that was used before."""
         journal = Journal(directory, request.execution_id)
-        try:
-            journal.begin()
-        except FileExistsError:
-            raise ConflictError("There is an execution of that id already") from None
+        if str(request.execution_id) in machine.journals or journal.exists():
+            raise ConflictError("There is an execution of that id already")
         execution = Execution(request, machine, journal, directory)
         machine.journals[str(request.execution_id)] = journal
         started = asyncio.Event()
@@ -170,9 +168,12 @@ class Executions:
         await self._changes.ensure_baseline(machine)
         turn = await self._turns.take()
         try:
-            execution._stream = await (
-                self._attach(execution) if resumed else machine.endpoint.open("exec", _exec_params(request))
-            )
+            if resumed:
+                execution._stream = await self._attach(execution)
+            else:
+                execution._stream = await machine.endpoint.open("exec", _exec_params(request))
+                # While the guest starts the command, not before: nobody waits for this file then.
+                execution.journal.begin()
             started.set()
             async with asyncio.timeout(request.timeout_seconds + OVERTIME_SECONDS):
                 exited = await self._follow(execution)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import mimetypes
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,28 +65,46 @@ class FileChanges:
         """The instance's folder: `baseline`, one result file per execution, `reported`."""
         return self._directory / str(instance_id)
 
-    def prepare(self, instance_id: UUID) -> None:
-        """Make the instance's folder, owned by the scanner."""
+    async def prepare_ahead(self, machine: Machine) -> None:
+        """Take the baseline of a guest that nobody has claimed yet, in a folder named by the machine."""
+        folder = self._directory / machine.id
+        self._make(folder)
+        await asyncio.to_thread(self.watch, machine)
+        await self.ensure_baseline(machine)
+
+    def prepare(self, machine: Machine, instance_id: UUID) -> None:
+        """Make the instance's folder, owned by the scanner: the machine's own where its baseline was taken ahead."""
         folder = self.folder(instance_id)
+        try:
+            (self._directory / machine.id).rename(folder)
+        except FileNotFoundError:
+            self._make(folder)
+
+    def _make(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         os.chown(folder, self._uid, self._gid)
 
+    def forget_baseline(self, machine: Machine) -> None:
+        """The guest was written to by its configuration: the baseline is taken anew before its first command."""
+        self._target(machine).baseline.unlink(missing_ok=True)
+        machine.has_baseline = False
+
+    def release(self, machine: Machine) -> None:
+        """Let go of a machine that ends; what belongs to its instance stays. To be called before its disk is unmounted."""
+        self._scanner.unwatch(machine.upper)
+        shutil.rmtree(self._directory / machine.id, ignore_errors=True)
+
     def _target(self, machine: Machine) -> ScanTarget:
-        assert machine.record.instance_id is not None  # noqa: S101 - only claimed machines are scanned
         return ScanTarget(
             upper=machine.upper,
             lowers=machine.lowers,
-            baseline=self.folder(machine.record.instance_id) / "baseline",
+            baseline=self._directory / str(machine.record.instance_id or machine.id) / "baseline",
             excluded=EXCLUDED,
         )
 
     def watch(self, machine: Machine) -> None:
         """Let the kernel tell when nothing changed: a command that touched no file then needs no scan."""
         self._scanner.watch(machine.upper)
-
-    def unwatch(self, machine: Machine) -> None:
-        """To be called before the machine's disk is unmounted."""
-        self._scanner.unwatch(machine.upper)
 
     async def ensure_baseline(self, machine: Machine) -> None:
         """Have a baseline before the first command; one that exists (a disk that was used before) stays, so nothing goes unreported."""

@@ -193,14 +193,15 @@ class Fleet:
         """Give a machine to an instance: records first, so that a crash at any point is cleaned or taken up, then its identity."""
         folder = self._directories.instances / str(request.instance_id)
         (folder / "journals").mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._changes.prepare(request.instance_id)
+        self._changes.prepare(machine, request.instance_id)
         record = machine.record
         instance = {"disk": record.disk, "hostname": record.hostname, "image_digest": record.shape.image_digest}
         write_json(folder / INSTANCE_RECORD, instance)
         machine.record.instance_id = request.instance_id
         machine.record.save_claim(machine.state_dir)
         async with machine.in_use():
-            await self._builder.configure(machine, request)
+            if await self._builder.configure(machine, request) and machine.has_baseline:
+                self._changes.forget_baseline(machine)
         machine.record.save_configured(machine.state_dir)
 
     def _serve(self, machine: Machine) -> None:
@@ -212,7 +213,7 @@ class Fleet:
         """Have a baseline before the first command, which makes it itself when it is faster. In a thread: it takes up to 5 ms, and nobody waits for it."""
         await asyncio.to_thread(self._changes.watch, machine)
         if machine.failure is not None:
-            self._changes.unwatch(machine)
+            self._changes.release(machine)
             return
         try:
             async with machine.in_use():
@@ -261,6 +262,7 @@ class Fleet:
         try:
             await self._builder.prime(machine, pool)
             machine.user_processes = 0
+            await self._changes.prepare_ahead(machine)
             await machine.freeze()
         except BaseException:
             await self._discard(machine)
@@ -312,7 +314,7 @@ class Fleet:
     async def _discard(self, machine: Machine) -> None:
         if machine.failure is None:
             machine.failure = "The machine was taken away"
-        self._changes.unwatch(machine)
+        self._changes.release(machine)
         await self._builder.discard(machine)
         self._held.discard(machine)
 

@@ -70,10 +70,12 @@ class Journal:
         journal.record = _unfinished(directory, str(execution_id))
         return journal
 
+    def exists(self) -> bool:
+        """Whether there is an execution of that id already."""
+        return self._stem.with_suffix(".json").exists() or self._stem.with_suffix(".running").exists()
+
     def begin(self) -> None:
-        """Mark the execution as begun. Raises FileExistsError for an id that was used before."""
-        if self._stem.with_suffix(".json").exists():
-            raise FileExistsError(self._stem.name)
+        """Mark the execution as begun. Raises FileExistsError for an id that runs already."""
         with self._stem.with_suffix(".running").open("xb") as mark:
             mark.write(_mark(self.record))
 

@@ -30,6 +30,9 @@ def find_leaks(
     found += [
         f"folder of machine {entry.name}" for entry in os.scandir(directories.machines) if entry.name not in living
     ]
+    for entry in os.scandir(directories.changes):
+        if entry.name not in living and not (directories.instances / entry.name).exists():
+            found.append(f"baseline folder {entry.name}")
     prefix = os.path.realpath(directories.mounts) + "/"
     for mount in mounts_under(directories.mounts):
         machine_id = mount.target.removeprefix(prefix).partition("/")[0]

@@ -226,17 +226,18 @@ class MachineBuilder:
         await self._configure(machine, identity, warm=True)
         machine.primed = identity
 
-    async def configure(self, machine: Machine, request: EnsureMachine) -> None:
-        """Give a guest its identity: the last step before ready. Raises GuestError when the guest cannot be used."""
+    async def configure(self, machine: Machine, request: EnsureMachine) -> bool:
+        """Give a guest its identity: the last step before ready. Whether that wrote to it. Raises GuestError when it cannot be used."""
         identity = Identity(request.user or request.shape.user, request.workdir, request.env)
         if machine.primed == identity:
             # It has all that already; what is left to know is that its agent answers.
             link = await machine.endpoint.link(timeout_seconds=LINK_SECONDS)
             async with asyncio.timeout(CONFIGURE_SECONDS):
                 await link.ping()
-        else:
-            await self._configure(machine, identity)
+            return False
+        await self._configure(machine, identity)
         machine.primed = identity
+        return True
 
     async def _configure(self, machine: Machine, identity: Identity, *, warm: bool = False) -> None:
         slot = self._network.plan.slot(machine.record.slot_index)

@@ -65,6 +65,10 @@ async def recover(
         if entry.name not in adopted:
             await rootfs.release(entry)
             removed += entry.name not in leftovers
+    for entry in directories.changes.iterdir():
+        if entry.name not in adopted and not (directories.instances / entry.name).exists():
+            removed += entry.name not in leftovers
+            await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
     removed += await network.sweep()
     removed += await _remove_unowned_disks(disks, fleet)
     for entry in directories.trash.iterdir():

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from innkeeper.bus.contract import Data, Handler, ServerCall
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.image import Image
+from innkeeper.core.instance import BootStep
 from innkeeper.errors import InstanceNotFoundError, InvalidRequestError
 from innkeeper.host import files, journal
 from innkeeper.host.executions import Executions
@@ -23,6 +24,7 @@ from innkeeper.host.machine import Machine
 from innkeeper.host.request_limits import check_limits
 
 Request = TypeVar("Request")
+REPORT_AFTER_MS = 2.0
 MAX_SLICE = 16 * 1_048_576
 
 
@@ -130,11 +132,20 @@ class Verbs:
             while True:
                 await call.send_message(await steps.get())
 
-        reporter = asyncio.get_running_loop().create_task(report())
+        reporter: asyncio.Task[None] | None = None
+
+        def on_step(step: BootStep) -> None:
+            nonlocal reporter
+            steps.put_nowait(asdict(step))
+            # A claim is over before anybody could look at its steps, which come with the answer anyway.
+            if reporter is None and step.at_ms > REPORT_AFTER_MS:
+                reporter = asyncio.get_running_loop().create_task(report())
+
         try:
-            return await self._fleet.ensure(request, lambda step: steps.put_nowait(asdict(step)))
+            return await self._fleet.ensure(request, on_step)
         finally:
-            reporter.cancel()
+            if reporter is not None:
+                reporter.cancel()
 
     async def _destroy(self, request: verbs.DestroyMachine, call: ServerCall) -> dict[str, Any]:
         await self._fleet.destroy(request.instance_id, keep_disk=request.keep_disk)

@@ -76,7 +76,7 @@ class Stream:
             self._raise_if_over()
             size = min(len(view), self._send_credit, MAX_SEND_PAYLOAD)
             self._send_credit -= size
-            self.link.write(frame(kind, self.id, bytes(view[:size])))
+            self.link.write(b"".join((HEADER.pack(size, self.id, kind), view[:size])))
             view = view[size:]
             await self.link.writable()
 

@@ -112,8 +112,8 @@ def test_the_record_and_its_end(tmp_path):
     assert unfinished(tmp_path) == []
     record = read_record(tmp_path, execution_id)
     assert (record.ended, record.exit_code, record.total_bytes) == (True, 3, 30)
-    with pytest.raises(FileExistsError):
-        Journal(tmp_path, execution_id).begin()
+    assert Journal(tmp_path, execution_id).exists()
+    assert not Journal(tmp_path, uuid4()).exists()
     with pytest.raises(ExecutionNotFoundError):
         read_record(tmp_path, uuid4())
 

@@ -170,6 +170,9 @@ def test_leaks_are_what_nobody_holds(tmp_path, monkeypatch):
     directories.make()
     for name in ("m1", "m2"):
         (directories.machines / name).mkdir()
+    for name in ("m1", "of-an-instance", "of-nothing"):
+        (directories.changes / name).mkdir()
+    (directories.instances / "of-an-instance").mkdir()
     targets = [f"{directories.mounts}/{name}/disk" for name in ("m1", "m3")]
     monkeypatch.setattr(leaks, "mounts_under", lambda _: [SimpleNamespace(target=target) for target in targets])
     asked = []
@@ -183,6 +186,7 @@ def test_leaks_are_what_nobody_holds(tmp_path, monkeypatch):
         owned_disks={"d1"},
     )
     assert found == [
+        "baseline folder of-nothing",
         "disk d2",
         "driver state of machine m4",
         "folder of machine m2",

@@ -155,6 +155,9 @@ async def test_adopted_guests_stay_until_the_pools_are_known(world):
     kept, dropped = Guest("a"), Guest("b")
     world.pools.adopt(kept)
     world.pools.adopt(dropped)
+    failed = Guest("a")
+    world.pools.adopt(failed)
+    world.pools.forget(failed)
     await settle()
     assert world.discarded == []
     world.pools.set([pool("a", 1)])
