@@ -19,9 +19,7 @@ MAX_DEPTH = 8
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace values under secret names, and whatever has the form of a token, at any depth of a value."""
     for name, value in event.items():
-        # The standard library's record of the line, which is not rendered.
-        if name != "_record":
-            event[name] = _redacted(name, value, MAX_DEPTH)
+        event[name] = _redacted(name, value, MAX_DEPTH)
     return event
 
 

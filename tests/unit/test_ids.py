@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 from uuid import RFC_4122, UUID
@@ -25,10 +26,16 @@ def test_they_ascend_across_threads():
         into.extend(uuid7() for _ in range(3_000))
 
     threads = [threading.Thread(target=make, args=(into,)) for into in made]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    # Threads take turns as often as they can, so that a lock that is not there is missed.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     for mine in made:
         assert mine == sorted(mine)
     assert len({one >> 64 for one in (x.int for mine in made for x in mine)}) == 12_000

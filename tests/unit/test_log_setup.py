@@ -100,7 +100,7 @@ def test_both_kinds_of_lines_are_redacted_and_name_their_process(form, capsys, f
     token = TOKENS[0]
     structlog.get_logger("a").info("ours", request={"query": token}, error=ValueError(token))
     structlog.get_logger("a").debug("too quiet")
-    logging.getLogger("b").warning("theirs %s", token)
+    logging.getLogger("b").warning(f"theirs %s {token}", token)
     logging.getLogger("b").info("too quiet")
     try:
         raise RuntimeError(token)

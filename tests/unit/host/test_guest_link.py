@@ -212,8 +212,9 @@ def test_the_highest_version_that_both_know(monkeypatch, ours, newest, oldest, c
     ids=str,
 )
 def test_no_version_in_common(body):
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError) as caught:
         common_version(body)
+    assert ("malformed" in str(caught.value)) == (body not in (hello(2, 2), hello(0, 0)))
 
 
 @pytest.mark.parametrize(
