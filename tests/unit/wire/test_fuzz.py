@@ -111,13 +111,13 @@ def test_random_bytes(data, piece):
     asyncio.run(survive(data, piece))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(FRAMES, st.integers(1, 64))
 def test_random_frames(data, piece):
     asyncio.run(survive(data, piece))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(mutated(), st.integers(1, 64))
 def test_valid_frames_with_faults(data, piece):
     asyncio.run(survive(data, piece))
