@@ -191,11 +191,11 @@ async def test_a_failed_guest_is_forgotten_and_replaced(world):
     "fault", [InnkeeperError("x"), OSError("y"), NoHostError(), TimeoutError(), ValueError("a bug")], ids=repr
 )
 async def test_a_failure_waits_before_the_next_try_and_stops_no_other_pool(world, fault, monkeypatch):
-    monkeypatch.setattr(warm, "RETRY_SECONDS", 0.08)
+    monkeypatch.setattr(warm, "RETRY_SECONDS", 0.12)
     world.faults = [fault]
     world.pools.set([pool("a", 1), pool("b", 1)])
     await settle()
-    await asyncio.sleep(0.015)
+    await asyncio.sleep(0.03)
     assert sorted(world.levels().items()) == [("a", 0), ("b", 1)]
     async with asyncio.timeout(2):
         while world.levels() != {"a": 1, "b": 1}:
