@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 
 import structlog
 
@@ -26,6 +27,7 @@ from innkeeper.store.database import open_database
 log = structlog.stdlib.get_logger(__name__)
 
 STOP_SECONDS = 12.0
+LAST_RESORT_SECONDS = 3.0
 
 
 def main() -> None:
@@ -50,6 +52,10 @@ async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_
     stopped = loop.create_task(stop.wait())
     await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+    # Whatever holds us up, a thread included, the next server needs the port and the database: everything acknowledged is committed by now.
+    last_resort = threading.Timer(STOP_SECONDS + LAST_RESORT_SECONDS, os._exit, (1,))
+    last_resort.daemon = True
+    last_resort.start()
     # The server finishes its requests; whatever else is under way when the time is over, a start that hangs included, is cancelled.
     await asyncio.wait([work], timeout=STOP_SECONDS)
     work.cancel()
