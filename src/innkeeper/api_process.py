@@ -26,10 +26,11 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 INSIDE = Path("/mnt")
 # $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
-# the namespace begins with are dropped: they would keep disks busy for as long as the API runs.
+# the namespace begins with, of this server and its neighbours (all have a `host` folder), are dropped: they would keep disks busy for as long as
+# the API runs.
 ENTER = """
 set -e
-awk '$1 == "overlay" || $1 ~ "^/dev/loop" {print $2}' /proc/self/mounts | sort -r | while read -r target; do
+awk '($1 == "overlay" || $1 ~ "^/dev/loop") && $2 ~ "/host/(mounts/|pool$)" {print $2}' /proc/self/mounts | sort -r | while read -r target; do
     umount -l "$(printf %b "$target")" || true
 done
 mount -t tmpfs -o size=64k,mode=755 none /mnt

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import sys
 import time
@@ -36,6 +37,9 @@ RESTART_SECONDS = 1.0
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or SIGINT. Exits with status 1, and the reason with its FIX line, where it cannot run."""
     configure_logging(form=settings.log_format, level=settings.log_level, process="host")
+    # About ten descriptors a guest, more while it is watched: a shell's usual 1,024 would end at a hundred guests.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     refusals: list[str] = []
     try:
         # Not uvloop: it takes SIGCHLD for itself, and the daemon reaps orphans.

@@ -20,6 +20,7 @@ import structlog
 
 from innkeeper import __version__
 from innkeeper.bus.contract import Handler
+from innkeeper.errors import InnkeeperError
 from innkeeper.host import recovery
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
 from innkeeper.host.change_scanner import ChangeScanner
@@ -106,7 +107,13 @@ async def run_daemon(
         scanner = await stack.enter_async_context(
             ChangeScanner.start(agent_dir / "inn-agent", uid=nobody.pw_uid, gid=nobody.pw_gid)
         )
-        changes = FileChanges(scanner, directories.changes, scanner_uid=nobody.pw_uid, scanner_gid=nobody.pw_gid)
+        changes = FileChanges(
+            scanner,
+            directories.changes,
+            records=directories.instances,
+            scanner_uid=nobody.pw_uid,
+            scanner_gid=nobody.pw_gid,
+        )
         builder = MachineBuilder(
             directories=directories,
             driver=driver,
@@ -156,7 +163,7 @@ async def run_daemon(
                 # A machine on its way up holds a slot that only its builder knows.
                 slots={machine.record.slot_index for machine in held}
                 | (network.in_use.keys() if builder.under_way else set()),
-                owned_disks=fleet.owned_disks(),
+                owned_disks=_owned(fleet, pool),
             )
             if leaks:
                 log.warning("leaked resources", leaks=leaks)
@@ -198,6 +205,14 @@ async def _wind_down(fleet: Fleet, driver: Driver, store: ImageStore, pool: Disk
     if not keep_running:
         await store.unmount_all()
         await pool.close()
+
+
+def _owned(fleet: Fleet, pool: DiskPool) -> set[str]:
+    """Disks that are no leaks: all of them while a record cannot be read."""
+    try:
+        return fleet.owned_disks()
+    except InnkeeperError:
+        return set(pool.disks())
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from innkeeper.errors import InstanceFailedError
+
 INSTANCE_RECORD = "instance.json"
 
 
@@ -59,10 +61,16 @@ class Directories:
         return self._recorded(instance_id, "image_digest")
 
     def _recorded(self, instance_id: UUID, field: str) -> str | None:
+        """A field of the instance's record, or None where there is no record.
+
+        Raises InstanceFailedError for one that cannot be read: to take it for none would be to take its disk for nobody's.
+        """
         try:
             return str(json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())[field])
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InstanceFailedError("The instance's record cannot be read") from error
 
     def make(self) -> None:
         """Make them all, root's alone."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import structlog
 
@@ -25,6 +26,7 @@ from innkeeper.errors import (
     InvalidRequestError,
     LinkLostError,
 )
+from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output, unfinished
 from innkeeper.host.machine import Machine
@@ -83,7 +85,8 @@ class Execution:
             while offset < end:
                 piece = read_output(self.directory, self.journal.record, offset, min(READ_STEP, end - offset))
                 if not piece.data:
-                    break
+                    # Destroyed, pruned or never written (a full disk): nothing more can come, and to wait for it would be to spin.
+                    raise self.failure or InstanceFailedError("The output is not kept any more")
                 offset = piece.offset + len(piece.data)
                 yield piece.data
             if self.over and offset >= self.answer_bytes:
@@ -109,6 +112,7 @@ class Executions:
         self._changes = changes
         self._turns = turns
         self._started = 0
+        self._pruning: set[Path] = set()
 
     async def start(self, machine: Machine, request: Execute, directory: Path) -> Execution:
         """Start a command; returns when the agent was asked. Raises ConflictError for an id that was used before."""
@@ -118,9 +122,17 @@ class Executions:
         execution = Execution(request, machine, journal, directory)
         machine.journals[str(request.execution_id)] = journal
         started = asyncio.Event()
-        machine.start_task(self._run(execution, started))
+        task = machine.start_task(self._run(execution, started))
+        # A task that is cancelled before its first step never enters its body.
+        task.add_done_callback(lambda _: self._never_ran(execution, started))
         await started.wait()
         return execution
+
+    def _never_ran(self, execution: Execution, started: asyncio.Event) -> None:
+        if not started.is_set():
+            execution.machine.journals.pop(str(execution.request.execution_id), None)
+            self._lose(execution, InstanceFailedError(execution.machine.failure or "The machine was taken away"))
+            started.set()
 
     def resume(self, machine: Machine, directory: Path) -> None:
         """Go on with the commands that an earlier daemon began in the machine. Whoever asked for them is gone; their journals are not."""
@@ -165,7 +177,11 @@ class Executions:
     async def _run_in(self, execution: Execution, started: asyncio.Event, *, resumed: bool) -> None:
         machine, request, record = execution.machine, execution.request, execution.journal.record
         began = time.monotonic()
-        await self._changes.ensure_baseline(machine)
+        try:
+            await self._changes.ensure_baseline(machine)
+        except ChangeScanError as error:
+            # The command is what was asked for; its file changes cannot be told, and `files_changed_truncated` says so.
+            log.warning("no baseline", machine=machine.id, code=error.code)
         turn = await self._turns.take()
         try:
             if resumed:
@@ -184,7 +200,7 @@ class Executions:
         record.timed_out = bool(exited.get("timed_out"))
         record.duration_ms = round((time.monotonic() - began) * 1000, 3)
         execution.answer_bytes = record.total_bytes
-        changes = await self._changes.after_command(machine, request.execution_id)
+        changes = await self._changes_of(machine, request.execution_id)
         record.ended = True
         execution.journal.finish()
         execution.answer = {
@@ -197,6 +213,16 @@ class Executions:
             **changes,
         }
         execution.changed.set()
+
+    async def _changes_of(self, machine: Machine, execution_id: UUID) -> dict[str, Any]:
+        """What the command changed. It was carried out, so a scan that fails costs its list, never its result."""
+        try:
+            return await self._changes.after_command(machine, execution_id)
+        except ChangeScanError as error:
+            log.warning("no report of changes", machine=machine.id, code=error.code)
+            if error.code in ("bad_baseline", "no_baseline"):
+                self._changes.forget_baseline(machine)
+            return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": True}
 
     async def _attach(self, execution: Execution) -> Stream:
         return await execution.machine.endpoint.open(
@@ -249,7 +275,19 @@ class Executions:
             execution.machine.journals.pop(str(execution.request.execution_id), None)
             self._started += 1
             if self._started % PRUNE_EVERY == 0 or journal.record.total_bytes > READ_STEP:
-                prune(execution.directory, keep=frozenset(execution.machine.journals))
+                execution.machine.start_task(self._prune(execution))
+
+    async def _prune(self, execution: Execution) -> None:
+        """Keep an instance's executions within their limits. In a thread, and one at a time: the folder may hold tens of thousands of files."""
+        directory, instance_id = execution.directory, execution.request.instance_id
+        if directory in self._pruning:
+            return
+        self._pruning.add(directory)
+        try:
+            folders = (directory, self._changes.folder(instance_id))
+            await asyncio.to_thread(prune, *folders, keep=frozenset(execution.machine.journals))
+        finally:
+            self._pruning.discard(directory)
 
     def _lose(self, execution: Execution, error: InnkeeperError) -> None:
         record = execution.journal.record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import mimetypes
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from innkeeper.core.host_verbs import path_to_wire
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.change_result import FileChange, count_changes, read_changes
@@ -19,10 +22,15 @@ from innkeeper.host.change_scanner import ChangeScanner, ScanTarget
 from innkeeper.host.machine import Machine
 from innkeeper.host.wire_paths import guest_path_params
 
+log = structlog.stdlib.get_logger(__name__)
+
 ROWS_IN_ANSWER = 1_000
 # What the agent writes itself when it is configured, and what no command can change on the disk.
 EXCLUDED = ("/proc", "/sys", "/dev", "/run", "/.innkeeper")
 DIGEST_BYTES = 16
+REPORTED = "reported"
+# 16 MB a room. A guest that reports more paths than that gets no more of them published.
+MAX_REPORTED = 1_000_000
 SNIFF_SECONDS = 5.0
 
 # Types by name from this table only: the host's /etc/mime.types must not change what clients see.
@@ -54,15 +62,21 @@ def mime_by_name(path: bytes) -> str | None:
 
 
 class FileChanges:
-    """Tells what commands changed. `directory` holds one folder per instance, which the scanner may write."""
+    """Tells what commands changed.
 
-    def __init__(self, scanner: ChangeScanner, directory: Path, *, scanner_uid: int, scanner_gid: int) -> None:
+    `directory` holds one folder per instance, which the scanner may write; `records` one that is root's alone, for what the scanner must not touch.
+    """
+
+    def __init__(
+        self, scanner: ChangeScanner, directory: Path, *, records: Path, scanner_uid: int, scanner_gid: int
+    ) -> None:
         self._scanner = scanner
         self._directory = directory
+        self._records = records
         self._uid, self._gid = scanner_uid, scanner_gid
 
     def folder(self, instance_id: UUID) -> Path:
-        """The instance's folder: `baseline`, one result file per execution, `reported`."""
+        """The instance's folder: `baseline` and one result file per execution."""
         return self._directory / str(instance_id)
 
     async def prepare_ahead(self, machine: Machine) -> None:
@@ -174,23 +188,33 @@ class FileChanges:
 
     async def _remember(self, instance_id: UUID, result: Path, rows: Iterable[FileChange], total: int) -> None:
         """Append digests of the reported paths: what `public_files: reported` allows. 16 bytes a path, on disk only."""
-        path = self.folder(instance_id) / "reported"
         paths = [change.path for change in rows]
-        if total > len(paths):
-            cursor: int | None = 0
-            paths = []
-            while cursor is not None:
-                more, cursor = await asyncio.to_thread(read_changes, result, cursor, 10_000)
-                paths.extend(change.path for change in more)
-        known = _digests(path)
-        new = {digest for digest in map(_digest, paths) if digest not in known}
-        if new:
-            with path.open("ab") as file:
-                file.write(b"".join(new))
+        await asyncio.to_thread(
+            _remember, self._records / str(instance_id) / REPORTED, paths, result if total > len(paths) else None
+        )
 
-    def was_reported(self, instance_id: UUID, path: bytes) -> bool:
+    async def was_reported(self, instance_id: UUID, path: bytes) -> bool:
         """Whether a files_changed of the instance ever listed the path."""
-        return _digest(path) in _digests(self.folder(instance_id) / "reported")
+        return _digest(path) in await asyncio.to_thread(_digests, self._records / str(instance_id) / REPORTED)
+
+
+def _remember(reported: Path, paths: list[bytes], result: Path | None) -> None:
+    if result is not None:
+        paths, cursor = [], 0
+        following: int | None = 0
+        while following is not None:
+            cursor = following
+            more, following = read_changes(result, cursor, 10_000)
+            paths.extend(change.path for change in more)
+    known = _digests(reported)
+    new = {digest for digest in map(_digest, paths) if digest not in known}
+    room = MAX_REPORTED - len(known)
+    if len(new) > room:
+        log.warning("paths beyond the limit are not remembered, and so not public", reported=str(reported))
+    if new and room > 0:
+        # Only for an instance that is still there: its folder is not made anew.
+        with contextlib.suppress(FileNotFoundError), reported.open("ab") as file:
+            file.write(b"".join(list(new)[:room]))
 
 
 def _digest(path: bytes) -> bytes:

@@ -21,7 +21,7 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
     """Stream a file; see ReadFile."""
     path = guest_path(request.path)
     if request.public is not None:
-        _check_public(machine, request, path, changes)
+        await _check_public(machine, request, path, changes)
     params: dict[str, Any] = {**path_param(path), "offset": request.offset}
     if request.length is not None:
         params["length"] = request.length
@@ -62,10 +62,10 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
             stream.cancel()
 
 
-def _check_public(machine: Machine, request: ReadFile, path: bytes, changes: FileChanges) -> None:
+async def _check_public(machine: Machine, request: ReadFile, path: bytes, changes: FileChanges) -> None:
     instance_id: UUID | None = machine.record.instance_id
     allowed = request.public == "all" or (
-        request.public == "reported" and instance_id is not None and changes.was_reported(instance_id, path)
+        request.public == "reported" and instance_id is not None and await changes.was_reported(instance_id, path)
     )
     if not allowed:
         raise FileMissingError

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import secrets
 import shutil
 import time
 from collections import defaultdict
@@ -17,7 +19,7 @@ import structlog
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
-from innkeeper.errors import InnkeeperError, InstanceNotFoundError, NoHostError
+from innkeeper.errors import InnkeeperError, InstanceFailedError, InstanceNotFoundError, NoHostError
 from innkeeper.host.admission import Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.directories import INSTANCE_RECORD, Directories
@@ -104,14 +106,17 @@ class Fleet:
         """Digests of the images below disks and machines; None when that is not known of every disk, and so no image may go."""
         in_use = {machine.record.shape.image_digest for machine in self._held}
         for instance_id in self.disks():
-            digest = self._directories.image_of(instance_id)
+            try:
+                digest = self._directories.image_of(instance_id)
+            except InstanceFailedError:
+                return None
             if digest is None:
                 return None
             in_use.add(digest)
         return frozenset(in_use)
 
     def owned_disks(self) -> set[str]:
-        """Names of the disks that instances and machines own."""
+        """Names of the disks that instances and machines own. Raises InstanceFailedError when a record cannot be read."""
         recorded = {self._directories.disk_of(instance_id) for instance_id in self.disks()}
         return {name for name in recorded if name is not None} | {machine.record.disk for machine in self._held}
 
@@ -162,10 +167,12 @@ class Fleet:
             if warm is not None:
                 try:
                     await self._bind(warm, request)
-                except (InnkeeperError, OSError) as error:
+                except BaseException as error:
+                    # The cancellation of a claim included: the guest is out of its pool, and nobody else would take it away.
+                    self._abandon(warm, request.instance_id)
+                    if not isinstance(error, (InnkeeperError, OSError, TimeoutError)):
+                        raise
                     log.warning("a warm guest could not be claimed", machine=warm.id, error=str(error))
-                    self._abandon_disk(request.instance_id)
-                    await self._discard(warm)
                 else:
                     return warm, True
         elif (leaving := self._leaving.get(disk)) is not None:
@@ -184,8 +191,9 @@ class Fleet:
             await self._bind(machine, request)
         except BaseException:
             if disk is None:
-                self._abandon_disk(request.instance_id)
-            await self._discard(machine)
+                self._abandon(machine, request.instance_id)
+            else:
+                self._leave(machine)
             raise
         return machine, False
 
@@ -197,6 +205,7 @@ class Fleet:
         record = machine.record
         instance = {"disk": record.disk, "hostname": record.hostname, "image_digest": record.shape.image_digest}
         write_json(folder / INSTANCE_RECORD, instance)
+        self._later(asyncio.to_thread(_sync, folder / INSTANCE_RECORD))
         machine.record.instance_id = request.instance_id
         machine.record.save_claim(machine.state_dir)
         async with machine.in_use():
@@ -322,29 +331,60 @@ class Fleet:
         """See DestroyMachine."""
         async with self._locks[instance_id]:
             machine = self._by_instance.pop(instance_id, None)
+            if machine is None:
+                # One that failed, or whose end did not succeed before.
+                machine = next((held for held in self._held if held.record.instance_id == instance_id), None)
+            disk = None
             if not keep_disk:
+                with contextlib.suppress(InnkeeperError):
+                    disk = self._directories.disk_of(instance_id)
                 self._trash(instance_id)
             if machine is not None:
-                machine.failure = "The machine was destroyed"
-                await machine.driver.stop(machine.id)
-                self._leave(machine)
+                await self._end(machine)
+            elif disk is not None:
+                self._later(self._remove_disk(disk))
             if not keep_disk:
                 self._later(asyncio.to_thread(self._empty_trash))
         if not keep_disk:
             self._locks.pop(instance_id, None)
 
+    async def _end(self, machine: Machine) -> None:
+        """Stop a machine; returns when its guest no longer runs, and the rest is released beside."""
+        machine.failure = machine.failure or "The machine was destroyed"
+        leaving = self._leaving.get(machine.record.disk)
+        if leaving is not None:
+            await asyncio.wait([leaving])
+            return
+        try:
+            await machine.driver.stop(machine.id)
+        finally:
+            self._leave(machine)
+
+    async def _remove_disk(self, disk: str) -> None:
+        leaving = self._leaving.get(disk)
+        if leaving is not None:
+            await asyncio.wait([leaving])
+        await self._builder.remove_disk(disk)
+
     def _trash(self, instance_id: UUID) -> None:
         """Unlink an instance's records in one step each; what they named is removed now or at the next start."""
         for parent in (self._directories.instances, self._directories.changes):
             with contextlib.suppress(FileNotFoundError):
-                (parent / str(instance_id)).rename(self._directories.trash / f"{parent.name}-{instance_id}")
+                # A name of its own each time: one that an earlier failure left must not be in the way.
+                trash = self._directories.trash / f"{parent.name}-{instance_id}-{secrets.token_hex(4)}"
+                (parent / str(instance_id)).rename(trash)
 
     def _empty_trash(self) -> None:
         for entry in self._directories.trash.iterdir():
             shutil.rmtree(entry, ignore_errors=True)
 
-    def _abandon_disk(self, instance_id: UUID) -> None:
-        self._trash(instance_id)
+    def _abandon(self, machine: Machine, instance_id: UUID) -> None:
+        """Give up a machine whose instance has nothing else yet, with the records that name its disk."""
+        try:
+            self._trash(instance_id)
+        finally:
+            self._leave(machine)
+            self._later(asyncio.to_thread(self._empty_trash))
 
     # --- start and end of the daemon -------------------------------------------------------------------------------
 
@@ -367,3 +407,14 @@ class Fleet:
             await asyncio.gather(*(self._discard(machine) for machine in everything))
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _sync(path: Path) -> None:
+    """Have a record and its name survive a loss of power. What is gone meanwhile needs no syncing."""
+    for name in (path, path.parent, path.parent.parent):
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -23,6 +23,8 @@ TAIL_BYTES = 48 * 1_048_576
 INSTANCE_BYTES = 512 * 1_048_576
 # Records without output are small but not free: a room that runs a million commands keeps the newest of them.
 INSTANCE_EXECUTIONS = 10_000
+# Everything that an execution leaves: the last one is its file changes, which the scanner writes.
+SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".changes")
 
 
 @dataclass(slots=True)
@@ -80,28 +82,29 @@ class Journal:
             mark.write(_mark(self.record))
 
     def write(self, data: bytes) -> None:
-        """Append output."""
-        position = self.record.total_bytes
-        self.record.total_bytes += len(data)
+        """Append output. Raises OSError when the host's disk is full; what was written until then counts."""
+        position, record = self.record.total_bytes, self.record
         if position < HEAD_BYTES:
             if self._head is None:
                 self._head = _open(self._stem.with_suffix(".head"))
             kept = data[: HEAD_BYTES - position]
-            os.pwrite(self._head.fileno(), kept, position)
+            _pwrite_all(self._head.fileno(), kept, position)
             position, data = position + len(kept), data[len(kept) :]
+            record.total_bytes = position
         if data:
             if self._tail is None:
                 self._tail = _open(self._stem.with_suffix(".tail"))
                 self._mark = _open(self._stem.with_suffix(".running"))
+            end = position + len(data)
             data, position = data[-TAIL_BYTES:], position + max(0, len(data) - TAIL_BYTES)
             at = (position - HEAD_BYTES) % TAIL_BYTES
             first = data[: TAIL_BYTES - at]
-            os.pwrite(self._tail.fileno(), first, at)
-            if len(first) < len(data):
-                os.pwrite(self._tail.fileno(), data[len(first) :], 0)
+            _pwrite_all(self._tail.fileno(), first, at)
+            _pwrite_all(self._tail.fileno(), data[len(first) :], 0)
+            record.total_bytes = end
             if self._mark is not None:
                 # The ring's own size does not tell how often it went round.
-                os.pwrite(self._mark.fileno(), _mark(self.record), 0)
+                _pwrite_all(self._mark.fileno(), _mark(record), 0)
 
     def skip_to(self, offset: int) -> None:
         """Go on at a later offset: what the guest wrote in between was dropped there, and reads as zeros."""
@@ -127,6 +130,13 @@ class Journal:
 
 def _open(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+
+
+def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def _mark(record: ExecutionRecord) -> bytes:
@@ -194,25 +204,32 @@ def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: in
 
 
 def prune(
-    directory: Path, *, keep: frozenset[str], max_bytes: int = INSTANCE_BYTES, max_executions: int = INSTANCE_EXECUTIONS
+    *directories: Path,
+    keep: frozenset[str],
+    max_bytes: int = INSTANCE_BYTES,
+    max_executions: int = INSTANCE_EXECUTIONS,
 ) -> None:
-    """Drop the oldest executions of an instance beyond its limits; those in `keep` (running) stay."""
+    """Drop the oldest executions of an instance beyond its limits, from all its folders; those in `keep` (running) stay. May take a second."""
     sizes: dict[str, tuple[float, int]] = {}
-    for entry in os.scandir(directory):
-        stem = entry.name.partition(".")[0]
-        try:
-            info = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            # Renamed or removed since the directory was read.
-            continue
-        newest, size = sizes.get(stem, (0.0, 0))
-        sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
+    for directory in directories:
+        for entry in os.scandir(directory):
+            stem, _, suffix = entry.name.partition(".")
+            if f".{suffix}" not in SUFFIXES:
+                continue
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                # Renamed or removed since the directory was read.
+                continue
+            newest, size = sizes.get(stem, (0.0, 0))
+            sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
     used, count = sum(size for _, size in sizes.values()), len(sizes)
     for stem, (_, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
         if used <= max_bytes and count <= max_executions:
             return
         if stem in keep:
             continue
-        for path in directory.glob(f"{stem}.*"):
-            path.unlink(missing_ok=True)
+        for directory in directories:
+            for suffix in SUFFIXES:
+                (directory / f"{stem}{suffix}").unlink(missing_ok=True)
         used, count = used - size, count - 1

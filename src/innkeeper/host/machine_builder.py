@@ -111,10 +111,31 @@ class MachineBuilder:
             # An empty disk in its place would look like a room that lost everything.
             raise InstanceFailedError("The instance's disk is not on this host any more")
         machine_id = secrets.token_hex(8)
+        self.under_way.add(machine_id)
+        try:
+            return await self._build(
+                machine_id,
+                shape,
+                steps=steps,
+                hostname=hostname or f"{label}-{machine_id[:8]}",
+                disk=disk,
+                instance_id=instance_id,
+            )
+        finally:
+            self.under_way.discard(machine_id)
+
+    async def _build(
+        self,
+        machine_id: str,
+        shape: MachineShape,
+        *,
+        steps: Steps,
+        hostname: str,
+        disk: str | None,
+        instance_id: UUID | None,
+    ) -> Machine:
         state_dir = self._directories.machines / machine_id
         async with AsyncExitStack() as stack:
-            self.under_way.add(machine_id)
-            stack.callback(self.under_way.discard, machine_id)
             state_dir.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
             slot = await self._network.acquire(PolicyClass(shape.egress_mode))
@@ -128,9 +149,12 @@ class MachineBuilder:
                 disk or machine_id,
                 slot.index,
                 instance_id=instance_id,
-                hostname=hostname or f"{label}-{machine_id[:8]}",
+                hostname=hostname,
             )
             record.save(state_dir)
+            if instance_id is not None:
+                # Before anything runs: a machine that stands on an instance's disk must never be taken for a spare one.
+                record.save_claim(state_dir)
             stack.push_async_callback(self._release_disk, record)
             plan = self._disk_plan(record)
             rootfs = await mount_root(self._disks, plan)
@@ -217,8 +241,20 @@ class MachineBuilder:
 
     async def _release_disk(self, record: MachineRecord) -> None:
         """Remove a machine's disk, unless it is an instance's: that one outlives its machines."""
-        if record.instance_id is None or self._directories.disk_of(record.instance_id) != record.disk:
+        if record.instance_id is None:
+            # A spare guest's disk is the one that was made with it; any other is somebody's.
+            owned = record.disk != record.machine_id
+        else:
+            try:
+                owned = self._directories.disk_of(record.instance_id) == record.disk
+            except InstanceFailedError:
+                owned = True
+        if not owned:
             await self._disks.remove_disk(record.disk)
+
+    async def remove_disk(self, name: str) -> None:
+        """Remove a disk that no machine uses any more."""
+        await self._disks.remove_disk(name)
 
     async def prime(self, machine: Machine, pool: WarmPool) -> None:
         """Give a guest of a pool its identity ahead, and what makes its first command fast."""

@@ -44,10 +44,15 @@ async def recover(
         entry.name: load_machine_record(entry) for entry in directories.machines.iterdir()
     }
     adopted: set[str] = set()
+    try:
+        owned = fleet.owned_disks()
+    except InnkeeperError:
+        # Somebody's disk is not known: no guest is taken for a spare one, and no disk is removed.
+        log.exception("the records of instances cannot all be read; nothing is removed that may be theirs")
+        owned = None
     for machine_id, record in records.items():
         machine = None
-        # A claimed machine that was never configured was acknowledged to nobody.
-        if record is not None and (record.instance_id is None or record.configured):
+        if record is not None and _may_be_adopted(record, owned):
             try:
                 machine = await builder.adopt(record)
             except (InnkeeperError, OSError):
@@ -70,13 +75,21 @@ async def recover(
             removed += entry.name not in leftovers
             await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
     removed += await network.sweep()
-    removed += await _remove_unowned_disks(disks, fleet)
+    if owned is not None:
+        removed += await _remove_unowned_disks(disks, fleet)
     for entry in directories.trash.iterdir():
         removed += 1
         await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
     if adopted or removed:
         log.info("recovered", adopted=len(adopted), removed=removed)
     return Recovered(adopted=len(adopted), removed=removed)
+
+
+def _may_be_adopted(record: MachineRecord, owned_disks: set[str] | None) -> bool:
+    """A claimed machine that was never configured was acknowledged to nobody; a spare one on somebody's disk was being claimed."""
+    if record.instance_id is not None:
+        return record.configured
+    return owned_disks is not None and record.disk not in owned_disks
 
 
 async def _remove_unowned_disks(disks: DiskPool, fleet: Fleet) -> int:

@@ -138,15 +138,15 @@ async def _remember(changes, instance_id, paths):
 
 @pytest.mark.anyio
 async def test_reported_paths_are_remembered_once(tmp_path):
-    changes, instance_id = FileChanges(None, tmp_path, scanner_uid=0, scanner_gid=0), uuid4()
-    changes.folder(instance_id).mkdir()
-    assert not changes.was_reported(instance_id, b"/a")
+    changes, instance_id = FileChanges(None, tmp_path / "none", records=tmp_path, scanner_uid=0, scanner_gid=0), uuid4()
+    (tmp_path / str(instance_id)).mkdir()
+    assert not await changes.was_reported(instance_id, b"/a")
     await _remember(changes, instance_id, [b"/a", b"/\xff"])
     await _remember(changes, instance_id, [b"/a"])
-    assert changes.was_reported(instance_id, b"/a")
-    assert changes.was_reported(instance_id, b"/\xff")
-    assert not changes.was_reported(instance_id, b"/A")
-    assert not changes.was_reported(uuid4(), b"/a")
+    assert await changes.was_reported(instance_id, b"/a")
+    assert await changes.was_reported(instance_id, b"/\xff")
+    assert not await changes.was_reported(instance_id, b"/A")
+    assert not await changes.was_reported(uuid4(), b"/a")
     assert (changes.folder(instance_id) / "reported").stat().st_size == 32
 
 
