@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innkeeper.core.host_verbs import path_to_wire
-from innkeeper.errors import InvalidRequestError, NoHostError
+from innkeeper.errors import InstanceFailedError, InvalidRequestError, NoHostError
 from innkeeper.host import admission, leaks
 from innkeeper.host.admission import MIB, Admission, Load, committed_mb, free_bytes
 from innkeeper.host.directories import INSTANCE_RECORD, Directories
@@ -147,7 +147,7 @@ async def test_reported_paths_are_remembered_once(tmp_path):
     assert await changes.was_reported(instance_id, b"/\xff")
     assert not await changes.was_reported(instance_id, b"/A")
     assert not await changes.was_reported(uuid4(), b"/a")
-    assert (changes.folder(instance_id) / "reported").stat().st_size == 32
+    assert (tmp_path / str(instance_id) / "reported").stat().st_size == 32
 
 
 def test_folders_and_their_records(tmp_path):
@@ -162,7 +162,9 @@ def test_folders_and_their_records(tmp_path):
     assert (directories.disk_of(instance_id), directories.hostname_of(instance_id)) == ("d", "h")
     for damaged in ("", "{", "[]", "{}", "7"):
         record.write_text(damaged)
-        assert directories.disk_of(instance_id) is None, damaged
+        # Not the same as no record: its disk is somebody's.
+        with pytest.raises(InstanceFailedError):
+            directories.disk_of(instance_id)
 
 
 def test_leaks_are_what_nobody_holds(tmp_path, monkeypatch):
