@@ -85,7 +85,7 @@ class Server:
         api = self.api_pid()
         self.process.kill()
         self._gone()
-        until(lambda: not Path(f"/proc/{api}").exists())
+        until(lambda: ended(api))
 
     def _gone(self) -> int:
         assert self.process is not None
@@ -288,6 +288,14 @@ def leftovers(stopped: Server) -> list[str]:
 def plain_environment() -> dict[str, str]:
     """What a login of root has, and none of the settings of whoever runs the tests."""
     return {"PATH": os.environ["PATH"], "HOME": "/root", "LANG": "C.UTF-8"}
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone. A zombie is: tests in this process may have made it a subreaper, which then has the orphans to collect."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def until(true: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:

@@ -203,6 +203,14 @@ def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: in
     return OutputSlice(offset, data, total, gap)
 
 
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds; nothing when the instance was destroyed meanwhile."""
+    try:
+        return list(os.scandir(directory))
+    except FileNotFoundError:
+        return []
+
+
 def prune(
     *directories: Path,
     keep: frozenset[str],
@@ -212,7 +220,7 @@ def prune(
     """Drop the oldest executions of an instance beyond its limits, from all its folders; those in `keep` (running) stay. May take a second."""
     sizes: dict[str, tuple[float, int]] = {}
     for directory in directories:
-        for entry in os.scandir(directory):
+        for entry in _entries(directory):
             stem, _, suffix = entry.name.partition(".")
             if f".{suffix}" not in SUFFIXES:
                 continue
