@@ -77,6 +77,8 @@ class Guest:
             "merge": True,
             "user": "root",
             "timeout_ms": int(seconds * 1000),
+            # The CANCEL below must not end a background child that had not given up the output yet.
+            "detach_on_cancel": True,
         }
         stream = await self.endpoint.open("exec", params, timeout_seconds=LINK_SECONDS)
         output, exit_code = bytearray(), -1
