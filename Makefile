@@ -1,7 +1,7 @@
 # Every command of the project. `make run` and `make test` work on a bare Debian 12 or 13, as root.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run prepare agent demo test lint format bench clean
+.PHONY: help run prepare agent demo test test-long lint format bench clean
 
 # Arguments for pytest: make test PYTEST_ARGS='-k disks'
 PYTEST_ARGS ?=
@@ -26,6 +26,9 @@ demo: ## with the server up: a chart drawn in a room, fetched without a token
 
 test: ## install what the tests need, then run them all
 	@exec setup/test.sh $(PYTEST_ARGS)
+
+test-long: ## also the full form of the fault, attack and size tests: an hour or more
+	@setup/test.sh -m '' --timeout 3600
 
 lint: ## formatting, lints, types, layers, Go and shell
 	.venv/bin/ruff check .
