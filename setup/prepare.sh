@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 purpose=${1:-run}
 api_user=${INNKEEPER_API_USER:-innkeeper}
-# shellcheck source=setup/apt.sh
+# shellcheck source=setup/apt.sh disable=SC1091  # it is checked by itself
 . setup/apt.sh
 packages=("${server_packages[@]}" "${build_packages[@]}")
 
