@@ -18,7 +18,7 @@ from pathlib import Path
 from innkeeper.bus.socketpair import make_socketpair
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.linux import command
-from innkeeper.settings import ENV_PREFIX, Settings
+from innkeeper.settings import ENV_PREFIX, Settings, text_of
 
 FIRST_TOKEN = "first-token"  # noqa: S105 - a file's name
 SERVER_UUID = "server-uuid"
@@ -169,12 +169,10 @@ def _api_environment(settings: Settings) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    for name in type(settings).model_fields:
-        value = os.environ.get(ENV_PREFIX + name.upper())
-        if value is not None:
-            environment[ENV_PREFIX + name.upper()] = value
-    for name in ("listen", "port", "insecure"):
-        environment[ENV_PREFIX + name.upper()] = str(getattr(settings, name))
+    # All that was said, wherever: the settings file is out of its reach, and options are nowhere else.
+    for name in settings.model_fields_set:
+        if (value := getattr(settings, name)) is not None:
+            environment[ENV_PREFIX + name.upper()] = text_of(value)
     environment[ENV_PREFIX + "HOME"] = str(INSIDE)
     return environment
 

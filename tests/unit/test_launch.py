@@ -1,5 +1,6 @@
 """What of the launcher runs without a server: how it says no, and what the API process is given."""
 
+import base64
 import os
 import pwd
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 
 from innkeeper import api_process, launch
 from innkeeper.api_process import CannotStartError, _account, _api_argv, _api_environment, _known_database
-from innkeeper.settings import ENV_PREFIX, Settings, load_settings
+from innkeeper.settings import ENV_PREFIX, Settings, load_settings, settings_with_origin
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +76,13 @@ def test_parts_that_are_missing_are_named_with_their_fix(monkeypatch):
 
 
 def test_no_secret_is_in_the_command_line_and_one_in_the_environment(monkeypatch):
+    key = base64.b64encode(b"hunter2 " * 4).decode()
     for name in ("INNKEEPER_MASTER_KEY", "INNKEEPER_TOKEN", "AWS_SECRET", "HOME_SECRET"):
-        monkeypatch.setenv(name, "hunter2 " + name)
+        monkeypatch.setenv(name, key)
     settings = load_settings()
-    assert "hunter2" not in " ".join(_api_argv(settings, "user", 5, 6))
+    assert key not in " ".join(_api_argv(settings, "user", 5, 6))
     found = _api_environment(settings)
-    assert [name for name, value in found.items() if "hunter2" in value] == ["INNKEEPER_MASTER_KEY"]
+    assert [name for name, value in found.items() if key in value] == ["INNKEEPER_MASTER_KEY"]
 
 
 def test_the_api_gets_the_settings_as_they_were_decided(monkeypatch):
@@ -97,6 +99,14 @@ def test_the_api_gets_the_settings_as_they_were_decided(monkeypatch):
         monkeypatch.setenv(name, value)
     inside = load_settings()
     assert (inside.port, inside.listen, inside.insecure, inside.room_wait_seconds) == (9_000, "::1", True, 7)
+
+
+def test_the_api_gets_what_the_settings_file_said_without_the_file(monkeypatch, tmp_path):
+    file = tmp_path / "innkeeper.toml"
+    file.write_text('room_wait_seconds = 7\nlog_format = "json"\nkeep_machines = false\n')
+    found = _api_environment(settings_with_origin(file).settings)
+    assert (found["INNKEEPER_ROOM_WAIT_SECONDS"], found["INNKEEPER_LOG_FORMAT"]) == ("7.0", "json")
+    assert (found["INNKEEPER_KEEP_MACHINES"], found.get("INNKEEPER_CONFIG")) == ("false", None)
 
 
 def test_the_command_line_drops_everything_before_python(tmp_path):

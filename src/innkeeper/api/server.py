@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import os
 import socket
@@ -131,15 +130,9 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
     """The listening sockets of a server: TCP, and the operator's unix socket (mode 0600) in `settings.api_dir`.
 
     Raises:
-        ValueError: the address is not loopback, and nobody said `insecure`.
         OSError: an address is in use.
 
     """
-    if not (settings.insecure or _is_loopback(settings.listen)):
-        raise ValueError(
-            f"{settings.listen} is not a loopback address and the server speaks plain HTTP: "
-            "put a TLS front before a loopback address, or say --insecure"
-        )
     family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
     tcp = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -151,13 +144,6 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
     except BaseException:
         tcp.close()
         raise
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def open_operator_socket(path: Path) -> socket.socket:

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from innkeeper.cli.printing import FAILED, UNREACHABLE, USAGE, fail, note
+from innkeeper.settings_file import home_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -26,14 +27,18 @@ READ_SECONDS = 660.0
 class Target:
     """Which server, and as whom: the options in front of the command."""
 
-    home: Path
+    home: Path | None
     url: str | None
     token_file: Path | None
 
     @property
     def socket(self) -> Path:
-        """The server's unix socket."""
-        return self.home / "api" / "inn.sock"
+        """The unix socket in the state directory: the one named, else the settings file's, else the default one."""
+        try:
+            home = self.home or home_of(None)
+        except ValueError as error:
+            fail(error, status=USAGE)
+        return home / "api" / "inn.sock"
 
     def token(self) -> str | None:
         """The token from the file, else from the environment. Never an option: others can read a command line."""

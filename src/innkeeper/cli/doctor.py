@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from innkeeper.cli.options import Json
+from innkeeper.cli.options import Config, Json
 from innkeeper.cli.printing import print_json, visible
 from innkeeper.cli.serve import read_settings
 
@@ -22,6 +22,7 @@ def doctor(
     ctx: typer.Context,
     home: Annotated[Path | None, typer.Option(help="State directory.", show_default="/var/lib/innkeeper")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Take the long probes from the last full run.")] = False,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Check what this host can do: one line per check, and a FIX line to paste for each failure.
@@ -36,7 +37,7 @@ def doctor(
     from innkeeper.host.inventory import take_inventory
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    inventory = asyncio.run(take_inventory(read_settings(ctx, home), quick=quick))
+    inventory = asyncio.run(take_inventory(read_settings(ctx, home, config).settings, quick=quick))
     if json:
         print_json(inventory.as_dict())
     else:

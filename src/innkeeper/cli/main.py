@@ -25,6 +25,7 @@ COMMANDS = {
     "organization": ("organization", "app"),
     "token": ("token", "app"),
     "host": ("host", "app"),
+    "settings": ("settings", "settings"),
     "audit": ("audit", "audit"),
     "version": ("version", "version"),
 }
@@ -53,8 +54,13 @@ def build(names: tuple[str, ...] = tuple(COMMANDS)) -> typer.Typer:
 def _options(
     ctx: typer.Context,
     home: Annotated[
-        Path, typer.Option(envvar="INNKEEPER_HOME", help="State directory of the server, whose socket is used.")
-    ] = Path("/var/lib/innkeeper"),
+        Path | None,
+        typer.Option(
+            envvar="INNKEEPER_HOME",
+            help="State directory of the server, whose socket is used.",
+            show_default="the settings file's, else /var/lib/innkeeper",
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(envvar="INNKEEPER_URL", help="Address of a server, in place of the socket.", show_default=False),

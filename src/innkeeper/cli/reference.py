@@ -9,14 +9,14 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from innkeeper.cli.main import build
-from innkeeper.settings import ENV_PREFIX, Settings
+from innkeeper.settings import ENV_PREFIX, Settings, allowed_values
 
 WIDTH = 100
 PAGES = {"cli.md": "commands", "operations.md": "settings"}
@@ -43,7 +43,7 @@ def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
 def settings_markdown() -> str:
     """A table row for each setting."""
     rows = [
-        f"| `{ENV_PREFIX}{name.upper()}` | {_default(name, field)} | {_values(field)} | {field.description} |"
+        f"| `{ENV_PREFIX}{name.upper()}` | {_default(name, field)} | {allowed_values(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| variable | default | values | meaning |", "| --- | --- | --- | --- |", *rows])
@@ -58,24 +58,6 @@ def _default(name: str, field: FieldInfo) -> str:
     if value is None or value == "":
         return "-"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _values(field: FieldInfo) -> str:
-    annotation = field.annotation
-    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
-    if choices:
-        return ", ".join(f"`{choice}`" for choice in choices)
-    kinds = {int: "whole number", float: "number", bool: "`true`, `false`", Path: "path"}
-    members = [member for member in (get_args(annotation) or (annotation,)) if member is not type(None)]
-    kind = kinds.get(members[0], "text")
-    limits = {type(one).__name__: one for one in field.metadata}
-    low = _limit(limits, "Ge", "ge", "from") or _limit(limits, "Gt", "gt", "above")
-    high = _limit(limits, "Le", "le", "to") or _limit(limits, "Lt", "lt", "under")
-    return " ".join(part for part in (kind, low, high) if part)
-
-
-def _limit(limits: dict[str, Any], name: str, attribute: str, word: str) -> str:
-    return f"{word} {getattr(limits[name], attribute)}" if name in limits else ""
 
 
 def generated(part: str) -> str:

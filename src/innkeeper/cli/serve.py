@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from innkeeper.cli.connection import Target
+from innkeeper.cli.options import Config
 from innkeeper.cli.printing import USAGE, fail, note
+from innkeeper.settings_file import find_settings_file
 
 if TYPE_CHECKING:
-    from innkeeper.settings import Settings
+    from innkeeper.settings import SettingsOrigin
 
 
 def serve(
@@ -23,31 +25,32 @@ def serve(
         bool,
         typer.Option("--insecure", help="Allow an address that is not loopback although the server speaks plain HTTP."),
     ] = False,
+    config: Config = None,
 ) -> None:
     """Run the server: the API process and the host daemon. Needs root; the API process drops it.
 
-    Every other setting is an INNKEEPER_ variable of the environment.
+    Every other setting is an INNKEEPER_ variable of the environment or an entry of the settings file.
     """
-    settings = read_settings(ctx, home, listen=listen, port=port, insecure=insecure or None)
+    origin = read_settings(ctx, home, config, listen=listen, port=port, insecure=insecure or None)
     from innkeeper.launch import serve as launch
 
-    launch(settings)
+    launch(origin.settings)
 
 
-def read_settings(ctx: typer.Context, home: Path | None, **overrides: object) -> Settings:
-    """The settings of the environment and the options; ends the command with one line for each that is wrong."""
-    from pydantic import ValidationError
-
-    from innkeeper.settings import ENV_PREFIX, load_settings
+def read_settings(
+    ctx: typer.Context, home: Path | None, config: Path | None = None, **overrides: object
+) -> SettingsOrigin:
+    """The settings of the file, the environment and the options; ends the command with one line for each that is wrong."""
+    from innkeeper.settings import SettingsError, settings_with_origin
 
     target: Target = ctx.obj
+    said = ctx.find_root().get_parameter_source("home")
+    before = target.home if said is not None and said.name == "COMMANDLINE" else None
     try:
-        return load_settings(home=home or target.home, **overrides)
-    except ValidationError as error:
-        # The input is left out: it may be a key.
-        for one in error.errors(include_input=False, include_url=False):
-            name = "_".join(str(part) for part in one["loc"])
-            note(f"inn: {ENV_PREFIX}{name.upper()}: {one['msg']}")
+        return settings_with_origin(find_settings_file(config), home=home or before, **overrides)
+    except SettingsError as error:
+        for problem in error.problems:
+            note(f"inn: {problem}")
         raise SystemExit(USAGE) from None
     except ValueError as error:
         fail(error, status=USAGE)

@@ -43,7 +43,7 @@ from innkeeper.host.network.resolver import Upstream
 from innkeeper.host.shipped_images import ShippedImages
 from innkeeper.host.turns import Turns
 from innkeeper.host.verbs import Verbs, Watchers
-from innkeeper.settings import Settings
+from innkeeper.settings import Settings, comma_separated
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -90,7 +90,7 @@ async def run_daemon(
     images = ShippedImages(
         store=store,
         recipes=recipes,
-        names=[name for name in settings.images.split(",") if name],
+        names=comma_separated(settings.images),
         on_change=lambda name, status: watchers.publish({"type": "image.changed", "name": name, "status": status}),
         progress=progress,
     )
@@ -249,10 +249,8 @@ def persistent_host_id(host_dir: Path) -> UUID:
 
 def network_settings(settings: Settings) -> NetworkSettings:
     """The network's settings out of the server's."""
-    allowed = tuple(IPv4Network(text.strip()) for text in settings.allowed_cidrs.split(",") if text.strip())
-    upstreams = (
-        tuple(parse_upstream(text.strip()) for text in settings.dns_upstreams.split(",") if text.strip()) or None
-    )
+    allowed = tuple(IPv4Network(text) for text in comma_separated(settings.allowed_cidrs))
+    upstreams = tuple(parse_upstream(text) for text in comma_separated(settings.dns_upstreams)) or None
     return NetworkSettings(
         limits=FirewallLimits(allowed_cidrs=allowed), upstreams=upstreams, host_netns=settings.host_netns or None
     )

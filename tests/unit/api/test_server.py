@@ -14,7 +14,6 @@ import uvloop
 
 from innkeeper.api import server
 from innkeeper.api.auth import OPERATOR
-from innkeeper.settings import Settings
 
 Scenario = Callable[[int, Path], Awaitable[None]]
 
@@ -117,11 +116,6 @@ def test_a_head_that_never_ends_is_cut(tmp_path: Path, monkeypatch: pytest.Monke
             assert await exchange(port, data) == b""
 
     serving(tmp_path, scenario)
-
-
-def test_plain_http_on_other_addresses_must_be_said_aloud(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--insecure"):
-        server.open_sockets(Settings(home=tmp_path, listen="0.0.0.0"))
 
 
 def test_a_socket_of_a_former_server_is_replaced(tmp_path: Path) -> None:

@@ -162,5 +162,5 @@ def test_the_key_file(tmp_path: Path) -> None:
     path.write_text("short")
     with pytest.raises(ValueError, match="not the base64"):
         load_box(settings)
-    with pytest.raises(ValueError, match="INNKEEPER_MASTER_KEY"):
-        load_box(Settings(home=tmp_path, master_key="bm90IDMyIGJ5dGVz"))
+    with pytest.raises(ValueError, match="the base64 of a 32-byte key"):
+        Settings(home=tmp_path, master_key="bm90IDMyIGJ5dGVz")
