@@ -28,16 +28,16 @@ async def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
     room.create()
     for _ in range(WARM_UP):
         room.run("/bin/true")
-        await peers.agent_exec("/bin/true")
+        await peers.agent.exec("/bin/true")
         room.run(":")
-        await peers.agent_exec(":")
+        await peers.agent.exec(":")
     for _ in range(tries):
         for row, difference, command in ((true, around, "/bin/true"), (builtin, around_builtin, ":")):
             await asyncio.sleep(PACE_SECONDS)
             over_http = row.take(lambda command=command: room.run(command))  # type: ignore[misc]
             await asyncio.sleep(PACE_SECONDS)
             began = time.perf_counter()
-            await peers.agent_exec(command)
+            await peers.agent.exec(command)
             bare = (time.perf_counter() - began) * 1000
             row.peer("bare agent").values.append(bare)
             if over_http is not None:

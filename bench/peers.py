@@ -12,21 +12,19 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from bench.sandbox import EXEC_SECONDS, Sandbox
 from bench.server import MEMORY_MB
 from innkeeper.host.drivers.contract import MachinePlan
 from innkeeper.host.drivers.gvisor_spec import oci_spec
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux import mounts
 from innkeeper.host.linux.cgroup import CgroupTree
-from innkeeper.wire.stream import Message
 
 # The network trap of some kernels, see the driver; and crun refuses controllers on a cgroup v2 beside v1: both are hidden from the peer.
 HIDE_PROC_SYS_NET = 'mount -t tmpfs -o size=4k none /proc/sys/net && exec "$@"'
 HIDE_UNIFIED = 'if [ -d /sys/fs/cgroup/unified ]; then umount /sys/fs/cgroup/unified; fi; exec "$@"'
 ADDRESS, GATEWAY = "10.255.254.2/30", "10.255.254.1/30"
-EXEC_SECONDS = 30
 NULL = subprocess.DEVNULL
 
 
@@ -40,7 +38,7 @@ class Peers:
         self._name = f"innbench-{os.getpid()}"
         self._tree = CgroupTree.detect()
         self._nofile = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        self._endpoint = GuestEndpoint(directory / "link")
+        self._sandbox: Sandbox | None = None
         self.fresh: dict[str, Callable[[], None]] = {"runsc run": self._runsc_run}
         for name, start in (("crun run", self._crun_run), ("podman run", self._podman_run), ("bwrap", self._bwrap)):
             if shutil.which(name.split()[0]):
@@ -54,22 +52,18 @@ class Peers:
                 (self.directory / name).mkdir(parents=True)
             data = f"lowerdir={self._image},upperdir={self.directory / 'upper'},workdir={self.directory / 'work'}"
             mounts.mount("overlay", self.root, "overlay", mounts.MS_NODEV | mounts.MS_NOATIME, data)
-            for one in ("run", "exec"):
-                self._make_network(one)
+            self._make_network("run")
+            self._bundle("run", ["/bin/true"], self._endpoint_directory("run"))
             if "crun run" in self.fresh:
                 self._make_crun_bundle()
-            await self._start_sandbox()
-            yield self
+            async with self.sandboxes(["exec"]) as (sandbox,):
+                self._sandbox = sandbox
+                yield self
         finally:
             await self._down()
 
     async def _down(self) -> None:
-        _quietly(*self._runsc("kill", f"{self._name}-exec", "KILL"))
-        _quietly(*self._runsc("delete", "-force", f"{self._name}-exec"))
-        await self._endpoint.close(remove=True)
-        for one in ("run", "exec"):
-            for end in ("", "-far"):
-                _quietly("ip", "netns", "delete", f"{self._name}-{one}{end}")
+        self._remove_network("run")
         await mounts.umount_tree(self.directory)
         group = self._tree.server_root(self._name)
         if group.exists():
@@ -96,6 +90,10 @@ class Peers:
             _check("ip", *command)
         self._address(one)
 
+    def _remove_network(self, one: str) -> None:
+        for end in ("", "-far"):
+            _quietly("ip", "netns", "delete", f"{self._name}-{one}{end}")
+
     def _address(self, one: str) -> None:
         """runsc takes the address out of the namespace at its start: it is put back before every one."""
         netns = f"{self._name}-{one}"
@@ -104,7 +102,7 @@ class Peers:
         _check("ip", "-n", netns, "link", "set", "eth0", "up")
         _check("ip", "-n", netns, "route", "replace", "default", "via", GATEWAY.partition("/")[0])
 
-    def _bundle(self, one: str, args: list[str]) -> Path:
+    def _bundle(self, one: str, args: list[str], link_dir: Path) -> Path:
         group = self._tree.server_root(self._name).child(one)
         plan = MachinePlan(
             machine_id=one,
@@ -112,11 +110,12 @@ class Peers:
             rootfs=self.root,
             netns=Path("/run/netns") / f"{self._name}-{one}",
             agent_dir=self._agent_dir,
-            link_dir=self._endpoint.directory,
+            link_dir=link_dir,
             state_dir=self.directory,
             memory_mb=MEMORY_MB,
             vcpu_count=self._vcpu_count,
         )
+        link_dir.mkdir(exist_ok=True)
         spec: dict[str, Any] = oci_spec(plan, cgroup_path=group.path, nofile=self._nofile)
         spec["process"]["args"] = args
         bundle = self.directory / f"bundle-{one}"
@@ -124,16 +123,34 @@ class Peers:
         (bundle / "config.json").write_text(json.dumps(spec))
         return bundle
 
-    async def _start_sandbox(self) -> None:
-        """A running sandbox with the agent in it, as the driver would start it."""
-        await self._endpoint.listen()
-        self._bundle("run", ["/bin/true"])
-        bundle = self._bundle("exec", ["/.innkeeper/bin/inn-agent"])
-        # Not captured: the sandbox would keep the pipes.
-        detached = self._hidden(*self._runsc("run", "-detach", f"-bundle={bundle}", f"{self._name}-exec"))
-        await asyncio.to_thread(subprocess.run, detached, check=True, stdin=NULL, stdout=NULL, stderr=NULL)
-        params = {"hostname": "peer", "user": "user", "sudo": True, "spare_shell": True}
-        await self._endpoint.request("configure", params, timeout_seconds=EXEC_SECONDS)
+    @contextlib.asynccontextmanager
+    async def sandboxes(self, names: list[str]) -> AsyncIterator[list[Sandbox]]:
+        """Running sandboxes with the agent in each, started as the driver would start them; gone at the end."""
+        async with contextlib.AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self._sandbox_up(name)) for name in names]
+
+    @contextlib.asynccontextmanager
+    async def _sandbox_up(self, one: str) -> AsyncIterator[Sandbox]:
+        endpoint = GuestEndpoint(self._endpoint_directory(one))
+        container = f"{self._name}-{one}"
+        try:
+            self._make_network(one)
+            await endpoint.listen()
+            bundle = self._bundle(one, ["/.innkeeper/bin/inn-agent"], endpoint.directory)
+            # Not captured: the sandbox would keep the pipes.
+            detached = self._hidden(*self._runsc("run", "-detach", f"-bundle={bundle}", container))
+            await asyncio.to_thread(subprocess.run, detached, check=True, stdin=NULL, stdout=NULL, stderr=NULL)
+            params = {"hostname": "peer", "user": "user", "sudo": True, "spare_shell": True}
+            await endpoint.request("configure", params, timeout_seconds=EXEC_SECONDS)
+            yield Sandbox(endpoint)
+        finally:
+            _quietly(*self._runsc("kill", container, "KILL"))
+            _quietly(*self._runsc("delete", "-force", container))
+            await endpoint.close(remove=True)
+            self._remove_network(one)
+
+    def _endpoint_directory(self, one: str) -> Path:
+        return self.directory / f"link-{one}"
 
     # --- gVisor ----------------------------------------------------------------------------------------------------
 
@@ -168,34 +185,11 @@ class Peers:
                 received += len(piece)
         return received
 
-    async def agent_exec(self, command: str) -> float:
-        """A shell line by the bare agent over its own link; returns its `duration_us` in milliseconds, counted from the start of the process."""
-        params = {"id": uuid4().hex, "shell": command, "merge": True, "timeout_ms": EXEC_SECONDS * 1000}
-        stream = await self._endpoint.open("exec", params)
-        duration_us: int | None = None
-        while (event := await stream.next_event()) is not None:
-            if isinstance(event, Message) and event.body.get("exited"):
-                if event.body["exit_code"] != 0:
-                    raise RuntimeError(f"{command}: exit code {event.body['exit_code']}")
-                duration_us = event.body["duration_us"]
-        if duration_us is None:
-            raise RuntimeError(f"{command}: no end")
-        return duration_us / 1000
-
-    async def agent_write(self, path: str, piece: bytes, pieces: int) -> int:
-        """A file by the bare agent over its own link; returns the bytes."""
-        stream = await self._endpoint.open("write", {"path": path})
-        for _ in range(pieces):
-            await stream.send_data(piece)
-        await stream.send_end()
-        return int((await stream.result())["bytes"])
-
-    async def agent_read(self, path: str) -> int:
-        """The content of a file by the bare agent over its own link; returns the bytes."""
-        stream = await self._endpoint.open("read", {"path": path})
-        while await stream.next_event() is not None:
-            pass
-        return int((await stream.result())["bytes"])
+    @property
+    def agent(self) -> Sandbox:
+        """The agent in the sandbox that is always up."""
+        assert self._sandbox is not None
+        return self._sandbox
 
     # --- the others ------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Budget:
-    """A ceiling for the median and the 95th percentile, or (`at_least`) a floor; `ratios` are ceilings of median / a peer's median."""
+    """A ceiling for the median and the 95th percentile, or (`at_least`) a floor; `ratios` are bounds of
+    median / a peer's median."""
 
     median: float | None = None
     p95: float | None = None
@@ -25,7 +26,9 @@ class Budget:
         parts = []
         if self.median is not None:
             parts.append(f"{sign} {self.median:g}" + (f" ({self.p95:g})" if self.p95 is not None else ""))
-        parts += [f"≤ {limit:g} x {peer}" for peer, limit in self.ratios.items()]
+        elif self.p95 is not None:
+            parts.append(f"{sign} ({self.p95:g})")
+        parts += [f"{sign} {limit:g} x {peer}" for peer, limit in self.ratios.items()]
         return "; ".join(parts)
 
 
@@ -103,7 +106,7 @@ class Row:
                 found.append(what)
         for peer, limit in budget.ratios.items():
             ratio = self.ratio(peer)
-            if ratio is not None and ratio > limit:
+            if ratio is not None and (ratio < limit if budget.at_least else ratio > limit):
                 found.append(f"x {peer}")
         return found + (["failures"] if self.failures else [])
 

@@ -70,7 +70,7 @@ class Server:
         took = time.perf_counter() - began
         if "could not be used" in text:
             raise SystemExit(text)
-        self._http = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        self._http = self.connect()
         self._token = (self.home / "first-token").read_text().strip()
         return took
 
@@ -93,15 +93,27 @@ class Server:
     def raw(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """One request on the kept connection. Raises RefusedError."""
         assert self._http is not None
+        return self.raw_on(self._http, method, path, body)
+
+    def connect(self) -> http.client.HTTPConnection:
+        """One more connection, for a client of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.connect()
+        return connection
+
+    def raw_on(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
+    ) -> bytes:
+        """One request on that connection. Raises RefusedError."""
         headers = {"Authorization": f"Bearer {self._token}"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
-            self._http.request(method, path, body, headers)
-            response = self._http.getresponse()
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException):
-            self._http.close()
+            connection.close()
             raise
         if response.status >= 300:
             raise RefusedError(f"{method} {path}: {response.status} {content[:300].decode(errors='replace')}")

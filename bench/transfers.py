@@ -40,12 +40,12 @@ async def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
                 row.failures.append(f"{type(error).__name__}: {error}")
                 continue
             row.values.append(size / 1e6 / (time.perf_counter() - began))
-        await peers.agent_exec(f"rm -f {BARE}")
+        await peers.agent.exec(f"rm -f {BARE}")
         began = time.perf_counter()
-        size = await peers.agent_write(BARE, PIECE, PIECES)
+        size = await peers.agent.write(BARE, PIECE, PIECES)
         upload.peer("bare agent").values.append(size / 1e6 / (time.perf_counter() - began))
         began = time.perf_counter()
-        size = await peers.agent_read(BARE)
+        size = await peers.agent.read(BARE)
         download.peer("bare agent").values.append(size / 1e6 / (time.perf_counter() - began))
         memory.values.append(sum(peak_mb(pid) for pid in pids) - sum(before))
         if download.values:
