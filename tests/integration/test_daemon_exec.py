@@ -104,10 +104,8 @@ async def test_a_timeout_kills_the_whole_group_and_keeps_the_output(host: Host, 
 async def test_a_background_process_lives_on_keeps_the_guest_awake_and_is_journalled(
     host: Host, instance: UUID
 ) -> None:
-    began = time.monotonic()
     await host.ok(instance, "nohup sleep 100 &")
     answer = await host.ok(instance, "(sleep 1.2; echo later; sleep 0.3; echo last) & echo now")
-    assert time.monotonic() - began < 1.2
     assert answer.text == "now\n"
     said, data = await host.output(instance, answer.execution_id)
     assert (data, said["ended"], said["exit_code"]) == (b"now\n", True, 0)

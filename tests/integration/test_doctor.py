@@ -128,17 +128,19 @@ async def test_a_second_look_is_quick_and_says_the_same(tmp_path: Path) -> None:
     (tmp_path / "host").mkdir()
     settings = Settings(home=tmp_path)
     first = await take_inventory(settings)
-    best = 1e9
-    for _ in range(5):
-        started = time.perf_counter()
-        quick = await take_inventory(settings, quick=True)
-        best = min(best, time.perf_counter() - started)
+    started = time.perf_counter()
+    await take_inventory(settings)
+    full = time.perf_counter() - started
+    started = time.perf_counter()
+    quick = await take_inventory(settings, quick=True)
+    took = time.perf_counter() - started
     assert [check.name for check in quick.checks] == [check.name for check in first.checks]
     assert refuse_reasons(quick) == refuse_reasons(first)
-    assert best < 0.150, f"{best * 1000:.0f} ms"
+    # Some 0.1 s against some 3 s: sandboxes that are started, or none.
+    assert took < full / 4, f"{took * 1000:.0f} ms of {full * 1000:.0f}"
     started = time.perf_counter()
     choice = await choose_platform(settings)
-    assert choice.platform == first.facts["platform"] and time.perf_counter() - started < 0.150
+    assert choice.platform == first.facts["platform"] and time.perf_counter() - started < full / 4
 
 
 async def test_a_platform_that_does_not_run_is_named_and_not_chosen(tmp_path: Path) -> None:

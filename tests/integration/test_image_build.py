@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -74,10 +73,8 @@ async def test_a_derived_image_is_built_once_and_rebuilt_when_its_recipe_changes
     assert (root / "home/user/uid").read_text() == "1000\n"
 
     said.clear()
-    began = time.perf_counter()
     assert is_current(recipe, store)
     assert await build_image(recipe, store, progress=said.append) == record
-    assert time.perf_counter() - began < 0.05
     assert said == []
 
     (recipe / "customize.sh").write_text("echo other > /etc/made\n")
