@@ -14,15 +14,22 @@ import pwd
 import socket
 import sys
 from pathlib import Path
+from typing import Any
+
+import structlog
 
 from innkeeper.bus.socketpair import make_socketpair
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.linux import command
 from innkeeper.settings import ENV_PREFIX, Settings, text_of
 
+log = structlog.stdlib.get_logger(__name__)
+
 FIRST_TOKEN = "first-token"  # noqa: S105 - a file's name
 SERVER_UUID = "server-uuid"
 READY_SECONDS = 60.0
+# A large database may be rebuilt table by table, and ending that in the middle would only begin it again.
+MIGRATION_SECONDS = 3_600.0
 STOP_SECONDS = 15.0
 INSIDE = Path("/mnt")
 # $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
@@ -57,6 +64,8 @@ class ApiProcess:
         self.process = process
         self.bus_end = bus_end
         self._ready_fd = ready_fd
+        self._said: asyncio.StreamReader | None = None
+        self._pipe: asyncio.ReadTransport | None = None
 
     @classmethod
     async def spawn(cls, settings: Settings) -> ApiProcess:
@@ -83,33 +92,45 @@ class ApiProcess:
             os.close(ready_write)
         return cls(process, host_end, ready_read)
 
+    async def wait_opened(self) -> None:
+        """Wait until its database is open, of this version, and the one that this host's guests belong to. Raises CannotStartError."""
+        await self._hear("opened")
+
     async def wait_ready(self, settings: Settings) -> None:
         """Wait until it listens; keeps the first token, which it sends once. Raises CannotStartError."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(self._ready_fd), "rb")
-        )
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                text = await reader.read()
-        except TimeoutError:
-            raise CannotStartError("the API process did not become ready") from None
-        finally:
-            transport.close()
-        if not text:
-            raise CannotStartError(
-                f"the API process ended at its start ({command.describe_status(await self.process.wait())})"
-            )
-        told = json.loads(text)
-        if "refused" in told:
-            raise CannotStartError(told["refused"])
+        told = await self._hear("server_uuid")
         (settings.host_dir / SERVER_UUID).write_text(told["server_uuid"] + "\n")
         token = told["first_token"]
         if token is not None:
             path = settings.home / FIRST_TOKEN
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(token + "\n")
+
+    async def _hear(self, wanted: str) -> dict[str, Any]:
+        """The next thing that it says with the field `wanted`: it says one JSON object a line."""
+        if self._said is None:
+            self._said = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(self._said)
+            pipe = os.fdopen(os.dup(self._ready_fd), "rb")
+            self._pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+        patience = READY_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    line = await self._said.readline()
+            except TimeoutError:
+                raise CannotStartError("the API process did not become ready") from None
+            if not line:
+                status = command.describe_status(await self.process.wait())
+                raise CannotStartError(f"the API process ended at its start ({status})")
+            told: dict[str, Any] = json.loads(line)
+            if "refused" in told:
+                raise CannotStartError(told["refused"])
+            if "migrating" in told:
+                log.info("the database is being migrated", from_revision=told["migrating"])
+                patience = MIGRATION_SECONDS
+            elif wanted in told:
+                return told
 
     async def stop(self) -> None:
         """End it, gently first; idempotent."""
@@ -121,6 +142,8 @@ class ApiProcess:
                     await self.process.wait()
         await command.end(self.process)
         self.bus_end.close()
+        if self._pipe is not None:
+            self._pipe.close()
         if self._ready_fd >= 0:
             os.close(self._ready_fd)
             self._ready_fd = -1

@@ -79,6 +79,10 @@ async def _serve(settings: Settings) -> None:
             # Imported here: the API process takes a second to import its own half, and ours goes on beside it.
             from innkeeper.host.daemon import run_daemon
 
+            stopped = loop.create_task(stop.wait())
+            # Before the daemon looks at anything: a start that is refused for its database leaves guests and records as they are.
+            if not await _opened(api, stopped):
+                return
             async with run_daemon(
                 settings,
                 agent_binary=agent_binary,
@@ -87,7 +91,6 @@ async def _serve(settings: Settings) -> None:
                 keep_running=settings.keep_machines,
             ) as daemon:
                 work = loop.create_task(_work(settings, daemon, api, began))
-                stopped = loop.create_task(stop.wait())
                 await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
                 stopped.cancel()
                 work.cancel()
@@ -95,6 +98,18 @@ async def _serve(settings: Settings) -> None:
                     await work
         finally:
             await api.stop()
+
+
+async def _opened(api: ApiProcess, stopped: asyncio.Task[bool]) -> bool:
+    """Whether the API process has its database open; False when the server is to stop before that. Raises CannotStartError."""
+    opened = asyncio.get_running_loop().create_task(api.wait_opened())
+    await asyncio.wait([opened, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not opened.done():
+        opened.cancel()
+        await asyncio.wait([opened])
+        return False
+    opened.result()
+    return True
 
 
 async def _work(settings: Settings, daemon: Daemon, api: ApiProcess, began: float) -> None:

@@ -19,6 +19,7 @@ from innkeeper.api.server import serve as serve_http
 from innkeeper.bus.socketpair import socketpair_bus
 from innkeeper.control import organizations
 from innkeeper.control.context import build_control
+from innkeeper.errors import InnkeeperError
 from innkeeper.log_setup import configure_logging
 from innkeeper.settings import Settings, load_settings
 from innkeeper.store import server
@@ -66,7 +67,14 @@ async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_
 async def _serve(
     settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str, stop: asyncio.Event
 ) -> None:
-    database = await open_database(settings.database_url or f"sqlite:///{settings.api_dir / 'innkeeper.db'}")
+    try:
+        database = await open_database(
+            settings.database_url or f"sqlite:///{settings.api_dir / 'innkeeper.db'}",
+            on_migration=lambda revision: _tell(ready_fd, {"migrating": revision}),
+        )
+    except (InnkeeperError, ValueError) as error:
+        _tell(ready_fd, {"refused": str(error)})
+        return
     try:
         async with socketpair_bus(bus_end) as bus:
             control = build_control(settings, database, bus)
@@ -77,10 +85,13 @@ async def _serve(
                 refusal = f"the guests and disks in this state directory belong to another database ({known_database}); give that one back"
                 _tell(ready_fd, {"refused": refusal})
                 return
+            # The daemon waits for this: what refuses a start leaves guests and disks as they are.
+            _tell(ready_fd, {"opened": True})
             await control.start()
             try:
                 sockets = open_sockets(settings)
                 _tell(ready_fd, {"first_token": first_token, "server_uuid": server_uuid})
+                os.close(ready_fd)
                 del first_token
                 await serve_http(build_app(control), sockets, stop=stop)
             finally:
@@ -89,9 +100,8 @@ async def _serve(
         await database.close()
 
 
-def _tell(ready_fd: int, what: dict[str, str | None]) -> None:
-    with os.fdopen(ready_fd, "w") as ready:
-        json.dump(what, ready)
+def _tell(ready_fd: int, what: dict[str, str | bool | None]) -> None:
+    os.write(ready_fd, json.dumps(what).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -354,7 +354,8 @@ async def take_down(control: Control, principal: Principal, entry: Entry, *, act
 
     def bury(connection: sa.Connection) -> None:
         rooms.delete_of_instance(connection, gone.id)
-        leases.apply(connection, instances_table, gone.id, lease, instances.state_values(gone), release=True)
+        values = {**instances.state_values(gone), "destroyed_at": clock.now()}
+        leases.apply(connection, instances_table, gone.id, lease, values, release=True)
 
     await control.database.write(bury)
     entry.change(gone)

@@ -38,11 +38,12 @@ class Database(Protocol):
         ...
 
 
-async def open_database(url: str) -> Database:
-    """The database of a SQLAlchemy URL, its schema brought to the newest revision.
+async def open_database(url: str, *, on_migration: Callable[[str], None] = lambda _: None) -> Database:
+    """The database of a SQLAlchemy URL, its schema brought to the newest revision; `on_migration` hears of the one that it had, in a thread.
 
     Raises:
         ValueError: a kind of database that this server cannot use.
+        DatabaseNewerError, MigrationFailedError: see `store.migrate`; nothing was changed.
 
     """
     from innkeeper.store.sqlite import SqliteDatabase
@@ -55,4 +56,4 @@ async def open_database(url: str) -> Database:
         raise ValueError(f"database_url: {parsed.drivername!r} is not supported; use sqlite:////path/to/file")
     if not parsed.database or parsed.database == ":memory:" or "mode=memory" in parsed.database:
         raise ValueError("database_url: a SQLite database needs a file; one in memory is not supported")
-    return await SqliteDatabase.open(parsed)
+    return await SqliteDatabase.open(parsed, on_migration=on_migration)

@@ -52,9 +52,9 @@ class SqliteDatabase:
         self._writer.start()
 
     @classmethod
-    async def open(cls, url: sa.URL) -> SqliteDatabase:
+    async def open(cls, url: sa.URL, *, on_migration: Callable[[str], None] = lambda _: None) -> SqliteDatabase:
         """The database of a file, made and migrated where needed."""
-        await asyncio.to_thread(migrate, url)
+        await asyncio.to_thread(migrate, url, on_migration=on_migration)
         return cls(url)
 
     async def write(self, query: Query[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

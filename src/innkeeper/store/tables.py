@@ -147,9 +147,11 @@ instances = sa.Table(
     sa.Column("revision", sa.Integer(), nullable=False),
     sa.Column("lock_token", sa.Uuid()),
     sa.Column("lock_expires_at", UtcDateTime()),
+    sa.Column("destroyed_at", UtcDateTime()),
     sa.Index(None, "public_id", unique=True),
     sa.Index(None, "state"),
     sa.Index(None, "organization_id", "state"),
+    sa.Index(None, "destroyed_at"),
 )
 
 rooms = sa.Table(
