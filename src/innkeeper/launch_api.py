@@ -76,17 +76,17 @@ async def _serve(
         _tell(ready_fd, {"refused": str(error)})
         return
     try:
+        if known_database not in ("", await database.read(server.get, organizations.SERVER_UUID)):
+            # To adopt would be to destroy every guest and disk that this other database knows nothing of.
+            refusal = f"the guests and disks in this state directory belong to another database ({known_database}); give that one back"
+            _tell(ready_fd, {"refused": refusal})
+            return
+        # The daemon waits for this: what refuses a start leaves guests and disks as they are.
+        _tell(ready_fd, {"opened": True})
         async with socketpair_bus(bus_end) as bus:
             control = build_control(settings, database, bus)
             first_token = await organizations.bootstrap(control)
-            server_uuid = await database.read(server.get, organizations.SERVER_UUID) or ""
-            if known_database not in ("", server_uuid):
-                # To adopt would be to destroy every guest and disk that this other database knows nothing of.
-                refusal = f"the guests and disks in this state directory belong to another database ({known_database}); give that one back"
-                _tell(ready_fd, {"refused": refusal})
-                return
-            # The daemon waits for this: what refuses a start leaves guests and disks as they are.
-            _tell(ready_fd, {"opened": True})
+            server_uuid = await database.read(server.get, organizations.SERVER_UUID)
             await control.start()
             try:
                 sockets = open_sockets(settings)
