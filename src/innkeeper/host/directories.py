@@ -10,6 +10,8 @@ from uuid import UUID
 from innkeeper.errors import InstanceFailedError
 
 INSTANCE_RECORD = "instance.json"
+# See `machine.FORMAT`: the same rules.
+INSTANCE_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,13 @@ class Directories:
         Raises InstanceFailedError for one that cannot be read: to take it for none would be to take its disk for nobody's.
         """
         try:
-            return str(json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())[field])
+            body = json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())
+            if body.get("format", INSTANCE_FORMAT) > INSTANCE_FORMAT:
+                raise InstanceFailedError("The instance's record is of a newer version of the server")
+            return str(body[field])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InstanceFailedError("The instance's record cannot be read") from error
 
     def make(self) -> None:

@@ -22,7 +22,7 @@ from innkeeper.core.instance import BootStep, InstanceState
 from innkeeper.errors import InnkeeperError, InstanceFailedError, InstanceNotFoundError, NoHostError
 from innkeeper.host.admission import Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
-from innkeeper.host.directories import INSTANCE_RECORD, Directories
+from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Steps
@@ -203,7 +203,12 @@ class Fleet:
         (folder / "journals").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._changes.prepare(machine, request.instance_id)
         record = machine.record
-        instance = {"disk": record.disk, "hostname": record.hostname, "image_digest": record.shape.image_digest}
+        instance = {
+            "format": INSTANCE_FORMAT,
+            "disk": record.disk,
+            "hostname": record.hostname,
+            "image_digest": record.shape.image_digest,
+        }
         write_json(folder / INSTANCE_RECORD, instance)
         self._later(asyncio.to_thread(_sync, folder / INSTANCE_RECORD))
         machine.record.instance_id = request.instance_id

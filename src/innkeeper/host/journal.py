@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
@@ -40,6 +40,9 @@ class ExecutionRecord:
     timed_out: bool = False
     duration_ms: float | None = None
     lost: str | None = None
+
+
+_FIELDS = frozenset(one.name for one in fields(ExecutionRecord))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +173,12 @@ def unfinished(directory: Path) -> list[UUID]:
 def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
     """The record of an execution, as far as it has come. Raises ExecutionNotFoundError."""
     try:
-        return ExecutionRecord(**json.loads((directory / f"{execution_id}.json").read_text()))
+        body = json.loads((directory / f"{execution_id}.json").read_text())
+        # What a newer version wrote beside is passed over.
+        return ExecutionRecord(**{name: value for name, value in body.items() if name in _FIELDS})
     except FileNotFoundError:
         return _unfinished(directory, str(execution_id))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         # Cut short by a crash of the host: as good as none.
         raise ExecutionNotFoundError from None
 

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +24,9 @@ from innkeeper.host.journal import Journal
 
 log = structlog.stdlib.get_logger(__name__)
 
+# Of the records on disk. Raised when a field changes its meaning; a new field has a default, and one that is not known is passed over, so neither needs
+# it. Records from before the number was written mean what format 1 means.
+FORMAT = 1
 RECORD = "machine.json"
 CLAIM = "claim.json"
 CONFIGURED = "configured"
@@ -52,7 +55,7 @@ class MachineRecord:
     def save(self, state_dir: Path) -> None:
         """Write what is known when the machine is built."""
         body = {name: value for name, value in asdict(self).items() if name in _BUILT}
-        write_json(state_dir / RECORD, body)
+        write_json(state_dir / RECORD, {"format": FORMAT, **body})
 
     def save_claim(self, state_dir: Path) -> None:
         """Write whose machine it is."""
@@ -64,20 +67,25 @@ class MachineRecord:
         (state_dir / CONFIGURED).touch()
 
 
+_SHAPE = frozenset(one.name for one in fields(MachineShape))
 _BUILT = frozenset({"machine_id", "shape", "driver", "disk", "slot_index", "hostname"})
 
 
 def load_machine_record(state_dir: Path) -> MachineRecord | None:
-    """The record of a machine, or None where there is none that can be read."""
+    """The record of a machine, of this or an earlier version, or None where there is none that can be read."""
     try:
         body = json.loads((state_dir / RECORD).read_text())
-        record = MachineRecord(**{**body, "shape": MachineShape(**body["shape"])})
+        if body.get("format", FORMAT) > FORMAT:
+            log.warning("a machine's record is of a newer version of the server", machine=state_dir.name)
+            return None
+        shape = MachineShape(**{name: value for name, value in body["shape"].items() if name in _SHAPE})
+        record = MachineRecord(**{**{name: value for name, value in body.items() if name in _BUILT}, "shape": shape})
         with contextlib.suppress(FileNotFoundError):
             claim = json.loads((state_dir / CLAIM).read_text())
             record.instance_id = UUID(str(claim["instance_id"]))
         record.configured = (state_dir / CONFIGURED).exists()
         return record
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
