@@ -98,6 +98,12 @@ func TestViolationsCloseTheLink(t *testing.T) {
 		"a second HELLO":    func(h *linktest.Host) { h.Send(0, link.Hello, []byte(`{}`)) },
 		"RESULT by opener":  func(h *linktest.Host) { h.Open(`"verb":"wait"`).Send(link.Result, "{}") },
 		"too many messages": func(h *linktest.Host) { floodMessages(h.Open(`"verb":"wait"`)) },
+		"too many bytes of messages": func(h *linktest.Host) {
+			call := h.Open(`"verb":"wait"`)
+			for count := 0; count < 5; count++ {
+				call.Send(link.Message, `{"x":"`+strings.Repeat("x", 60000)+`"}`)
+			}
+		},
 		"DATA after END": func(h *linktest.Host) {
 			call := h.Open(`"verb":"wait"`)
 			call.Send(link.End, "")

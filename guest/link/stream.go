@@ -25,6 +25,7 @@ type Stream struct {
 	incoming   [][]byte
 	ended      bool // the opener sent END
 	messages   []json.RawMessage
+	unread     int // bytes of messages
 	cancelled  bool
 	broken     bool
 	finished   bool
@@ -67,6 +68,7 @@ func (s *Stream) TakeMessage() json.RawMessage {
 	}
 	message := s.messages[0]
 	s.messages = s.messages[1:]
+	s.unread -= len(message)
 	return message
 }
 
@@ -214,6 +216,10 @@ func (s *Stream) receive(frame Frame) error {
 	case Message:
 		if len(s.messages) >= MaxUnread {
 			return fmt.Errorf("%w: more than %d unread messages", ErrProtocol, MaxUnread)
+		}
+		s.unread += len(frame.Payload)
+		if s.unread > MaxJSON {
+			return fmt.Errorf("%w: more than %d bytes of unread messages", ErrProtocol, MaxJSON)
 		}
 		s.messages = append(s.messages, frame.Payload)
 	case End:

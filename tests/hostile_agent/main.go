@@ -4,17 +4,25 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 const (
-	kindOpen, kindData, kindMessage, kindResult, kindError, kindHello = 1, 2, 4, 6, 7, 12
+	kindOpen, kindData, kindData2, kindMessage, kindEnd, kindResult, kindError = 1, 2, 3, 4, 5, 6, 7
+	kindCredit, kindPing, kindPong, kindHello                                  = 8, 10, 11, 12
 )
+
+// Set by the modes that outlive the link that they were asked for on, until the test is over.
+var storm atomic.Value
+
+func until() time.Time { return time.Now().Add(20 * time.Second) }
 
 type wire struct {
 	net.Conn
@@ -46,13 +54,28 @@ func dial() wire {
 func main() {
 	for {
 		serve(dial())
-		time.Sleep(50 * time.Millisecond)
+		if !storming("reconnect") && !storming("offsets") {
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
+}
+
+func storming(mode string) bool {
+	state, _ := storm.Load().(stormState)
+	return state.mode == mode && time.Now().Before(state.end)
+}
+
+type stormState struct {
+	mode string
+	end  time.Time
 }
 
 func serve(w wire) {
 	defer w.Close()
 	w.json(kindHello, 0, `{"protocol": 1, "min_protocol": 1, "agent": "hostile", "boot_id": "0000000000000000"}`)
+	if storming("reconnect") {
+		return
+	}
 	reader := bufio.NewReader(w)
 	for {
 		head := make([]byte, 9)
@@ -73,12 +96,32 @@ func serve(w wire) {
 			w.json(kindResult, stream, `{"uid": 0, "gid": 0, "home": "/root", "tmp_is_tmpfs": false}`)
 			continue
 		}
+		if open.Verb == "attach" && storming("offsets") {
+			w.json(kindMessage, stream, `{"started": true, "pid": 1, "offset": 9007199254740991}`)
+			w.frame(kindData, stream, make([]byte, 1000))
+			return
+		}
 		// What to do is said by the command line or the path that the test asks for.
 		mode := strings.TrimPrefix(open.Shell+open.Path, "/")
 		if !misbehave(w, stream, mode) {
 			return
 		}
 	}
+}
+
+// flood repeats one frame, many to a write, for 20 seconds or until the link ends.
+func flood(w wire, kind byte, stream uint32, length int) bool {
+	frame := make([]byte, 9+length)
+	binary.BigEndian.PutUint32(frame, uint32(length))
+	binary.BigEndian.PutUint32(frame[4:], stream)
+	frame[8] = kind
+	many := bytes.Repeat(frame, 65536/len(frame))
+	for end := until(); time.Now().Before(end); {
+		if _, err := w.Write(many); err != nil {
+			return false
+		}
+	}
+	return false
 }
 
 // misbehave answers one stream in the worst way of its name, and says whether the link is still of use.
@@ -113,6 +156,53 @@ func misbehave(w wire, stream uint32, mode string) bool {
 		w.json(kindHello, 0, `{"protocol": 1, "min_protocol": 1}`)
 	case mode == "never-read":
 		select {}
+	case mode == "pings":
+		go io.Copy(io.Discard, w)
+		return flood(w, kindPing, 0, 8)
+	case mode == "pongs":
+		return flood(w, kindPong, 0, 8)
+	case mode == "strays":
+		return flood(w, kindEnd, 1000001, 0)
+	case mode == "credits":
+		return flood(w, kindCredit, stream, 4)
+	case mode == "bytes":
+		return flood(w, kindData, stream, 1)
+	case mode == "empties":
+		return flood(w, kindData, stream, 0)
+	case mode == "json":
+		many := strings.Repeat("[],", 80000)
+		for end := until(); time.Now().Before(end); {
+			if w.json(kindMessage, stream, `{"x": [`+many+`0]}`) != nil {
+				return false
+			}
+		}
+	case mode == "interleaved":
+		for i := 0; w.frame(byte(kindData+i%2), stream, []byte("x")) == nil; i++ {
+		}
+		return false
+	case mode == "half":
+		w.Write([]byte{0, 3, 0, 0, 0, 0, 0, byte(stream), kindMessage, '{'})
+		io.Copy(io.Discard, w)
+		return false
+	case mode == "silence", mode == "no-credit":
+		io.Copy(io.Discard, w)
+		return false
+	case mode == "reconnect", mode == "offsets":
+		w.json(kindMessage, stream, `{"started": true, "pid": 1}`)
+		storm.Store(stormState{mode, until()})
+		return false
+	case mode == "dials":
+		end := until()
+		for i := 0; i < 16; i++ {
+			go func() {
+				for time.Now().Before(end) {
+					if conn, err := net.Dial("unix", "/.innkeeper/link/agent.sock"); err == nil {
+						conn.Close()
+					}
+				}
+			}()
+		}
+		return true
 	case mode == "connections":
 		for i := 0; i < 4000; i++ {
 			if conn, err := net.Dial("unix", "/.innkeeper/link/agent.sock"); err == nil && i%2 == 0 {

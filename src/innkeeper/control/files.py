@@ -296,7 +296,12 @@ async def _send(call: Call, chunks: AsyncIterable[bytes], max_bytes: int | None)
         if max_bytes is not None and sent > max_bytes:
             raise PayloadTooLargeError(f"The file is larger than {max_bytes} bytes")
         if chunk:
-            await call.send_data(chunk)
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await call.send_data(chunk)
+            except TimeoutError:
+                # The guest decides when it takes more.
+                raise UnavailableError("The guest takes no more of the file") from None
     await call.send_end()
 
 

@@ -41,8 +41,8 @@ RELINK_SECONDS = 10.0
 READ_STEP = 262_144
 PRUNE_EVERY = 64
 MAX_TIMEOUT_SECONDS = 3_600.0
-# What a guest may claim to have dropped while nobody read; the rest of the claim is not believed.
-MAX_SKIP_BYTES = 67_108_864
+# What a guest may claim to have dropped while nobody read; the rest of the claim is not believed. Offsets stay far below 2**63.
+MAX_SKIP_BYTES = 1 << 40
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from innkeeper.errors import ExecutionNotFoundError
+from innkeeper.host.linux.sparse import punch_hole
 
 HEAD_BYTES = 16 * 1_048_576
 TAIL_BYTES = 48 * 1_048_576
@@ -88,31 +89,56 @@ class Journal:
         """Append output. Raises OSError when the host's disk is full; what was written until then counts."""
         position, record = self.record.total_bytes, self.record
         if position < HEAD_BYTES:
-            if self._head is None:
-                self._head = _open(self._stem.with_suffix(".head"))
             kept = data[: HEAD_BYTES - position]
-            _pwrite_all(self._head.fileno(), kept, position)
+            _pwrite_all(self._opened_head(), kept, position)
             position, data = position + len(kept), data[len(kept) :]
             record.total_bytes = position
         if data:
-            if self._tail is None:
-                self._tail = _open(self._stem.with_suffix(".tail"))
-                self._mark = _open(self._stem.with_suffix(".running"))
             end = position + len(data)
             data, position = data[-TAIL_BYTES:], position + max(0, len(data) - TAIL_BYTES)
-            at = (position - HEAD_BYTES) % TAIL_BYTES
-            first = data[: TAIL_BYTES - at]
-            _pwrite_all(self._tail.fileno(), first, at)
-            _pwrite_all(self._tail.fileno(), data[len(first) :], 0)
+            tail = self._opened_tail()
+            for at, first, size in _ring(position, len(data)):
+                _pwrite_all(tail, data[first : first + size], at)
             record.total_bytes = end
-            if self._mark is not None:
-                # The ring's own size does not tell how often it went round.
-                _pwrite_all(self._mark.fileno(), _mark(record), 0)
+            self._note_total()
 
     def skip_to(self, offset: int) -> None:
-        """Go on at a later offset: what the guest wrote in between was dropped there, and reads as zeros."""
-        while self.record.total_bytes < offset:
-            self.write(bytes(min(offset - self.record.total_bytes, 1_048_576)))
+        """Go on at a later offset: what the guest wrote in between was dropped there, and reads as zeros.
+
+        The guest names the offset, so a far one costs no more than a near one: nothing is written, there are holes.
+        """
+        position, record = self.record.total_bytes, self.record
+        if offset <= position:
+            return
+        if position < HEAD_BYTES:
+            os.ftruncate(self._opened_head(), min(offset, HEAD_BYTES))
+        if offset > HEAD_BYTES:
+            tail = self._opened_tail()
+            position = max(position, HEAD_BYTES, offset - TAIL_BYTES)
+            for at, _, size in _ring(position, offset - position):
+                if os.fstat(tail).st_size < at + size:
+                    os.ftruncate(tail, at + size)
+                if not punch_hole(tail, at, size):
+                    _pwrite_all(tail, bytes(size), at)
+        record.total_bytes = offset
+        if offset > HEAD_BYTES:
+            self._note_total()
+
+    def _opened_head(self) -> int:
+        if self._head is None:
+            self._head = _open(self._stem.with_suffix(".head"))
+        return self._head.fileno()
+
+    def _opened_tail(self) -> int:
+        if self._tail is None:
+            self._tail = _open(self._stem.with_suffix(".tail"))
+            self._mark = _open(self._stem.with_suffix(".running"))
+        return self._tail.fileno()
+
+    def _note_total(self) -> None:
+        if self._mark is not None:
+            # The ring's own size does not tell how often it went round.
+            _pwrite_all(self._mark.fileno(), _mark(self.record), 0)
 
     def finish(self) -> None:
         """Leave the record. It takes a new name: ext4 flushes a file that is renamed over another, and a command's answer would wait for the disk."""
@@ -140,6 +166,13 @@ def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _ring(position: int, length: int) -> list[tuple[int, int, int]]:
+    """Where the tail's ring holds `length` (at most TAIL_BYTES) bytes from `position` on: [(offset in the file, offset in the bytes, size)]."""
+    at = (position - HEAD_BYTES) % TAIL_BYTES
+    first = min(length, TAIL_BYTES - at)
+    return [(at, 0, first), (0, first, length - first)][: 1 + (length > first)]
 
 
 def _mark(record: ExecutionRecord) -> bytes:

@@ -43,6 +43,10 @@ class Limits:
     max_unread_messages: int = 64
     # What may wait in the socket's send buffer: a peer that never reads must not make this process grow.
     max_send_buffer: int = 8_388_608
+    # What a peer may make this end's event loop do. Large frames of JSON count as many, by the time that they take. Beyond it the connection is
+    # read no further until the allowance has grown again, which slows that peer and nobody else. None: no limit.
+    frames_per_second: int | None = None
+    frames_at_once: int = 1_000
 
 
 class ProtocolError(Exception):

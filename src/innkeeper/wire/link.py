@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -26,6 +27,10 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[Stream], Awaitable[dict[str, Any]]]
 MESSAGE_CHARACTERS = 2_000
+# The part of the event loop's time that `frames_per_second` small frames take (3 to 4 µs each). Larger ones are charged for what they took: 256 KiB
+# of a hostile guest's JSON can cost 15 ms.
+LOOP_SHARE = 0.08
+SMALL_BYTES = 1_024
 
 
 class Link(asyncio.Protocol):
@@ -54,7 +59,7 @@ class Link(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._served: dict[int, asyncio.Task[None]] = {}
         self._highest_served = 0
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._writable: asyncio.Future[None] | None = None
         self._buffer = bytearray()
         self._data_left = 0
@@ -62,6 +67,11 @@ class Link(asyncio.Protocol):
         self._data_channel = 1
         self._pings: list[asyncio.Future[None]] = []
         loop = asyncio.get_running_loop()
+        self._allowance = float(self.limits.frames_at_once)
+        self._allowed_at = loop.time()
+        # Bytes that wait for the allowance, at most what was read at once.
+        self._held = b""
+        self._waiting: asyncio.TimerHandle | None = None
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.closed: asyncio.Future[BaseException | None] = loop.create_future()
 
@@ -136,6 +146,10 @@ class Link(asyncio.Protocol):
             log.warning("link closed", reason=str(reason))
         if self._transport is not None:
             self._transport.abort()
+        self._held = b""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
         if not self.hello.done():
             self.hello.cancel()
         for stream in list(self._streams.values()):
@@ -159,7 +173,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         # Sockets always are; uvloop's transports do not say so by their class.
-        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -178,10 +192,45 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes off the connection; a protocol error closes the link."""
+        if self._waiting is not None:
+            # Read before the pause took effect.
+            self._held += data
+            return
         try:
             self.feed(data)
         except ProtocolError as error:
             self.close(error)
+
+    # --- a peer that sends more frames than this end has time for -----------------------------------------------------
+
+    def _spend(self, seconds: float = 0.0) -> bool:
+        """Count a frame, and the time that it took if it was not small; whether the allowance is used up."""
+        rate = self.limits.frames_per_second
+        if rate is None:
+            return False
+        self._allowance -= 1 + seconds * rate / LOOP_SHARE
+        if self._allowance > 0:
+            return False
+        now = asyncio.get_running_loop().time()
+        self._allowance += min(self.limits.frames_at_once - self._allowance, (now - self._allowed_at) * rate)
+        self._allowed_at = now
+        return self._allowance <= 0
+
+    def _hold(self, rest: bytes) -> None:
+        """Read on when a tenth of a second's worth of frames, or as many as may come at once, is allowed again."""
+        rate = self.limits.frames_per_second or 1
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._held = rest
+        wanted = min(self.limits.frames_at_once, rate / 10) - self._allowance
+        self._waiting = asyncio.get_running_loop().call_later(wanted / rate, self._go_on)
+
+    def _go_on(self) -> None:
+        self._waiting = None
+        rest, self._held = self._held, b""
+        self.data_received(rest)
+        if self._waiting is None and self._transport is not None and not self.closed.done():
+            self._transport.resume_reading()
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
@@ -217,6 +266,9 @@ class Link(asyncio.Protocol):
                         raise ProtocolError("a second channel from the opener")
                     stream.reserve(length)
                 self._data_stream, self._data_left, self._data_channel = stream, length, 1 if kind is Kind.DATA else 2
+                if self._spend():
+                    self._hold(data[position:])
+                    return
                 continue
             missing = HEADER.size + length - len(buffer)
             taken = min(missing, size - position)
@@ -225,7 +277,13 @@ class Link(asyncio.Protocol):
             if taken == missing:
                 payload = bytes(buffer[HEADER.size :])
                 del buffer[:]
+                # Of this thread: that the machine is busy with something else is not the peer's doing.
+                began = time.thread_time() if length > SMALL_BYTES else 0.0
                 self._frame(kind, stream_id, payload)
+                took = time.thread_time() - began if began else 0.0
+                if self._spend(took) and not self.closed.done():
+                    self._hold(data[position:])
+                    return
 
     def _frame(self, kind: Kind, stream_id: int, payload: bytes) -> None:
         if stream_id == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from innkeeper.errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     ProfileNotFoundError,
+    UnavailableError,
 )
 
 pytestmark = pytest.mark.anyio
@@ -143,3 +145,17 @@ async def test_another_organization_sees_nothing(world: World, room: rooms.RoomV
         with pytest.raises(ProfileNotFoundError):
             await call(*args)
     assert world.host.files[room.instance.id, "/tmp/a"] == b"mine"
+
+
+async def test_a_guest_that_takes_no_more_of_a_file_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "STALL_SECONDS", 0.05)
+
+    class Full:
+        async def send_data(self, data: bytes) -> None:
+            await asyncio.Event().wait()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    with pytest.raises(UnavailableError, match="takes no more"):
+        await asyncio.wait_for(files._send(Full(), chunks(), None), 5)

@@ -316,3 +316,22 @@ async def test_the_real_agent_refuses_a_version_that_it_does_not_know(tmp_path, 
         await end.link(timeout_seconds=10)
         async with asyncio.timeout(5):
             await asyncio.shield(links[0].closed)
+
+
+async def test_whoever_dials_without_end_is_taken_at_a_bounded_pace(tmp_path, monkeypatch):
+    monkeypatch.setattr(guest_link, "DIALS_AT_ONCE", 5)
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory)
+        await end.link(timeout_seconds=2)
+        began = asyncio.get_running_loop().time()
+        for _ in range(14):
+            await (await Agent.dial(end.directory, hello=None)).cut_off()
+        # The first 4 at once, the others by their turn of a tenth of a second.
+        assert asyncio.get_running_loop().time() - began > 0.8
+        # The link that was there first is none the worse for it.
+        asking = asyncio.create_task(end.request("usage", {}, timeout_seconds=2))
+        await agent.hear()
+        await agent.hear()
+        agent.say(Kind.RESULT, 1, {})
+        await asking
+        agent.hang_up()

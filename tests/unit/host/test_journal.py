@@ -100,6 +100,30 @@ def test_skipped_bytes_read_as_zeros(tmp_path):
     one.close()
 
 
+@pytest.mark.parametrize("skipped", [1, HEAD, HEAD + 7, TAIL - 1, TAIL, HEAD + TAIL, 9 * TAIL + 3])
+@pytest.mark.parametrize("before", [0, 5, HEAD - 1, HEAD + 9, HEAD + 2 * TAIL + 5])
+def test_a_skip_leaves_zeros_and_nothing_older(tmp_path, before, skipped):
+    one, execution_id, _ = written(tmp_path, [before])
+    one.skip_to(before + skipped)
+    one.close()
+    one = Journal.resume(tmp_path, execution_id)
+    one.write(b"xyz")
+    whole = content(before) + bytes(skipped) + b"xyz"
+    for offset in range(len(whole)):
+        piece = read_output(tmp_path, one.record, offset, 99)
+        assert (piece.offset, piece.data, piece.gap) == expected(whole, offset, 99)
+    one.close()
+
+
+def test_a_skip_as_far_as_a_guest_may_claim_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "HEAD_BYTES", 16 << 20)
+    monkeypatch.setattr(journal, "TAIL_BYTES", 48 << 20)
+    one, execution_id, _ = written(tmp_path, [5])
+    one.skip_to(1 << 40)
+    one.close()
+    assert sum(path.stat().st_blocks for path in tmp_path.glob(f"{execution_id}.*")) * 512 < 65_536
+
+
 def test_the_record_and_its_end(tmp_path):
     one, execution_id, _ = written(tmp_path, [30])
     assert unfinished(tmp_path) == [execution_id]

@@ -41,7 +41,14 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.written = bytearray()
         self.stuck = stuck
+        self.reading = True
         self.aborted = False
+
+    def pause_reading(self):
+        self.reading = False
+
+    def resume_reading(self):
+        self.reading = True
 
     def write(self, data):
         self.written += data

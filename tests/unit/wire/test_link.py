@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from dataclasses import replace
 
 import pytest
 from tests.unit.wire.peers import SMALL, broken, fed, raw, settle
@@ -410,3 +411,46 @@ async def test_closing_wakes_everybody_and_leaves_nothing():
     gc.collect()
     await settle()
     assert faults == []
+
+
+SLOW = replace(SMALL, frames_per_second=1_000, frames_at_once=50)
+
+
+async def test_a_flood_of_frames_is_taken_at_its_pace_and_in_order():
+    link, wire = fed(limits=SLOW)
+    numbers = [number.to_bytes(8, "big") for number in range(200)]
+    link.data_received(b"".join(raw(Kind.PING, 0, number) for number in numbers))
+    answered = wire.take()
+    # 50 at once, and what was allowed while those were read.
+    assert (50 <= len(answered) < 150, wire.reading) == (True, False)
+    # What the transport had read before it heard of the pause.
+    link.data_received(raw(Kind.PING, 0, b"lastlast"))
+    async with asyncio.timeout(5):
+        while len(answered) < 201:
+            await asyncio.sleep(0.01)
+            answered += wire.take()
+    assert [payload for _, _, payload in answered] == [*numbers, b"lastlast"]
+    assert wire.reading
+    link.close()
+
+
+async def test_a_large_frame_costs_what_it_takes():
+    link, wire = fed(limits=SLOW)
+    link.data_received(raw(Kind.RESULT, 99) * 40)
+    assert wire.reading
+    other, wire = fed(limits=replace(SLOW, max_payload=2_097_152))
+    stream = other.open("verb")
+    other.data_received(raw(Kind.MESSAGE, stream.id, b'{"x": [' + b"[]," * 500_000 + b"0]}"))
+    assert not wire.reading
+    for each in (link, other):
+        each.close()
+
+
+async def test_a_flood_that_is_held_ends_with_the_link():
+    link, wire = fed(limits=SLOW)
+    link.data_received(raw(Kind.PING, 0, bytes(8)) * 200)
+    link.close()
+    wire.take()
+    await asyncio.sleep(0.2)
+    assert wire.take() == []
+    assert not wire.reading
