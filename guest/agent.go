@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"innkeeper/guest/account"
+	"innkeeper/guest/archive"
 	"innkeeper/guest/configure"
 	"innkeeper/guest/exec"
 	"innkeeper/guest/files"
@@ -73,6 +74,9 @@ func newAgent(socket, bootID string) (*agent, error) {
 		"rename":    store.Rename,
 		"remove":    store.Remove,
 		"mime":      store.Mime,
+		"pack":      archive.Pack,
+		"unpack":    archive.NewUnpacker(children).Unpack,
+		"end_all":   a.endProcesses,
 		"dial":      ports.Dial,
 		"ports":     ports.List,
 		"usage":     a.usage,
@@ -177,6 +181,22 @@ func (a *agent) shutdown(stream *link.Stream, open link.Request) {
 	syscall.Sync()
 	stream.Succeed(struct{}{})
 	os.Exit(0)
+}
+
+// endProcesses ends what commands left behind, as a step of an image build does when it is over.
+func (a *agent) endProcesses(stream *link.Stream, open link.Request) {
+	request := struct {
+		GraceMs int `json:"grace_ms"`
+	}{}
+	if err := open.Decode(&request); err != nil {
+		stream.Fail(err)
+		return
+	}
+	if _, users := usage.Processes(a.table.OwnPids()); users > 0 {
+		a.endAll(time.Duration(request.GraceMs) * time.Millisecond)
+	}
+	syscall.Sync()
+	stream.Succeed(struct{}{})
 }
 
 func (a *agent) endAll(grace time.Duration) {

@@ -159,3 +159,30 @@ func GroupID(name string) (uint32, error) {
 	}
 	return 0, link.Errorf("not_found", "there is no group %q in the guest", name)
 }
+
+// Owner is who a file belongs to.
+type Owner struct {
+	UID uint32
+	GID uint32
+}
+
+// LookupOwner reads `user` or `user:group`, by names or numbers. A user alone brings its own group.
+func LookupOwner(spec string) (Owner, error) {
+	user, err := LookupWithGroup(spec)
+	return Owner{user.UID, user.GID}, err
+}
+
+// LookupWithGroup finds a user of `user` or `user:group`; with a group named, it is the user's only one.
+func LookupWithGroup(spec string) (User, error) {
+	name, group, named := strings.Cut(spec, ":")
+	user, err := Lookup(name)
+	if err != nil || !named {
+		return user, err
+	}
+	gid, err := GroupID(group)
+	if err != nil {
+		return User{}, err
+	}
+	user.GID, user.Groups = gid, []uint32{gid}
+	return user, nil
+}

@@ -353,3 +353,21 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestAnExactEnvironmentHasNothingButHomeAndWhatWasAsked(t *testing.T) {
+	table, verbs := start(t)
+	table.Configure(exec.Settings{Env: map[string]string{"CONFIGURED": "1"}})
+	h := linktest.New(t, verbs)
+	outcome := h.Do(command(`"exact_env":true,"env":{"PATH":"/usr/bin:/bin","X":"y z"},"argv":["env"]`))
+	lines := strings.Split(strings.TrimSpace(outcome.Output), "\n")
+	if strings.Join(lines, ",") != "HOME=/root,PATH=/usr/bin:/bin,X=y z" && strings.Join(lines, ",") != "HOME=/root,X=y z,PATH=/usr/bin:/bin" {
+		t.Errorf("%q", outcome.Output)
+	}
+	outcome = h.Do(command(`"exact_env":true,"user":"65534:7","env":{"PATH":"/usr/bin:/bin"},"argv":["id"]`))
+	if !strings.HasPrefix(outcome.Output, "uid=65534(nobody) gid=7(lp) groups=7(lp)") {
+		t.Errorf("%q %s", outcome.Output, outcome.Code)
+	}
+	if outcome = h.Do(command(`"user":"root:nosuchgroup","argv":["id"]`)); outcome.Code != "not_found" {
+		t.Error(outcome.Code)
+	}
+}

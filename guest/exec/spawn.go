@@ -28,6 +28,7 @@ type Request struct {
 	Pty            *terminal.Size    `json:"pty"`
 	TimeoutMs      int64             `json:"timeout_ms"`
 	DetachOnCancel bool              `json:"detach_on_cancel"`
+	ExactEnv       bool              `json:"exact_env"`
 }
 
 const idBytes = 64
@@ -76,14 +77,19 @@ func (t *Table) plan(request *Request) (*plan, error) {
 	if name == "" {
 		name = settings.User
 	}
-	user, err := account.Lookup(name)
+	user, err := account.LookupWithGroup(name)
 	if err != nil {
 		return nil, err
 	}
 	made := &plan{user: user, directory: request.Cwd}
-	login, stamp := t.logins.Environment(user)
-	made.stamp = stamp
-	made.environment = Merge(login, settings.Env, request.Env)
+	if request.ExactEnv {
+		// No profile file is read: what an image is built with must not depend on who would log in to it.
+		made.environment = Merge([]string{"HOME=" + user.Home}, request.Env)
+	} else {
+		login, stamp := t.logins.Environment(user)
+		made.stamp = stamp
+		made.environment = Merge(login, settings.Env, request.Env)
+	}
 	if request.Pty != nil && value(made.environment, "TERM") == "" {
 		made.environment = append(made.environment, "TERM=xterm-256color")
 	}
@@ -274,6 +280,9 @@ func (t *Table) launch(p *Process, request *Request) error {
 		return err
 	}
 	t.spares.plan(spareDelayRunning)
+	if request.ExactEnv {
+		return t.launchPlan(p, request, made, nil)
+	}
 	var direct *plan
 	if request.Shell != nil {
 		direct = made.direct(*request.Shell)
@@ -281,6 +290,10 @@ func (t *Table) launch(p *Process, request *Request) error {
 	if direct == nil && t.spares.take(p, request, made) {
 		return nil
 	}
+	return t.launchPlan(p, request, made, direct)
+}
+
+func (t *Table) launchPlan(p *Process, request *Request, made, direct *plan) error {
 	d, err := t.describe(request)
 	if err != nil {
 		return err
