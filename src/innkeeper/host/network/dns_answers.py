@@ -7,9 +7,17 @@ from ipaddress import IPv4Address
 import dnslib  # type: ignore[import-untyped]
 from dnslib import CLASS, EDNS0, QTYPE, RCODE, DNSHeader, DNSQuestion, DNSRecord
 
+from innkeeper.host.network.dns_message import read_message
+
 # Larger UDP answers would be fragmented; this is the size that resolvers agreed on in 2020.
 UDP_PAYLOAD_BYTES = 1232
 UDP_PLAIN_BYTES = 512
+# A question is a name of at most 255 bytes, perhaps with EDNS options beside it.
+QUESTION_BYTES = 1232
+QUESTION_RECORDS = 4
+# What a zone may answer costs the daemon time, and the zone may be the guest's own: the largest answer takes 30 ms.
+REPLY_BYTES = 16_384
+REPLY_RECORDS = 1_024
 
 # Answered as if there were no such records: AAAA, because guests have no IPv6; SVCB and HTTPS, because their hints carry
 # addresses past the filter and their keys hide from the firewall which name a connection is for.
@@ -46,7 +54,7 @@ class Question:
 def parse_question(packet: bytes) -> Question:
     """Read a guest's packet, which may be anything. Raises MalformedQuestionError."""
     try:
-        record = DNSRecord.parse(packet)
+        record = read_message(packet, max_bytes=QUESTION_BYTES, max_records=QUESTION_RECORDS)
         if record.header.qr or len(record.questions) != 1:
             raise MalformedQuestionError("not one question")
         asked = record.questions[0]
@@ -99,9 +107,9 @@ def upstream_query(question: Question, message_id: int) -> bytes:
 
 
 def parse_reply(packet: bytes, question: Question, message_id: int) -> DNSRecord:
-    """An upstream's packet, checked to belong to the question. Raises ValueError when it does not."""
+    """An upstream's packet, checked to belong to the question. Raises ValueError when it does not, or is larger than we read."""
     try:
-        record = DNSRecord.parse(packet)
+        record = read_message(packet, max_bytes=REPLY_BYTES, max_records=REPLY_RECORDS)
     except Exception as error:
         raise ValueError(f"unreadable reply: {error}") from error
     if record.header.id != message_id or not record.header.qr:

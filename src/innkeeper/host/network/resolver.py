@@ -27,6 +27,10 @@ IN_FLIGHT_PER_GUEST = 64
 IN_FLIGHT = 512
 TCP_CONNECTIONS_PER_GUEST = 8
 TCP_IDLE_SECONDS = 10.0
+# UDP questions are counted by the firewall. A connection earns its next question by waiting, the longer the larger the answer was: eight of them
+# may ask as much as the firewall lets through by UDP, and no guest keeps the daemon busy with the answers of a zone of its own.
+TCP_PAUSE_SECONDS = 0.04
+TCP_BYTES_PER_SECOND = 16_384
 UPSTREAM_SECONDS = 2.0
 UPSTREAM_ROUNDS = 2
 
@@ -140,17 +144,25 @@ class Resolver:
 
     def datagram(self, packet: bytes, sender: tuple[str, int], transport: asyncio.DatagramTransport) -> None:
         """Take a guest's packet; drops it when the guest, or all together, have too many questions open."""
-        if self._asking[sender[0]] >= IN_FLIGHT_PER_GUEST or self._asking.total() >= IN_FLIGHT:
+        if not self._has_room(sender[0]):
             return
 
         async def reply() -> None:
-            question, packet_out = await self._answer(packet, sender[0])
+            question, packet_out = await self._answer(packet, sender[0], over_tcp=False)
             if packet_out is not None and not transport.is_closing():
                 transport.sendto(dns_answers.for_udp(question, packet_out) if question else packet_out, sender)
 
         task = asyncio.get_running_loop().create_task(reply())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _has_room(self, guest: str) -> bool:
+        # A name server that never answers keeps questions open. Where all places are taken, those who have less than an equal share still get in,
+        # so that some guests who ask such a one cannot keep the others from the network.
+        taken = self._asking[guest]
+        if taken >= IN_FLIGHT_PER_GUEST:
+            return False
+        return self._asking.total() < IN_FLIGHT or taken < IN_FLIGHT // (len(self._asking) + 1)
 
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         guest = str(writer.get_extra_info("peername", ("", 0))[0])
@@ -160,26 +172,27 @@ class Resolver:
             task.add_done_callback(self._tasks.discard)
         self._connections[guest] += 1
         try:
-            while self._connections[guest] <= TCP_CONNECTIONS_PER_GUEST and self._asking.total() < IN_FLIGHT:
+            while self._connections[guest] <= TCP_CONNECTIONS_PER_GUEST and self._has_room(guest):
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-                _, packet_out = await self._answer(packet, guest)
+                _, packet_out = await self._answer(packet, guest, over_tcp=True)
                 if packet_out is None:
                     break
                 writer.write(len(packet_out).to_bytes(2, "big") + packet_out)
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
+                await asyncio.sleep(TCP_PAUSE_SECONDS + len(packet_out) / TCP_BYTES_PER_SECOND)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             self._release(self._connections, guest)
             writer.transport.abort()  # not close(): a guest that reads nothing would keep the buffer alive
 
-    async def _answer(self, packet: bytes, guest: str) -> tuple[Question | None, bytes | None]:
+    async def _answer(self, packet: bytes, guest: str, *, over_tcp: bool) -> tuple[Question | None, bytes | None]:
         self._asking[guest] += 1
         try:
             question = dns_answers.parse_question(packet)
-            return question, await self._answer_question(question, IPv4Address(guest))
+            return question, await self._answer_question(question, IPv4Address(guest), over_tcp=over_tcp)
         except dns_answers.MalformedQuestionError:
             return None, dns_answers.refusal(packet, RCODE.FORMERR)
         except Exception:  # whatever bytes of a guest or of a name server provoke in dnslib
@@ -194,23 +207,26 @@ class Resolver:
         if counter[guest] <= 0:
             del counter[guest]
 
-    async def _answer_question(self, question: Question, guest: IPv4Address) -> bytes:
+    async def _answer_question(self, question: Question, guest: IPv4Address, *, over_tcp: bool) -> bytes:
         if not self._decide(guest, question.name):
             log.info("name refused", guest=str(guest), name=question.name, type=question.type_name)
             return dns_answers.answer(question, rcode=RCODE.NXDOMAIN)
         if (early := dns_answers.early_answer(question)) is not None:
             return early
-        reply = await self._ask(question)
+        reply = await self._ask(question, over_tcp=over_tcp)
         if reply is None:
             return dns_answers.answer(question, rcode=RCODE.SERVFAIL)
+        if reply.header.tc:
+            # The guest asks again over TCP, as it would for anything long; fetching it now would be work for nothing.
+            return dns_answers.answer(question, truncated=True)
         filtered = dns_answers.filtered(question, reply, self._may_be_told)
         if filtered.withheld:
             withheld = [str(address) for address in filtered.withheld]
             log.info("addresses withheld", guest=str(guest), name=question.name, addresses=withheld)
         return filtered.packet
 
-    async def _ask(self, question: Question) -> DNSRecord | None:
-        """Ask every name server in turn, twice, until one answers."""
+    async def _ask(self, question: Question, *, over_tcp: bool) -> DNSRecord | None:
+        """Ask every name server in turn, twice, until one answers; the answer may be cut unless `over_tcp`."""
         for _ in range(UPSTREAM_ROUNDS):
             for upstream in self._upstreams():
                 message_id = secrets.randbelow(65536)
@@ -218,7 +234,7 @@ class Resolver:
                 with contextlib.suppress(OSError, ValueError, EOFError):
                     async with asyncio.timeout(UPSTREAM_SECONDS):
                         reply = await self._exchange_udp(upstream, query, question, message_id)
-                        if reply.header.tc:
+                        if reply.header.tc and over_tcp:
                             packet = await self._exchange_tcp(upstream, query)
                             reply = dns_answers.parse_reply(packet, question, message_id)
                     if reply.header.rcode in (RCODE.NOERROR, RCODE.NXDOMAIN):

@@ -120,3 +120,20 @@ def test_resolv_conf() -> None:
     text = "# nameserver 1.1.1.1\nsearch x\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver nonsense\n"
     assert parse_resolv_conf(text) == [Upstream("127.0.0.53"), Upstream("fe80::1%eth0")]
     assert parse_resolv_conf("options edns0\n") == [Upstream("127.0.0.1")]
+
+
+def test_a_question_with_answers_in_it_is_malformed() -> None:
+    record = DNSRecord.question("a.b")
+    for number in range(dns_answers.QUESTION_RECORDS + 1):
+        record.add_answer(RR("a.b", QTYPE.A, rdata=A(f"8.8.8.{number}")))
+    with pytest.raises(dns_answers.MalformedQuestionError):
+        dns_answers.parse_question(record.pack())
+
+
+def test_an_answer_of_any_size_is_not_read() -> None:
+    asked = question()
+    reply = DNSRecord.parse(dns_answers.upstream_query(asked, 77)).reply()
+    for number in range(1_500):
+        reply.add_answer(RR("example.org", QTYPE.A, rdata=A(f"8.8.{number // 250}.{number % 250}")))
+    with pytest.raises(ValueError, match="bytes"):
+        dns_answers.parse_reply(reply.pack(), asked, 77)
