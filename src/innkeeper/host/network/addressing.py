@@ -23,7 +23,7 @@ CANDIDATE_RANGES = (
     IPv4Network("192.168.0.0/16"),
 )
 
-# Every range of the IANA special-purpose registry that is not plain public unicast, and multicast. A guest on the
+# Every range of the IANA special-purpose registry that is not plain public unicast, multicast, and what clouds hide among public addresses. A guest on the
 # internet policy reaches none of them, and our resolver hands out no address in them.
 NOT_PUBLIC = tuple(
     IPv4Network(text)
@@ -32,6 +32,7 @@ NOT_PUBLIC = tuple(
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # shared by carriers: also our guests, and some clouds' metadata services
         "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # public by its number, yet Azure's host agent, which tells a machine its secrets
         "169.254.0.0/16",  # link-local: cloud metadata
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments: some clouds' metadata
