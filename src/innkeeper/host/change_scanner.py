@@ -16,7 +16,7 @@ import select
 import signal
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,6 @@ class ScanTarget:
     baseline: Path
     excluded: tuple[str, ...] = ()
 
-    def same_files(self, other: ScanTarget) -> bool:
-        """Whether both mean the same files. Not where the baseline is: a file that moved is known by its identity."""
-        return (self.upper, self.lowers, self.excluded) == (other.upper, other.lowers, other.excluded)
-
 
 @dataclass
 class _Process:
@@ -90,11 +86,11 @@ class _Watch:
     clean: tuple[int, ScanTarget, tuple[int, int]] | None = None
 
     def note(self, count: int | None, target: ScanTarget) -> None:
-        self.clean = None if count is None else (count, target, _identity(target.baseline))
+        self.clean = None if count is None else (count, _without_place(target), _identity(target.baseline))
 
     def is_clean(self, count: int | None, target: ScanTarget, *, result: Path) -> bool:
         """Whether a scan for a new result would find nothing."""
-        if count is None or self.clean is None or count != self.clean[0] or not self.clean[1].same_files(target):
+        if count is None or self.clean is None or self.clean[:2] != (count, _without_place(target)):
             return False
         try:
             same_device = target.upper.stat().st_dev == self.changes.device
@@ -241,6 +237,11 @@ class ChangeScanner:
                 self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))
             return self._current
+
+
+def _without_place(target: ScanTarget) -> ScanTarget:
+    """The target without its baseline's path: a file that moved is known by its identity."""
+    return replace(target, baseline=Path())
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -74,8 +74,6 @@ class FileChanges:
         self._directory = directory
         self._records = records
         self._uid, self._gid = scanner_uid, scanner_gid
-        # By machine; made anew when an instance takes the machine.
-        self._targets: dict[str, ScanTarget] = {}
 
     def folder(self, instance_id: UUID) -> Path:
         """The instance's folder: `baseline` and one result file per execution."""
@@ -91,7 +89,6 @@ class FileChanges:
     def prepare(self, machine: Machine, instance_id: UUID) -> None:
         """Make the instance's folder, owned by the scanner: the machine's own where its baseline was taken ahead."""
         folder = self.folder(instance_id)
-        self._targets.pop(machine.id, None)
         try:
             (self._directory / machine.id).rename(folder)
         except FileNotFoundError:
@@ -109,19 +106,15 @@ class FileChanges:
     def release(self, machine: Machine) -> None:
         """Let go of a machine that ends; what belongs to its instance stays. To be called before its disk is unmounted."""
         self._scanner.unwatch(machine.upper)
-        self._targets.pop(machine.id, None)
         shutil.rmtree(self._directory / machine.id, ignore_errors=True)
 
     def _target(self, machine: Machine) -> ScanTarget:
-        target = self._targets.get(machine.id)
-        if target is None:
-            target = self._targets[machine.id] = ScanTarget(
-                upper=machine.upper,
-                lowers=machine.lowers,
-                baseline=self._directory / str(machine.record.instance_id or machine.id) / "baseline",
-                excluded=EXCLUDED,
-            )
-        return target
+        return ScanTarget(
+            upper=machine.upper,
+            lowers=machine.lowers,
+            baseline=self._directory / str(machine.record.instance_id or machine.id) / "baseline",
+            excluded=EXCLUDED,
+        )
 
     def watch(self, machine: Machine) -> None:
         """Let the kernel tell when nothing changed: a command that touched no file then needs no scan."""

@@ -38,14 +38,12 @@ class InodeChanges:
             raise OSError(f"{path} is not on an ext4 file system of its own")
         if "lazytime" in mount.super_options | mount.options:
             raise OSError(f"{path} is mounted with lazytime: its times change without a trace")
+        self._online = _ONLINE.read_text()
         self._counters: list[int] = []
-        # Kept open: a read of the whole file anew takes eight calls, and every command asks.
-        self._online_file = os.open(_ONLINE, os.O_RDONLY | os.O_CLOEXEC)
         # The kernel's own encoding of a device number, which trace points show.
         device = os.major(self.device) << 20 | os.minor(self.device)
         try:
-            self._online = self._read_online()
-            for cpu in _cpus(self._online.decode()):
+            for cpu in _cpus(self._online):
                 self._counters.append(_open_counter(event, cpu))
                 fcntl.ioctl(self._counters[-1], _PERF_EVENT_IOC_SET_FILTER, f"dev == {device}".encode() + b"\0")
         except BaseException:
@@ -54,20 +52,14 @@ class InodeChanges:
 
     def count(self) -> int | None:
         """How many changes there were; None when that is not known, because a CPU came or went. 8 µs a CPU."""
-        if not self._counters or self._read_online() != self._online:
+        if not self._counters or _ONLINE.read_text() != self._online:
             return None
         return sum(int(_COUNT.unpack(os.read(counter, _COUNT.size))[0]) for counter in self._counters)
 
     def close(self) -> None:
         """Stop counting."""
-        if self._online_file >= 0:
-            os.close(self._online_file)
-            self._online_file = -1
         while self._counters:
             os.close(self._counters.pop())
-
-    def _read_online(self) -> bytes:
-        return os.pread(self._online_file, 4096, 0)
 
 
 def find_event() -> int:

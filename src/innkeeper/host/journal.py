@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 from uuid import UUID
 
 from innkeeper.errors import ExecutionNotFoundError
@@ -41,12 +42,8 @@ class ExecutionRecord:
     duration_ms: float | None = None
     lost: str | None = None
 
-    def to_json(self) -> bytes:
-        """The record's file."""
-        return json.dumps({name: getattr(self, name) for name in _RECORD_FIELDS}).encode()
 
-
-_RECORD_FIELDS = tuple(field.name for field in fields(ExecutionRecord))
+_FIELDS = frozenset(one.name for one in fields(ExecutionRecord))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +59,15 @@ class OutputSlice:
 class Journal:
     """Writes one execution's output.
 
-    `<execution>.running` marks one that was begun: a daemon that starts again finds it and goes on. `finish` makes that file the record.
-    Every command waits for these few calls, so they are the kernel's own: `pathlib` and buffered files take three times as many.
+    `<execution>.running` marks one that was begun: a daemon that starts again finds it and goes on. `finish` leaves the record in its place.
     """
 
     def __init__(self, directory: Path, execution_id: UUID) -> None:
-        self._running = directory / f"{execution_id}.running"
-        self._ended = directory / f"{execution_id}.json"
+        self._stem = directory / str(execution_id)
         self.record = ExecutionRecord(execution_id=str(execution_id), started_at=time.time())
-        self._head: int | None = None
-        self._tail: int | None = None
-        self._mark: int | None = None
+        self._head: BinaryIO | None = None
+        self._tail: BinaryIO | None = None
+        self._mark: BinaryIO | None = None
 
     @classmethod
     def resume(cls, directory: Path, execution_id: UUID) -> Journal:
@@ -82,13 +77,13 @@ class Journal:
         return journal
 
     def exists(self) -> bool:
-        """Whether an execution of that id has ended already. One that runs is known to the agent, and to `begin`."""
-        return self._ended.exists()
+        """Whether there is an execution of that id already."""
+        return self._stem.with_suffix(".json").exists() or self._stem.with_suffix(".running").exists()
 
     def begin(self) -> None:
         """Mark the execution as begun. Raises FileExistsError for an id that runs already."""
-        self._mark = os.open(self._running, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _pwrite_all(self._mark, _mark(self.record), 0)
+        with self._stem.with_suffix(".running").open("xb") as mark:
+            mark.write(_mark(self.record))
 
     def write(self, data: bytes) -> None:
         """Append output. Raises OSError when the host's disk is full; what was written until then counts."""
@@ -131,53 +126,39 @@ class Journal:
 
     def _opened_head(self) -> int:
         if self._head is None:
-            self._head = _open(self._ended.with_suffix(".head"))
-        return self._head
+            self._head = _open(self._stem.with_suffix(".head"))
+        return self._head.fileno()
 
     def _opened_tail(self) -> int:
         if self._tail is None:
-            self._tail = _open(self._ended.with_suffix(".tail"))
-        return self._tail
+            self._tail = _open(self._stem.with_suffix(".tail"))
+            self._mark = _open(self._stem.with_suffix(".running"))
+        return self._tail.fileno()
 
     def _note_total(self) -> None:
-        # The ring's own size does not tell how often it went round. The record of one that has ended tells it.
-        if self._mark is None and not self.record.ended:
-            self._mark = _open(self._running)
         if self._mark is not None:
-            _pwrite_all(self._mark, _mark(self.record), 0)
+            # The ring's own size does not tell how often it went round.
+            _pwrite_all(self._mark.fileno(), _mark(self.record), 0)
 
     def finish(self) -> None:
-        """Leave the record. Its name is always a new one: ext4 flushes a file that is renamed over another, and a command's answer would wait for the disk."""
-        content = self.record.to_json()
-        if self._mark is not None:
-            mark, self._mark = self._mark, None
-            try:
-                # A record is always longer than the mark. A daemon that is killed before the rename leaves it to `unfinished`.
-                _pwrite_all(mark, content, 0)
-                self._running.rename(self._ended)
-                return
-            finally:
-                os.close(mark)
-        temporary = self._ended.with_suffix(".new")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _pwrite_all(file, content, 0)
-        finally:
-            os.close(file)
-        for older in (self._ended, self._running):
-            older.unlink(missing_ok=True)
-        temporary.rename(self._ended)
+        """Leave the record. It takes a new name: ext4 flushes a file that is renamed over another, and a command's answer would wait for the disk."""
+        path = self._stem.with_suffix(".json")
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(self.record)))
+        path.unlink(missing_ok=True)
+        temporary.rename(path)
+        self._stem.with_suffix(".running").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the files."""
         for file in (self._head, self._tail, self._mark):
             if file is not None:
-                os.close(file)
+                file.close()
         self._head = self._tail = self._mark = None
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _open(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
 
 
 def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -200,10 +181,7 @@ def _mark(record: ExecutionRecord) -> bytes:
 
 def _unfinished(directory: Path, execution_id: str) -> ExecutionRecord:
     try:
-        text = (directory / f"{execution_id}.running").read_text()
-        if text.startswith("{"):
-            return _parse_record(text)
-        started_at, total = text.split()
+        started_at, total = (directory / f"{execution_id}.running").read_text().split()
         record = ExecutionRecord(execution_id=execution_id, started_at=float(started_at), total_bytes=int(total))
     except (FileNotFoundError, ValueError):
         # None, or one that a crash of the host left empty.
@@ -216,32 +194,23 @@ def _unfinished(directory: Path, execution_id: str) -> ExecutionRecord:
 
 
 def unfinished(directory: Path) -> list[UUID]:
-    """Executions that were begun and have no record of their end. A record that only lacks its name gets it."""
+    """Executions that were begun and have no record of their end."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for path in directory.glob("*.running"):
             with contextlib.suppress(ValueError):
-                execution_id = UUID(path.stem)
-                if path.read_bytes().startswith(b"{"):
-                    path.rename(path.with_suffix(".json"))
-                else:
-                    found.append(execution_id)
+                found.append(UUID(path.stem))
     return found
 
 
 def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
     """The record of an execution, as far as it has come. Raises ExecutionNotFoundError."""
     try:
-        text = (directory / f"{execution_id}.json").read_text()
+        body = json.loads((directory / f"{execution_id}.json").read_text())
+        # What a newer version wrote beside is passed over.
+        return ExecutionRecord(**{name: value for name, value in body.items() if name in _FIELDS})
     except FileNotFoundError:
         return _unfinished(directory, str(execution_id))
-    return _parse_record(text)
-
-
-def _parse_record(text: str) -> ExecutionRecord:
-    try:
-        # What a newer version wrote beside is passed over.
-        return ExecutionRecord(**{name: value for name, value in json.loads(text).items() if name in _RECORD_FIELDS})
     except (ValueError, TypeError, AttributeError):
         # Cut short by a crash of the host: as good as none.
         raise ExecutionNotFoundError from None

@@ -142,18 +142,6 @@ def test_the_record_and_its_end(tmp_path):
         read_record(tmp_path, uuid4())
 
 
-def test_a_record_that_a_kill_left_under_the_old_name_is_one(tmp_path):
-    one, execution_id, _ = written(tmp_path, [30])
-    one.record.ended, one.record.exit_code = True, 3
-    one.finish()
-    one.close()
-    (tmp_path / f"{execution_id}.json").rename(tmp_path / f"{execution_id}.running")
-    assert read_record(tmp_path, execution_id).exit_code == 3
-    assert unfinished(tmp_path) == []
-    assert read_record(tmp_path, execution_id).exit_code == 3
-    assert [path.suffix for path in tmp_path.iterdir() if path.suffix in (".json", ".running")] == [".json"]
-
-
 @pytest.mark.parametrize("suffix", [".json", ".running"])
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"other": 1}', "1 2 3", "x y"])
 def test_a_damaged_record_is_none(tmp_path, suffix, text):

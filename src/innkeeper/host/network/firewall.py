@@ -31,7 +31,8 @@ class FirewallLimits:
     `allowed_cidrs` opens addresses that are not public: intranets, tests. An address of the host itself opens only when
     it is listed alone, as a /32. `allow_smtp` opens TCP 25, closed by default since one guest's spam takes the whole
     host's reputation with it (submission on 465 and 587 is open). The rest keeps one guest from using up the host's
-    connection table: connections at once, new ones and DNS questions per second.
+    connection table and the resolver: connections at once, new ones per second, DNS questions by UDP per second, and
+    connections to the resolver at once and new ones per second, and IP fragments per second.
     """
 
     allowed_cidrs: tuple[IPv4Network, ...] = ()
@@ -39,6 +40,20 @@ class FirewallLimits:
     connections_per_guest: int = 4096
     new_connections_per_second: int = 500
     dns_questions_per_second: int = 200
+    dns_connections: int = 16
+    dns_connections_per_second: int = 20
+    fragments_per_second: int = 100
+
+
+# How long the kernel keeps a TCP connection that nothing is heard of. A closed one stays for two minutes by default, and no
+# limit of connections counts it: 500 a second would be 60,000 entries, the whole table of a small host. An open one whose
+# guest is gone stays for five days; two hours are what RFC 5382 asks for.
+_TIMEOUTS = """\
+    ct timeout guest {
+        protocol tcp;
+        l3proto ip;
+        policy = { established: 7440, fin_wait: 30, last_ack: 10, time_wait: 5, close: 5 };
+    }"""
 
 
 def router_ruleset(
@@ -50,6 +65,7 @@ def router_ruleset(
     """
     guests = [_guest_element(slot) for slot in slots]
     pace, dns_pace = _over(limits.new_connections_per_second), _over(limits.dns_questions_per_second)
+    dns_tcp_pace, pieces = _over(limits.dns_connections_per_second), _over(limits.fragments_per_second)
     smtp = "" if limits.allow_smtp else "tcp dport 25 goto refuse"
     return f"""\
 table ip {TABLE}
@@ -67,12 +83,19 @@ table ip {TABLE} {{
     set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
     set pace {{ type ipv4_addr; size 65535; flags dynamic; }}
     set dns_pace {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set dns_connections {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set pieces {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set dns_tcp_pace {{ type ipv4_addr; size 65535; flags dynamic; }}
+{_TIMEOUTS}
 
-    # No guest speaks with an address or a MAC that is not its own.
+    # No guest speaks with an address or a MAC that is not its own. Ahead of the kernel's reassembly (-400), whose 4 MB all
+    # guests share: pieces that never become whole would fill it, and nobody's large packets got through any more.
     chain arrival {{
-        type filter hook prerouting priority raw; policy drop;
+        type filter hook prerouting priority -450; policy drop;
         iifname {{ "lo", "{UPLINK}" }} accept
-        iifname . ether saddr . ip saddr @guests accept
+        iifname . ether saddr . ip saddr != @guests drop
+        ip frag-off & 0x3fff != 0 add @pieces {{ ip saddr {pieces} }} drop
+        accept
     }}
     # What is addressed to the router itself: questions to the resolver, nothing else.
     chain local {{
@@ -80,8 +103,17 @@ table ip {TABLE} {{
         iifname "lo" accept
         iifname "{UPLINK}" drop
         iifname @online ip daddr {plan.resolver_ip} udp dport 53 add @dns_pace {{ ip saddr {dns_pace} }} drop
-        iifname @online ip daddr {plan.resolver_ip} meta l4proto {{ tcp, udp }} th dport 53 accept
+        iifname @online ip daddr {plan.resolver_ip} udp dport 53 accept
+        iifname @online ip daddr {plan.resolver_ip} tcp dport 53 goto questions
         goto refuse
+    }}
+    chain questions {{
+        ct state established accept
+        ct state invalid drop
+        add @dns_connections {{ ip saddr ct count over {limits.dns_connections} }} goto refuse
+        add @dns_tcp_pace {{ ip saddr {dns_tcp_pace} }} goto refuse
+        ct timeout set "guest"
+        accept
     }}
     chain transit {{
         type filter hook forward priority filter; policy drop;
@@ -107,6 +139,7 @@ table ip {TABLE} {{
         meta l4proto icmp icmp type != echo-request goto refuse
         add @connections {{ ip saddr ct count over {limits.connections_per_guest} }} goto refuse
         add @pace {{ ip saddr {pace} }} goto refuse
+        meta l4proto tcp ct timeout set "guest"
         accept
     }}
     chain refuse {{
@@ -140,6 +173,7 @@ delete table inet {plan.host_table}
 
 table inet {plan.host_table} {{
     set exceptions {{ type ipv4_addr; flags interval; {_elements(exceptions)} }}
+{_TIMEOUTS}
 
     # Ahead of everybody's address translation: otherwise a port that the host forwards to a container would be reached
     # through the host's address, as forwarded and not as local traffic.
@@ -160,6 +194,7 @@ table inet {plan.host_table} {{
     # Nobody opens a connection to a guest.
     chain transit {{
         type filter hook forward priority filter - 10; policy accept;
+        iifname "{plan.uplink}" meta l4proto tcp ct timeout set "guest"
         oifname != "{plan.uplink}" accept
         meta nfproto ipv4 ct state established,related accept
         drop
