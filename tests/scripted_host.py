@@ -32,6 +32,8 @@ class ScriptedHost:
     def __init__(self) -> None:
         self.id = uuid4()
         self.machines: dict[UUID, dict[str, Any]] = {}
+        self.request_ids: list[str | None] = []
+        self.log_level = "info"
         self.disks: set[UUID] = set()
         self.files: dict[tuple[UUID, str], bytes] = {}
         self.asked: list[Any] = []
@@ -63,10 +65,13 @@ class ScriptedHost:
             adapter = TypeAdapter(verb)
 
             async def handler(call: ServerCall) -> dict[str, Any]:
-                known = {f.name for f in dataclasses.fields(verb)} | {"verb"}
+                known = {f.name for f in dataclasses.fields(verb)} | {"verb", "request_id"}
                 assert call.params.keys() <= known
-                request = adapter.validate_python({k: v for k, v in call.params.items() if k != "verb"})
+                request = adapter.validate_python(
+                    {k: v for k, v in call.params.items() if k not in ("verb", "request_id")}
+                )
                 self.asked.append(request)
+                self.request_ids.append(call.params.get("request_id"))
                 result: dict[str, Any] = await answer(request, call)
                 return result
 
@@ -89,8 +94,17 @@ class ScriptedHost:
                 (verbs.ListImages, self._list_images),
                 (verbs.HostStatus, self._status),
                 (verbs.WatchHost, self._watch),
+                (verbs.Diagnose, self._diagnose),
+                (verbs.SetLogLevel, self._set_log_level),
             )
         }
+
+    async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:
+        return {"tasks": [{"name": request.kind, "count": 1, "stack": []}]}
+
+    async def _set_log_level(self, request: verbs.SetLogLevel, call: ServerCall) -> dict[str, Any]:
+        self.log_level = request.level or self.log_level
+        return {"level": self.log_level}
 
     async def _ensure(self, request: verbs.EnsureMachine, call: ServerCall) -> dict[str, Any]:
         trace = [{"step": step, "at_ms": float(at)} for at, step in enumerate(STEPS)]

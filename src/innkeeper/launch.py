@@ -23,7 +23,7 @@ from innkeeper import shipped
 from innkeeper.api_process import ApiProcess, CannotStartError
 from innkeeper.bus.socketpair import serve_socketpair
 from innkeeper.host.inventory import refuse_reasons, take_inventory
-from innkeeper.log_setup import configure_logging
+from innkeeper.log_setup import LogLevel, configure_logging, log_file
 from innkeeper.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,14 +36,19 @@ RESTART_SECONDS = 1.0
 
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or SIGINT. Exits with status 1, and the reason with its FIX line, where it cannot run."""
-    configure_logging(form=settings.log_format, level=settings.log_level, process="host")
+    level = configure_logging(
+        form=settings.log_format,
+        level=settings.log_level,
+        process="host",
+        file=log_file(settings, settings.host_dir / "log" / "host.log"),
+    )
     # About ten descriptors a guest, more while it is watched: a shell's usual 1,024 would end at a hundred guests.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     refusals: list[str] = []
     try:
         # Not uvloop: it takes SIGCHLD for itself, and the daemon reaps orphans.
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, level))
     except* CannotStartError as group:
         refusals = [str(error) for error in _leaves(group)]
     if refusals:
@@ -59,7 +64,7 @@ def _leaves(group: BaseExceptionGroup[CannotStartError]) -> Iterator[BaseExcepti
             yield error
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, level: LogLevel) -> None:
     began = time.monotonic()
     if os.geteuid() != 0:
         raise CannotStartError("inn serve needs root (the API process drops it)")
@@ -73,6 +78,8 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    for number, name in ((signal.SIGUSR1, "debug"), (signal.SIGUSR2, settings.log_level)):
+        loop.add_signal_handler(number, level.set, name)
     with _only_server(settings):
         api = await ApiProcess.spawn(settings)
         try:
@@ -89,6 +96,7 @@ async def _serve(settings: Settings) -> None:
                 recipes=recipes,
                 progress=lambda line: print(line, flush=True),
                 keep_running=settings.keep_machines,
+                level=level,
             ) as daemon:
                 work = loop.create_task(_work(settings, daemon, api, began))
                 await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)

@@ -20,7 +20,7 @@ from innkeeper.bus.socketpair import socketpair_bus
 from innkeeper.control import organizations
 from innkeeper.control.context import build_control
 from innkeeper.errors import InnkeeperError
-from innkeeper.log_setup import configure_logging
+from innkeeper.log_setup import LogLevel, configure_logging, log_file
 from innkeeper.settings import Settings, load_settings
 from innkeeper.store import server
 from innkeeper.store.database import open_database
@@ -38,18 +38,25 @@ def main() -> None:
     """
     bus_fd, ready_fd, known_database = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     settings = load_settings()
-    configure_logging(form=settings.log_format, level=settings.log_level, process="api")
+    level = configure_logging(
+        form=settings.log_format,
+        level=settings.log_level,
+        process="api",
+        file=log_file(settings, settings.api_dir / "log" / "api.log"),
+    )
     import uvloop
 
-    uvloop.run(_run(settings, socket.socket(fileno=bus_fd), ready_fd, known_database))
+    uvloop.run(_run(settings, socket.socket(fileno=bus_fd), ready_fd, known_database, level))
 
 
-async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str) -> None:
+async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str, level: LogLevel) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    work = loop.create_task(_serve(settings, bus_end, ready_fd, known_database, stop))
+    for number, name in ((signal.SIGUSR1, "debug"), (signal.SIGUSR2, settings.log_level)):
+        loop.add_signal_handler(number, level.set, name)
+    work = loop.create_task(_serve(settings, bus_end, ready_fd, known_database, level, stop))
     stopped = loop.create_task(stop.wait())
     await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -65,7 +72,12 @@ async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_
 
 
 async def _serve(
-    settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str, stop: asyncio.Event
+    settings: Settings,
+    bus_end: socket.socket,
+    ready_fd: int,
+    known_database: str,
+    level: LogLevel,
+    stop: asyncio.Event,
 ) -> None:
     try:
         database = await open_database(
@@ -84,7 +96,7 @@ async def _serve(
         # The daemon waits for this: what refuses a start leaves guests and disks as they are.
         _tell(ready_fd, {"opened": True})
         async with socketpair_bus(bus_end) as bus:
-            control = build_control(settings, database, bus)
+            control = build_control(settings, database, bus, level=level)
             first_token = await organizations.bootstrap(control)
             server_uuid = await database.read(server.get, organizations.SERVER_UUID)
             await control.start()

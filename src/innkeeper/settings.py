@@ -202,6 +202,18 @@ class Settings(BaseModel):
         Literal["debug", "info", "warning", "error"], Field(description="Least severe level that is logged.")
     ] = "info"
 
+    log_file_mb: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_240,
+            description="Log as JSON to `host/log/host.log` and `api/log/api.log` in the state directory too, rotated at this size; 0: no files.",
+        ),
+    ] = 0
+    log_files_kept: Annotated[
+        int, Field(ge=1, le=1_000, description="Rotated log files that are kept of each process.")
+    ] = 5
+
     @model_validator(mode="after")
     def _plain_http_stays_on_loopback(self) -> Self:
         if not (self.insecure or self.listen == "localhost" or ip_address(self.listen).is_loopback):

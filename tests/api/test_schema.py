@@ -40,7 +40,7 @@ CHECKS = [
 ]
 
 # Endpoints that refuse everyone but the operator, and an organization whose limits nothing else meets.
-OPERATORS = ("/v1/organizations", "/v1/hosts")
+OPERATORS = ("/v1/organizations", "/v1/hosts", "/v1/log-level")
 OTHER_ORGANIZATION = "other"
 
 

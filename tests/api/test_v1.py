@@ -219,3 +219,23 @@ async def test_the_log_has_no_query_token_or_body(api: Any, capsys: pytest.Captu
     assert "request_id" in out
     assert "hunter2" not in out
     assert api.token not in out
+
+
+async def test_the_log_names_request_and_instance_and_never_the_key_of_public_files(
+    api: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = await api.make_room()
+    answer = await api.client.post(f"{api.room}/command", json={"command": "true"})
+    entry = next(iter(api.world.control.rooms))
+    await api.client.get("/v1/tokens")
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if answer.headers["x-request-id"] in line)
+    assert str(entry.instance.id) in line
+    assert "instance_id" not in lines[-1]
+    assert made["instance_id"] not in "".join(lines)
+
+
+async def test_a_call_carries_its_request_to_the_host(api: Any) -> None:
+    answer = await api.client.post(f"{api.room}/command", json={"command": "true"})
+    # Making the room and running the command.
+    assert api.world.host.request_ids.count(answer.headers["x-request-id"]) == 2

@@ -17,7 +17,7 @@ UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 HOST_IN_URL = re.compile(r"https?://(?:[^/\s\"'@]*@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)")
 # Debian's servers are what an installation needs; the rest are pages that are quoted, and names that RFC 6761 and 2606 keep for this.
 PUBLIC_HOSTS = re.compile(
-    r"(.+\.)?debian\.org|github\.com|gvisor\.dev|www\.apache\.org|(.+\.)?(example|test|invalid|localhost)|(.+\.)?example\.(com|org|net)"
+    r"(.+\.)?debian\.org|github\.com|gvisor\.dev|www\.apache\.org|www\.speedscope\.app|(.+\.)?(example|test|invalid|localhost)|(.+\.)?example\.(com|org|net)"
     r"|[0-9.]+|\[.*\]|[a-z]|inn|innkeeper"
 )
 REGISTRIES = re.compile(

@@ -27,7 +27,7 @@ def test_the_leaves_of_a_group_in_their_order():
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_refusal_is_one_line_with_its_fix_and_status_1(monkeypatch, capsys, grouped):
-    async def refuse(settings):
+    async def refuse(settings, level):
         error = CannotStartError("no runsc\nFIX: apt-get install runsc")
         raise BaseExceptionGroup("g", [ExceptionGroup("h", [error])]) if grouped else error
 
@@ -38,7 +38,7 @@ def test_a_refusal_is_one_line_with_its_fix_and_status_1(monkeypatch, capsys, gr
 
 
 def test_another_failure_is_not_swallowed(monkeypatch):
-    async def crash(settings):
+    async def crash(settings, level):
         raise ExceptionGroup("g", [CannotStartError("x"), KeyError("bug")])
 
     monkeypatch.setattr(launch, "_serve", crash)

@@ -5,7 +5,8 @@ import pytest
 import structlog
 
 from innkeeper.core.token import Dialect, render_token
-from innkeeper.log_setup import configure_logging, redact
+from innkeeper.log_setup import LogFile, configure_logging, log_file, redact
+from innkeeper.settings import Settings
 
 TOKENS = [render_token(dialect) for dialect in Dialect] + [render_token(Dialect.GENTILITY, test=True)]
 
@@ -120,3 +121,54 @@ def test_both_kinds_of_lines_are_redacted_and_name_their_process(form, capsys, f
             ("failed", "error", "host"),
             ("failed", "error", "host"),
         ]
+
+
+def test_the_level_changes_for_loggers_that_were_used_before(capsys, fresh):
+    level = configure_logging(form="json", level="warning", process="host")
+    log = structlog.get_logger("a")
+    log.info("one")
+    level.set("debug")
+    log.debug("two")
+    level.set(level.configured)
+    log.info("three")
+    log.warning("four")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["two", "four"]
+    with pytest.raises(KeyError):
+        level.set("loud")
+    assert level.name == "warning"
+
+
+def test_files_hold_the_same_lines_within_their_bounds(tmp_path, capsys, fresh):
+    path = tmp_path / "log" / "host.log"
+    file = LogFile(path, max_bytes=2_000, kept=2)
+    configure_logging(form="console", level="info", process="host", file=file)
+    for number in range(200):
+        structlog.get_logger("a").info("ours", number=number, request={"token": "hunter2"})
+        logging.getLogger("b").warning("theirs %s", TOKENS[0])
+    file.close()
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["host.log", "host.log.1", "host.log.2"]
+    assert all(file.stat().st_size <= 2_000 and file.stat().st_mode & 0o777 == 0o600 for file in files)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    lines = [json.loads(line) for file in reversed(files) for line in file.read_text().splitlines()]
+    assert {line["process"] for line in lines} == {"host"} and lines[-1]["event"] == "theirs rk_live_[redacted]"
+    numbers = [line["number"] for line in lines if line["event"] == "ours"]
+    assert numbers == list(range(numbers[0], 200))
+    assert "hunter2" not in "".join(file.read_text() for file in files)
+    assert capsys.readouterr().err.count("ours") == 200
+
+
+def test_a_file_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path, capsys, fresh):
+    (tmp_path / "log").write_text("not a folder")
+    file = LogFile(tmp_path / "log" / "host.log", max_bytes=2_000, kept=2)
+    configure_logging(form="json", level="info", process="host", file=file)
+    for _ in range(3):
+        structlog.get_logger("a").info("line")
+    said = capsys.readouterr().err
+    assert (said.count('"event": "line"'), said.count("log file ")) == (3, 1)
+
+
+def test_no_file_unless_a_size_is_set(tmp_path):
+    assert log_file(Settings(), tmp_path / "x") is None
+    made = log_file(Settings(log_file_mb=3, log_files_kept=7), tmp_path / "x")
+    assert (made.maxBytes, made.backupCount) == (3 << 20, 7)

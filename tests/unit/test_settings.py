@@ -30,6 +30,8 @@ RANGES = {
     "pool_disk_mb": (1_024, None),
     "max_execs": (1, None),
     "public_files_per_minute": (1, None),
+    "log_file_mb": (0, 10_240),
+    "log_files_kept": (1, 1_000),
 }
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from innkeeper.api.errors import ClientDisconnectedError, ErrorShape, describe, error_response
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.raw_path import raw_path
+from innkeeper.control.rooms import INSTANCE_ID
 from innkeeper.errors import NotFoundError
 
 log = structlog.get_logger("innkeeper.api")
@@ -96,6 +97,7 @@ class Edge:
             self._metrics.observe(scope["method"], route, status, seconds)
             self._log(scope, route, status, seconds, failure)
             structlog.contextvars.reset_contextvars(**tokens)
+            structlog.contextvars.unbind_contextvars(INSTANCE_ID)
 
     def _log(self, scope: Scope, route: str, status: int, seconds: float, failure: BaseException | None) -> None:
         fields: dict[str, Any] = {

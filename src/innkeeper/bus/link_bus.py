@@ -7,12 +7,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from innkeeper.bus.contract import Call, Handler
 from innkeeper.errors import LinkLostError, UnavailableError
 from innkeeper.ids import parse_uuid
 from innkeeper.wire.frames import Limits, ProtocolError
 from innkeeper.wire.link import Link
 
+# Beside a verb's own parameters; the daemon takes it out before it validates them.
+REQUEST_ID = "request_id"
 # Both ends are ours: pages of file changes and batches of settings travel as one object, and a watcher may lag by thousands of events.
 BUS_LIMITS = Limits(
     max_payload=16_777_216, max_streams=16_384, max_unread_messages=100_000, max_send_buffer=268_435_456
@@ -27,6 +31,12 @@ def host_link(handlers: Mapping[str, Handler]) -> Link:
 def greet(link: Link, host_id: UUID) -> None:
     """Tell the control side which host this is."""
     link.send_hello({"host_id": str(host_id)})
+
+
+def _marked(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with the id of the request that they are for, so that both processes' log lines can be laid side by side."""
+    request_id = structlog.contextvars.get_contextvars().get(REQUEST_ID)
+    return params if request_id is None else {**params, REQUEST_ID: request_id}
 
 
 class LinkBus:
@@ -67,7 +77,7 @@ class LinkBus:
     async def open(self, host_id: UUID, verb: str, params: dict[str, Any]) -> AsyncIterator[Call]:
         """Open a call; leaving the context before the result cancels it."""
         try:
-            stream = self._link(host_id).open(verb, params)
+            stream = self._link(host_id).open(verb, _marked(params))
         except LinkLostError as error:
             raise UnavailableError("The host is not reachable") from error
         try:
@@ -85,7 +95,7 @@ class LinkBus:
         """A call without streams."""
         link = self._link(host_id)
         try:
-            return await link.request(verb, params, timeout_seconds=timeout_seconds)
+            return await link.request(verb, _marked(params), timeout_seconds=timeout_seconds)
         except TimeoutError as error:
             raise UnavailableError("The host did not answer in time") from error
         except LinkLostError as error:

@@ -26,6 +26,7 @@ COMMANDS = {
     "token": ("token", "app"),
     "host": ("host", "app"),
     "settings": ("settings", "settings"),
+    "diagnose": ("diagnose", "app"),
     "audit": ("audit", "audit"),
     "version": ("version", "version"),
 }

@@ -18,6 +18,8 @@ from innkeeper.control.token_cache import TokenCache
 from innkeeper.control.write_behind import WriteBehind
 from innkeeper.core.image import Image
 from innkeeper.core.token import Organization
+from innkeeper.diagnosis import Diagnosis
+from innkeeper.log_setup import LogLevel
 from innkeeper.settings import Settings
 from innkeeper.store.database import Database
 from innkeeper.store.profiles import StoredProfile
@@ -26,8 +28,12 @@ from innkeeper.store.profiles import StoredProfile
 class Control:
     """The control side of one server. Between `start` and `close` the use cases may be called, from one event loop."""
 
-    def __init__(self, settings: Settings, database: Database, bus: Bus, *, blobs: Blobs, box: SecretBox) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, bus: Bus, *, blobs: Blobs, box: SecretBox, level: LogLevel
+    ) -> None:
         self.settings = settings
+        self.log_level = level
+        self.diagnosis = Diagnosis()
         self.database = database
         self.bus = bus
         self.blobs = blobs
@@ -65,12 +71,19 @@ class Control:
         await self.later.flush(self)
 
 
-def build_control(settings: Settings, database: Database, bus: Bus) -> Control:
-    """The control side over an open database and a bus.
+def build_control(settings: Settings, database: Database, bus: Bus, *, level: LogLevel | None = None) -> Control:
+    """The control side over an open database and a bus; `level` is what the operator may change this process's logging by.
 
     Raises:
         ValueError: the master key cannot be used.
 
     """
     box = load_box(settings)
-    return Control(settings, database, bus, blobs=DirectoryBlobs(settings.api_dir / "blobs"), box=box)
+    return Control(
+        settings,
+        database,
+        bus,
+        blobs=DirectoryBlobs(settings.api_dir / "blobs"),
+        box=box,
+        level=level or LogLevel(settings.log_level),
+    )

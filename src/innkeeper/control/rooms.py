@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from structlog.contextvars import bind_contextvars
+
 from innkeeper.control import profiles, provisioning
 from innkeeper.control.access import require
 from innkeeper.control.flights import Flight
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RoomView", "destroy", "find", "get_or_create", "list_all", "list_of_profile"]
 
 PAGE_MAX = 1_000
+# What a request leaves for the log: the edge takes it away again.
+INSTANCE_ID = "instance_id"
 
 
 async def get_or_create(
@@ -60,7 +64,7 @@ async def ready_entry(
         and (host_id is None or host_id == entry.instance.host_id)
         and principal.allows(Scope.ROOMS)
     ):
-        control.rooms.touch(entry)
+        _use(control, entry)
         return entry
     require(principal, Scope.ROOMS)
     validate_room_id(room_id)
@@ -88,7 +92,7 @@ async def usable_entry(control: Control, principal: Principal, entry: Entry) -> 
 
     """
     if entry.ready:
-        control.rooms.touch(entry)
+        _use(control, entry)
         return entry
     if entry.instance.state is InstanceState.FAILED:
         raise InstanceFailedError(entry.instance.failure)
@@ -116,7 +120,7 @@ async def _bring_up(
         flight = control.flights.get(key)
         if flight is None:
             if entry is not None and entry.ready:
-                control.rooms.touch(entry)
+                _use(control, entry)
                 return entry
             flight = control.flights.start(
                 key, "up", lambda: provisioning.bring_up(control, principal, stored, room_id, host_id)
@@ -124,6 +128,12 @@ async def _bring_up(
         await _wait(control, flight, key, deadline - loop.time())
         if flight.kind == "up":
             flight.future.result()
+
+
+def _use(control: Control, entry: Entry) -> None:
+    """The room is being used: its idle time starts anew, and the request's log lines name its instance (not by the public id, which is a key)."""
+    control.rooms.touch(entry)
+    bind_contextvars(**{INSTANCE_ID: str(entry.instance.id)})
 
 
 async def _wait(control: Control, flight: Flight, key: tuple[UUID, str], seconds: float) -> None:

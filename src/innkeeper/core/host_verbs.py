@@ -222,6 +222,23 @@ class WatchHost:
     verb: ClassVar[str] = "host.watch"
 
 
+@dataclass(frozen=True, slots=True)
+class Diagnose:
+    """Look into the daemon's process for its operator. `kind` is `stacks`, `tasks` or `memory`; the answers are those of `Diagnosis.ask`."""
+
+    verb: ClassVar[str] = "host.diagnose"
+    kind: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SetLogLevel:
+    """Log from `level` on until the daemon ends; None changes nothing. Answer: `{"level"}`."""
+
+    verb: ClassVar[str] = "host.log_level"
+    level: str | None = None
+
+
 VERBS: tuple[type[Any], ...] = (
     EnsureMachine,
     DestroyMachine,
@@ -237,6 +254,8 @@ VERBS: tuple[type[Any], ...] = (
     ListImages,
     HostStatus,
     WatchHost,
+    Diagnose,
+    SetLogLevel,
 )
 
 

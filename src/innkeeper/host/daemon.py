@@ -40,9 +40,11 @@ from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.network.firewall import FirewallLimits
 from innkeeper.host.network.network import Network, NetworkSettings
 from innkeeper.host.network.resolver import Upstream
+from innkeeper.host.operator_verbs import OperatorVerbs
 from innkeeper.host.shipped_images import ShippedImages
 from innkeeper.host.turns import Turns
 from innkeeper.host.verbs import Verbs, Watchers
+from innkeeper.log_setup import LogLevel
 from innkeeper.settings import Settings, comma_separated
 
 log = structlog.stdlib.get_logger(__name__)
@@ -66,9 +68,18 @@ class Daemon:
 
 @asynccontextmanager
 async def run_daemon(
-    settings: Settings, *, agent_binary: Path, recipes: Path, progress: Callable[[str], None], keep_running: bool = True
+    settings: Settings,
+    *,
+    agent_binary: Path,
+    recipes: Path,
+    progress: Callable[[str], None],
+    keep_running: bool = True,
+    level: LogLevel | None = None,
 ) -> AsyncIterator[Daemon]:
-    """The daemon, ready to serve. At the end its machines run on for the next one to adopt, unless `keep_running` is false."""
+    """The daemon, ready to serve. At the end its machines run on for the next one to adopt, unless `keep_running` is false.
+
+    `level` is what the operator may change the daemon's logging by.
+    """
     become_subreaper()
     directories = Directories(settings.host_dir)
     directories.make()
@@ -196,7 +207,9 @@ async def run_daemon(
             status=status,
             agent_version=agent_dir.name,
         )
-        yield Daemon(host_id, verbs.handlers(), driver, images, fleet, recovered)
+        operator = OperatorVerbs(level=level or LogLevel(settings.log_level))
+        handlers = {**verbs.handlers(), **operator.handlers()}
+        yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 
 async def _wind_down(fleet: Fleet, driver: Driver, store: ImageStore, pool: DiskPool, *, keep_running: bool) -> None:

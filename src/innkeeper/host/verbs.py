@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
+from structlog.contextvars import bind_contextvars
 
 from innkeeper.bus.contract import Data, Handler, ServerCall
+from innkeeper.bus.link_bus import REQUEST_ID
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.image import Image
 from innkeeper.core.instance import BootStep
@@ -73,6 +75,23 @@ def parser(request_type: type[Request]) -> Callable[[ServerCall], Request]:
     return parse
 
 
+def bind_handler(
+    request_type: type[Request], handle: Callable[[Request, ServerCall], Awaitable[dict[str, Any]]]
+) -> Handler:
+    """The handler of a verb: it checks the parameters, marks the call's log lines and hands over the verb's dataclass."""
+    parse = parser(request_type)
+
+    async def handler(call: ServerCall) -> dict[str, Any]:
+        request_id = call.params.pop(REQUEST_ID, None)
+        request = parse(call)
+        # A call has a task of its own, so what is bound here ends with it.
+        marks = {REQUEST_ID: request_id, "instance_id": getattr(request, "instance_id", None)}
+        bind_contextvars(**{name: str(value) for name, value in marks.items() if value is not None})
+        return await handle(request, call)
+
+    return handler
+
+
 class Verbs:
     """Translates calls to the fleet, the executions and the files."""
 
@@ -98,32 +117,21 @@ class Verbs:
     def handlers(self) -> Mapping[str, Handler]:
         """Handlers by verb."""
         return {
-            verbs.EnsureMachine.verb: self._bind(verbs.EnsureMachine, self._ensure),
-            verbs.DestroyMachine.verb: self._bind(verbs.DestroyMachine, self._destroy),
-            verbs.ListMachines.verb: self._bind(verbs.ListMachines, self._machines),
-            verbs.Execute.verb: self._bind(verbs.Execute, self._execute),
-            verbs.ReadOutput.verb: self._bind(verbs.ReadOutput, self._read_output),
-            verbs.ReadFilesChanged.verb: self._bind(verbs.ReadFilesChanged, self._files_changed),
-            verbs.ReadFile.verb: self._bind(verbs.ReadFile, self._read_file),
-            verbs.StatFile.verb: self._bind(verbs.StatFile, self._stat_file),
-            verbs.WriteFile.verb: self._bind(verbs.WriteFile, self._write_file),
-            verbs.ListFiles.verb: self._bind(verbs.ListFiles, self._list_files),
-            verbs.SetPools.verb: self._bind(verbs.SetPools, self._set_pools),
-            verbs.ListImages.verb: self._bind(verbs.ListImages, self._images),
-            verbs.HostStatus.verb: self._bind(verbs.HostStatus, self._host_status),
+            verbs.EnsureMachine.verb: bind_handler(verbs.EnsureMachine, self._ensure),
+            verbs.DestroyMachine.verb: bind_handler(verbs.DestroyMachine, self._destroy),
+            verbs.ListMachines.verb: bind_handler(verbs.ListMachines, self._machines),
+            verbs.Execute.verb: bind_handler(verbs.Execute, self._execute),
+            verbs.ReadOutput.verb: bind_handler(verbs.ReadOutput, self._read_output),
+            verbs.ReadFilesChanged.verb: bind_handler(verbs.ReadFilesChanged, self._files_changed),
+            verbs.ReadFile.verb: bind_handler(verbs.ReadFile, self._read_file),
+            verbs.StatFile.verb: bind_handler(verbs.StatFile, self._stat_file),
+            verbs.WriteFile.verb: bind_handler(verbs.WriteFile, self._write_file),
+            verbs.ListFiles.verb: bind_handler(verbs.ListFiles, self._list_files),
+            verbs.SetPools.verb: bind_handler(verbs.SetPools, self._set_pools),
+            verbs.ListImages.verb: bind_handler(verbs.ListImages, self._images),
+            verbs.HostStatus.verb: bind_handler(verbs.HostStatus, self._host_status),
             verbs.WatchHost.verb: self._watchers.watch,
         }
-
-    @staticmethod
-    def _bind(
-        request_type: type[Request], handle: Callable[[Request, ServerCall], Awaitable[dict[str, Any]]]
-    ) -> Handler:
-        parse = parser(request_type)
-
-        async def handler(call: ServerCall) -> dict[str, Any]:
-            return await handle(parse(call), call)
-
-        return handler
 
     async def _ensure(self, request: verbs.EnsureMachine, call: ServerCall) -> dict[str, Any]:
         steps: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

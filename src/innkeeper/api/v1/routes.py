@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response
 
 from innkeeper.api.every_room import every_room
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
+from innkeeper.api.v1 import operator
 from innkeeper.api.v1.schemas import (
     AuditEventAnswer,
     AuditPage,
@@ -148,6 +149,7 @@ def build_router(control: Control) -> APIRouter:
             next_cursor=None if page.next_cursor is None else str(page.next_cursor),
         )
 
+    operator.add_routes(router, control)
     return router
 
 

@@ -1,0 +1,61 @@
+"""The operator's endpoints: what they do, and that nobody else may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from innkeeper.api.server import UnixSocketOperator
+
+pytestmark = pytest.mark.anyio
+
+
+def operator(api: Any) -> httpx2.AsyncClient:
+    """As over the unix socket."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=UnixSocketOperator(api.app)), base_url="http://inn")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/diagnosis", {"kind": "tasks"}),
+        ("GET", "/v1/log-level", None),
+        ("PUT", "/v1/log-level", {"level": "debug"}),
+    ],
+)
+async def test_only_the_operator_may(api: Any, method: str, path: str, body: Any) -> None:
+    async with api.anonymous() as client:
+        assert (await client.request(method, path, json=body)).status_code == 401
+    answer = await api.client.request(method, path, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert api.world.control.log_level.name == "info"
+    async with operator(api) as client:
+        assert (await client.request(method, path, json=body)).status_code == 200
+
+
+async def test_a_look_into_each_process(api: Any) -> None:
+    async with operator(api) as client:
+        own = (await client.post("/v1/diagnosis", json={"kind": "tasks"})).json()
+        assert any("reconciler" in task["name"] for task in own["tasks"])
+        stacks = (await client.post("/v1/diagnosis", json={"kind": "stacks", "seconds": 0.1})).json()
+        assert stacks["samples"] >= 1 and any(stack.startswith("MainThread;") for stack in stacks["stacks"])
+        host = {"kind": "tasks", "host_id": str(api.world.host.id)}
+        assert (await client.post("/v1/diagnosis", json=host)).json()["tasks"][0]["name"] == "tasks"
+        for bad in ({"kind": "heap"}, {"kind": "stacks", "seconds": 61}, {"kind": "tasks", "x": 1}, {}):
+            answer = await client.post("/v1/diagnosis", json=bad)
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), bad
+        nowhere = {"kind": "tasks", "host_id": "00000000-0000-4000-8000-000000000000"}
+        assert (await client.post("/v1/diagnosis", json=nowhere)).status_code == 503
+
+
+async def test_the_log_level_of_both_processes(api: Any) -> None:
+    async with operator(api) as client:
+        before = (await client.get("/v1/log-level")).json()
+        assert [(one["process"], one["level"]) for one in before] == [("api", "info"), ("host", "info")]
+        after = (await client.put("/v1/log-level", json={"level": "debug"})).json()
+        assert [one["level"] for one in after] == ["debug", "debug"]
+        assert (api.world.control.log_level.name, api.world.host.log_level) == ("debug", "debug")
+        assert (await client.put("/v1/log-level", json={"level": "loud"})).status_code == 400
+        assert (await client.get("/v1/log-level")).json() == after
