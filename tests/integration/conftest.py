@@ -1,5 +1,6 @@
-"""Fixtures that integration tests share: a real daemon, one per module, and an instance per test."""
+"""Fixtures that integration tests share: a real daemon, one per module, an instance per test; an overlay with a scanner."""
 
 from tests.integration.daemon_fixture import anyio_backend, host, instance
+from tests.integration.scanned_guest import agent, guest, scanner, store
 
-__all__ = ["anyio_backend", "host", "instance"]
+__all__ = ["agent", "anyio_backend", "guest", "host", "instance", "scanner", "store"]

@@ -8,13 +8,13 @@ import os
 import random
 import shutil
 import stat
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.integration.scanned_guest import run
 
 from innkeeper.host.change_scanner import ChangeScanner, ScanTarget
 
@@ -35,18 +35,6 @@ NAMES = (
 
 Change = tuple[str, bytes]
 Seen = dict[bytes, tuple[object, ...]]
-
-
-def run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=120)
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    binary = tmp_path_factory.mktemp("agent") / "inn-agent"
-    source = Path(__file__).parents[2] / "guest"
-    subprocess.run(["go", "build", "-o", binary, "."], cwd=source, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
-    return binary
 
 
 @pytest.fixture(scope="module")
