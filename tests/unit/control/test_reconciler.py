@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from innkeeper.control import executions, expiry, hosts, profiles, rooms, tools, warm_pools
+from innkeeper.control import executions, expiry, hosts, profiles, reconciler, rooms, tools, warm_pools
 from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine
 from innkeeper.core.image import ImageStatus
 from innkeeper.core.instance import InstanceState
@@ -110,6 +110,31 @@ async def test_a_ready_state_that_was_never_written_is_found_out(world: World) -
             await asyncio.sleep(0.01)
     assert world.host.count(EnsureMachine) == 1
     assert (await rooms.find(world.control, world.me, world.profile_id(), "r")).instance == view.instance
+
+
+async def test_a_room_that_comes_up_while_the_host_is_asked_stays_ready(still_world: World) -> None:
+    """The host's answer is older than the room's machine."""
+    listed, meanwhile = still_world.host._list, []
+
+    async def slow(request: Any, call: Any) -> Any:
+        answer = await listed(request, call)
+        for work in meanwhile:
+            await work()
+        return answer
+
+    still_world.host._list = slow
+    async with still_world.running() as control:
+        still_world.control = control
+        me, profile_id = still_world.me, still_world.profile_id()
+        view = await rooms.get_or_create(control, me, profile_id, "r")
+        del still_world.host.machines[view.instance.id]
+        await reconciler.adopt(control, still_world.host.id)
+        entry = control.rooms.find((profile_id, "r"))
+        assert entry.instance.state is InstanceState.STOPPED
+        meanwhile.append(lambda: rooms.get_or_create(control, me, profile_id, "r"))
+        await reconciler.adopt(control, still_world.host.id)
+        assert entry.ready
+        assert control.metrics.machines_lost == 1
 
 
 async def idle_room(world: World, name: str = "r", *, seconds: float = 1_000) -> Any:
