@@ -132,8 +132,8 @@ class ApiProcess:
             elif wanted in told:
                 return told
 
-    async def stop(self) -> None:
-        """End it, gently first; idempotent."""
+    async def end(self) -> None:
+        """End the process, gently first: it finishes its requests, for which it still needs the host. Idempotent."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
@@ -141,6 +141,10 @@ class ApiProcess:
                 async with asyncio.timeout(STOP_SECONDS):
                     await self.process.wait()
         await command.end(self.process)
+
+    async def stop(self) -> None:
+        """`end`, and let go of the bus and the pipe; idempotent."""
+        await self.end()
         self.bus_end.close()
         if self._pipe is not None:
             self._pipe.close()

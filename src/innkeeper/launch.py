@@ -137,12 +137,16 @@ async def _serve_api(settings: Settings, daemon: Daemon, api: ApiProcess, began:
         while True:
             try:
                 async with serve_socketpair(api.bus_end, daemon.host_id, daemon.handlers):
-                    await api.wait_ready(settings)
-                    if building is None:
-                        trial = await try_a_room(settings)
-                        print_report(settings, daemon, trial, seconds=time.monotonic() - began)
-                        building = asyncio.get_running_loop().create_task(daemon.images.build_missing())
-                    await api.process.wait()
+                    try:
+                        await api.wait_ready(settings)
+                        if building is None:
+                            trial = await try_a_room(settings)
+                            print_report(settings, daemon, trial, seconds=time.monotonic() - began)
+                            building = asyncio.get_running_loop().create_task(daemon.images.build_missing())
+                        await api.process.wait()
+                    finally:
+                        # Before the bus is closed: requests get their answers, and nobody takes an orderly stop for a lost host.
+                        await api.end()
             finally:
                 await api.stop()
             log.error("the API process ended; starting it again", status=api.process.returncode)
