@@ -87,6 +87,10 @@ class Server:
         self._gone()
         until(lambda: ended(api))
 
+    def died(self) -> None:
+        """Take note that somebody killed the daemon; the API process may still be on its way out."""
+        self._gone()
+
     def _gone(self) -> int:
         assert self.process is not None
         status = self.process.wait(STOP_SECONDS)
@@ -139,12 +143,14 @@ class Server:
         """The token that the first start left in the state directory."""
         return (self.home / "first-token").read_text().strip()
 
-    def client(self, token: str | None = "", **headers: str) -> httpx2.Client:
+    def client(self, token: str | None = "", *, timeout_seconds: float = 150, **headers: str) -> httpx2.Client:
         """A client with a token ("": the first one; None: without)."""
         if token is not None:
             headers["Authorization"] = f"Bearer {token or self.token}"
         limits = httpx2.Limits(max_connections=100)
-        client = httpx2.Client(base_url=self.url, headers=headers, timeout=150, limits=limits, trust_env=False)
+        client = httpx2.Client(
+            base_url=self.url, headers=headers, timeout=timeout_seconds, limits=limits, trust_env=False
+        )
         self.clients.append(client)
         return client
 

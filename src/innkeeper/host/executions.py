@@ -37,6 +37,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 # The agent enforces the timeout; an agent that does not is cut off this much later.
 OVERTIME_SECONDS = 15.0
+GUEST_RESTARTED = "The guest was started again on its disk; the command did not outlive it"
 RELINK_SECONDS = 10.0
 READ_STEP = 262_144
 PRUNE_EVERY = 64
@@ -156,7 +157,8 @@ class Executions:
             self._lose(execution, InstanceFailedError(machine.failure))
         except FileMissingError as error:
             # The only path in the request is its working directory; "file not found" would sound as if a file had been asked for.
-            self._lose(execution, InvalidRequestError(f"cwd: {error.message}"))
+            lost = InstanceFailedError(GUEST_RESTARTED) if resumed else InvalidRequestError(f"cwd: {error.message}")
+            self._lose(execution, lost)
         except InnkeeperError as error:
             self._lose(execution, error)
         except Exception:

@@ -309,6 +309,8 @@ class Fleet:
     def _leave(self, machine: Machine) -> None:
         """Release a machine beside what goes on; its disk is not mounted again before that is done."""
         disk = machine.record.disk
+        if disk in self._leaving:
+            return
         task = self._later(self._discard(machine))
         self._leaving[disk] = task
         task.add_done_callback(lambda _: self._leaving.pop(disk, None))
@@ -389,6 +391,8 @@ class Fleet:
             self._trash(instance_id)
         finally:
             self._leave(machine)
+            # A guest that ended while it was claimed has left its disk to the instance that was to have it.
+            self._later(self._remove_disk(machine.record.disk))
             self._later(asyncio.to_thread(self._empty_trash))
 
     # --- start and end of the daemon -------------------------------------------------------------------------------

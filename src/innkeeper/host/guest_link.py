@@ -18,6 +18,7 @@ from innkeeper.errors import (
     FileMissingError,
     ForbiddenError,
     GuestError,
+    InstanceFailedError,
     InvalidRequestError,
     LinkLostError,
 )
@@ -85,6 +86,7 @@ class GuestEndpoint:
         self._arrived = asyncio.Event()
         self.agent_version = ""
         self.failure: str | None = None
+        self._ended: str | None = None
 
     async def listen(self) -> None:
         """Make the directory and its socket, replacing one that an earlier daemon left."""
@@ -160,9 +162,13 @@ class GuestEndpoint:
         link.send_hello({"protocol": version})
         self.agent_version = str(hello.get("agent", ""))[:64]
         self._arrived.set()
-        link.closed.add_done_callback(lambda _: self._arrived.clear())
+        link.closed.add_done_callback(lambda _: self._link_gone())
         if self._on_link is not None:
             self._on_link(link)
+
+    def _link_gone(self) -> None:
+        if self._ended is None:
+            self._arrived.clear()
 
     def on_link(self, callback: Callable[[Link], None]) -> None:
         """Call back with the working link, if there is one, and with every later one."""
@@ -171,20 +177,30 @@ class GuestEndpoint:
             callback(self._link)
 
     async def link(self, *, timeout_seconds: float) -> Link:
-        """The working link, waiting for the agent to dial in. Raises LinkLostError after `timeout_seconds` or when no protocol version fits."""
+        """The working link, waiting for the agent to dial in.
+
+        Raises LinkLostError after `timeout_seconds` or when no protocol version fits, InstanceFailedError when the guest has ended.
+        """
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._arrived.wait()
         except TimeoutError:
             raise LinkLostError("The guest agent did not answer") from None
+        if self._ended is not None:
+            raise InstanceFailedError(self._ended)
         if self.failure is not None or self._link is None:
             raise LinkLostError(self.failure)
         return self._link
 
+    def give_up(self, reason: str) -> None:
+        """The guest has ended: whoever waits for its agent, now or later, hears of it at once."""
+        self._ended = reason
+        self._arrived.set()
+
     @property
     def linked(self) -> bool:
         """Whether a link is up."""
-        return self._arrived.is_set() and self.failure is None
+        return self._arrived.is_set() and self.failure is None and self._ended is None
 
     async def request(self, verb: str, params: dict[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
         """One verb without data. Raises GuestError (also for a guest that does not answer in time) or a typed input error."""

@@ -30,6 +30,7 @@ FORMAT = 1
 RECORD = "machine.json"
 CLAIM = "claim.json"
 CONFIGURED = "configured"
+PRIMED = "primed"
 # How often an idle guest that still runs user processes is asked whether they have ended.
 RECHECK_SECONDS = 5.0
 
@@ -38,7 +39,7 @@ RECHECK_SECONDS = 5.0
 class MachineRecord:
     """What survives a restart of the daemon: enough to adopt the machine or to clean it away.
 
-    Three files, since a claim must not wait for the disk: ext4 flushes a file that is renamed over another one (up to 20 ms measured), but not one that
+    One file each, since a claim must not wait for the disk: ext4 flushes a file that is renamed over another one (up to 20 ms measured), but not one that
     takes a new name.
     """
 
@@ -50,6 +51,7 @@ class MachineRecord:
     hostname: str
     instance_id: UUID | None = None
     configured: bool = False
+    primed: bool = False
     boot_trace: list[BootStep] = field(default_factory=list)
 
     def save(self, state_dir: Path) -> None:
@@ -65,6 +67,11 @@ class MachineRecord:
         """Note that the claim was carried out."""
         self.configured = True
         (state_dir / CONFIGURED).touch()
+
+    def save_primed(self, state_dir: Path) -> None:
+        """Note that it came up as far as a pool wants its guests."""
+        self.primed = True
+        (state_dir / PRIMED).touch()
 
 
 _SHAPE = frozenset(one.name for one in fields(MachineShape))
@@ -84,6 +91,7 @@ def load_machine_record(state_dir: Path) -> MachineRecord | None:
             claim = json.loads((state_dir / CLAIM).read_text())
             record.instance_id = UUID(str(claim["instance_id"]))
         record.configured = (state_dir / CONFIGURED).exists()
+        record.primed = (state_dir / PRIMED).exists()
         return record
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -132,6 +140,7 @@ class Machine:
     _freeze_timer: asyncio.TimerHandle | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _switching: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _closing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> str:
@@ -234,7 +243,9 @@ class Machine:
         for journal in self.journals.values():
             journal.close()
         if stop:
-            await self.resources.aclose()
+            # Two that end it at once would take turns at the stack, and unmount a disk below a guest that still runs.
+            async with self._closing:
+                await self.resources.aclose()
         else:
             with contextlib.suppress(OSError):
                 await self.endpoint.close(remove=False)

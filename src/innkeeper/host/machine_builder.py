@@ -175,6 +175,7 @@ class MachineBuilder:
                 vcpu_count=shape.vcpu_count,
             )
             running = await self._driver.start(machine_plan)
+            running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
             stack.push_async_callback(self._driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
             await endpoint.link(timeout_seconds=LINK_SECONDS)
@@ -212,6 +213,11 @@ class MachineBuilder:
             await endpoint.listen()
             stack.push_async_callback(endpoint.close, remove=True)
             stack.push_async_callback(self._driver.stop, record.machine_id)
+            running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
+            frozen = self._driver.is_frozen(record.machine_id)
+            if not frozen:
+                # The earlier daemon may have ended in the middle of a freeze, which would take hold behind our back.
+                self._driver.thaw(record.machine_id)
             return Machine(
                 record=record,
                 state_dir=state_dir,
@@ -222,7 +228,7 @@ class MachineBuilder:
                 lowers=self._lowers(record),
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,
-                frozen=self._driver.is_frozen(record.machine_id),
+                frozen=frozen,
                 # Unknown until it is asked: it is not frozen before that.
                 user_processes=1,
             )
@@ -261,6 +267,7 @@ class MachineBuilder:
         identity = Identity(pool.user or pool.shape.user, pool.workdir, pool.env)
         await self._configure(machine, identity, warm=True)
         machine.primed = identity
+        machine.record.save_primed(machine.state_dir)
 
     async def configure(self, machine: Machine, request: EnsureMachine) -> bool:
         """Give a guest its identity: the last step before ready. Whether that wrote to it. Raises GuestError when it cannot be used."""

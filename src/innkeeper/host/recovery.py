@@ -60,10 +60,15 @@ async def recover(
         if machine is not None:
             fleet.adopt(machine)
             adopted.add(machine_id)
-    leftovers = ((await driver.found()) | set(records)) - adopted
+    leftovers = set(records) - adopted
+    # Twice: a start that an earlier daemon began goes on, and makes more, until its own process is ended.
+    for _ in range(2):
+        leftovers |= await driver.found() - adopted
+        for machine_id in leftovers:
+            await driver.stop(machine_id)
+        await driver.end_strays(adopted)
     for machine_id in leftovers:
         removed += 1
-        await driver.stop(machine_id)
         await rootfs.release(directories.mounts / machine_id)
         await asyncio.to_thread(shutil.rmtree, directories.machines / machine_id, ignore_errors=True)
     for entry in directories.mounts.iterdir():
@@ -86,10 +91,10 @@ async def recover(
 
 
 def _may_be_adopted(record: MachineRecord, owned_disks: set[str] | None) -> bool:
-    """A claimed machine that was never configured was acknowledged to nobody; a spare one on somebody's disk was being claimed."""
+    """A machine that was still on its way up was acknowledged to nobody; a spare one on somebody's disk was being claimed."""
     if record.instance_id is not None:
         return record.configured
-    return owned_disks is not None and record.disk not in owned_disks
+    return record.primed and owned_disks is not None and record.disk not in owned_disks
 
 
 async def _remove_unowned_disks(disks: DiskPool, fleet: Fleet) -> int:

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 from tests.unit.wire.peers import frames, raw
 
-from innkeeper.errors import ConflictError, FileMissingError, ForbiddenError, GuestError, LinkLostError
+from innkeeper.errors import (
+    ConflictError,
+    FileMissingError,
+    ForbiddenError,
+    GuestError,
+    InstanceFailedError,
+    LinkLostError,
+)
 from innkeeper.host import guest_link
 from innkeeper.host.guest_link import GuestEndpoint, GuestInputError, common_version, guest_error
 from innkeeper.wire.frames import Kind, ProtocolError
@@ -335,3 +342,16 @@ async def test_whoever_dials_without_end_is_taken_at_a_bounded_pace(tmp_path, mo
         agent.say(Kind.RESULT, 1, {})
         await asking
         agent.hang_up()
+
+
+async def test_who_waits_for_the_agent_of_a_guest_that_ended_hears_of_it_at_once(tmp_path):
+    async with endpoint(tmp_path / "link") as made:
+        waiting = asyncio.ensure_future(made.link(timeout_seconds=60))
+        await asyncio.sleep(0)
+        made.give_up("The sandbox ended")
+        async with asyncio.timeout(5):
+            with pytest.raises(InstanceFailedError, match="The sandbox ended"):
+                await waiting
+            with pytest.raises(InstanceFailedError):
+                await made.open("exec", {})
+        assert not made.linked

@@ -8,6 +8,7 @@ nothing else: disk, rootfs, network slot and link directory are made before `sta
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -89,6 +90,13 @@ class Driver(Protocol):
 
     async def found(self) -> set[str]:
         """Ids of machines of this server that exist in any form (processes, cgroups, runtime files)."""
+        ...
+
+    async def end_strays(self, keep: Set[str]) -> int:
+        """End every process of an earlier daemon that belongs to no machine of `keep`, a start that still goes on included; how many there were.
+
+        What such a start had made by then is found by `found`.
+        """
         ...
 
     async def close(self, *, keep_running: bool) -> None:

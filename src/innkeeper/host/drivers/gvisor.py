@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import resource
+import signal
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,7 @@ log = structlog.stdlib.get_logger(__name__)
 HIDE_PROC_SYS_NET = 'mount -t tmpfs -o size=4k none /proc/sys/net && exec "$@"'
 START_TIMEOUT_SECONDS = 30
 SANDBOX_PID = "sandbox.pid"
+STRAY_SECONDS = 10.0
 
 
 class StartFailedError(InnkeeperError):
@@ -136,7 +139,9 @@ class GvisorDriver:
             await asyncio.shield(command.end(process))
             raise
         if status != 0:
-            raise StartFailedError(f"runsc run: {command.describe_status(status)}")
+            # The instance's failure is for its user: which tool ended how is for the log.
+            log.warning("runsc run failed", status=command.describe_status(status), machine=run[-1])
+            raise StartFailedError
 
     def _watch(self, machine_id: str, group: Group, pid: int) -> GvisorMachine:
         loop = asyncio.get_running_loop()
@@ -203,6 +208,40 @@ class GvisorDriver:
                     ids.add(entry.name.removeprefix("runsc-").removesuffix(".sock"))
         return ids
 
+    async def end_strays(self, keep: Set[str]) -> int:
+        """See Driver. A `runsc run` whose daemon was killed goes on, outside of any group until late; it is known by our state directory."""
+        kept = [os.fsencode(machine_id) for machine_id in keep]
+        strays = [process for pid in _pids() if (process := self._stray(pid, kept)) is not None]
+        try:
+            for process in strays:
+                process.send_signal(signal.SIGKILL)
+            async with asyncio.timeout(STRAY_SECONDS):
+                for process in strays:
+                    await process.wait()
+        finally:
+            for process in strays:
+                process.close()
+        return len(strays)
+
+    def _stray(self, pid: int, kept: Sequence[bytes]) -> PidFd | None:
+        """The process, if it is one of runsc's for this server, and root's, since anybody may have such a command line; and names no machine of `kept`."""
+        path, mark = Path(f"/proc/{pid}"), os.fsencode(f"--root={self._root}")
+        try:
+            if mark not in (path / "cmdline").read_bytes():
+                return None
+            process = PidFd(pid)
+        except OSError:
+            return None
+        try:
+            # Again, now that the pid cannot become another process's.
+            line = (path / "cmdline").read_bytes()
+            if mark in line.split(b"\0") and path.stat().st_uid == 0 and not any(word in line for word in kept):
+                return process
+        except OSError:
+            pass
+        process.close()
+        return None
+
     def memory_bytes(self, machine_id: str) -> int:
         """Memory charged to the sandbox's group."""
         return self._parent.child(machine_id).usage().memory_bytes
@@ -220,6 +259,10 @@ class GvisorDriver:
         self._machines.clear()
         if not keep_running:
             await self._parent.remove()
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names only, thousands of them
 
 
 async def _wait_exited(machine: GvisorMachine) -> None:

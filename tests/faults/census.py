@@ -1,0 +1,167 @@
+"""Counts what exists on the machine in a server's name, by looking at the machine, and says what no record accounts for.
+
+Written without the product's own leak search, so that neither can hide the other's mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+from server_fixture import CONTROL_GROUPS, Server, all_pids, command_line
+
+# Slots that are ready ahead, and one batch that is on its way in or out.
+SPARE_SLOTS = 4
+PATIENCE_SECONDS = 30.0
+TEMPORARY = ("**/*.new", "**/.template-*", "**/.pool-*", "**/.reflink-*", "trash/*")
+
+
+def unaccounted(server: Server) -> list[str]:
+    """One line per thing that belongs to no machine, disk or image of the server's records. The server may be up or down."""
+    host = server.home / "host"
+    records = dict(_records(host))
+    machines = set(records)
+    return sorted(
+        [
+            *_processes(server, machines),
+            *_groups(server, machines),
+            *_mounts(host, machines),
+            *_loop_devices(server),
+            *_disks(host, records),
+            *_namespaces(server, records),
+            *_slot_elements(server),
+            *_folders(server, machines),
+            *(f"temporary file {path}" for pattern in TEMPORARY for path in host.glob(pattern)),
+        ]
+    )
+
+
+def wait_for_none(server: Server) -> list[str]:
+    """`unaccounted`, asked again while pools are filled and guests are taken apart."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (found := unaccounted(server)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def runsc_pids(server: Server, kind: str = "") -> list[int]:
+    """The server's runsc processes; `kind` is `sandbox` or `gofer`."""
+    home = os.fsencode(server.home) + b"/"
+    name = f"runsc-{kind}".encode() if kind else b"runsc"
+    return [pid for pid in all_pids() if home in (line := command_line(pid)) and line.startswith(name)]
+
+
+def _records(host: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    for folder in (host / "machines").iterdir():
+        record: dict[str, object] = {}
+        # Without one it is on its way up or down: its folder accounts for what it has.
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads((folder / "machine.json").read_text())
+        yield folder.name, record
+
+
+def _processes(server: Server, machines: set[str]) -> Iterator[str]:
+    home = os.fsencode(server.home) + b"/"
+    scanners = 0
+    for pid in all_pids():
+        line = command_line(pid)
+        if home not in line or pid == os.getpid():
+            continue
+        text = line.replace(b"\0", b" ").decode(errors="replace")
+        if b"inn-agent" in line and line.rstrip(b"\0").endswith(b"scan"):
+            scanners += 1
+            if scanners > 1:
+                yield f"second scanner {pid}"
+        elif b"runsc" in line and not any(machine.encode() in line for machine in machines):
+            yield f"process {pid}: {text[:300]}"
+
+
+def _groups(server: Server, machines: set[str]) -> Iterator[str]:
+    for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server.server_id}/*"):
+        if path.is_dir() and path.name not in machines:
+            yield f"control group {path}"
+
+
+def _mounts(host: Path, machines: set[str]) -> Iterator[str]:
+    # Not the product's parser; the paths have no spaces here.
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        target = line.split(" ")[4]
+        found = re.fullmatch(rf"{re.escape(str(host))}/mounts/machines/([^/]+)/.*", target)
+        if found and found[1] not in machines:
+            yield f"mount {target}"
+
+
+def _loop_devices(server: Server) -> Iterator[str]:
+    mounted = {line.split(" - ")[1].split(" ")[1] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = file.read_text().strip()
+        except OSError:
+            continue
+        device = f"/dev/{file.parts[3]}"
+        if backing.startswith(f"{server.home}/") and (device not in mounted or backing.endswith("(deleted)")):
+            yield f"loop device {device} of {backing}"
+
+
+def _disks(host: Path, records: dict[str, dict[str, object]]) -> Iterator[str]:
+    owned = {record.get("disk", machine) for machine, record in records.items()}
+    for path in (host / "instances").glob("*/instance.json"):
+        owned.add(json.loads(path.read_text())["disk"])
+    for disk in (host / "pool" / "disks").iterdir():
+        if disk.stem not in owned:
+            yield f"disk {disk.name}"
+
+
+def _namespaces(server: Server, records: dict[str, dict[str, object]]) -> Iterator[str]:
+    held = {record.get("slot_index") for record in records.values()}
+    prefix = f"ik{server.server_id}-s"
+    spare = [
+        name
+        for name in _names(Path("/run/netns"))
+        if name.startswith(prefix) and int(name.removeprefix(prefix)) not in held
+    ]
+    if len(spare) > SPARE_SLOTS:
+        yield f"network namespaces {sorted(spare)}, of which {SPARE_SLOTS} may be ready ahead"
+
+
+def _slot_elements(server: Server) -> Iterator[str]:
+    """Elements of nft sets, and interfaces, of slots whose namespace is gone."""
+    router = f"ik{server.server_id}-router"
+    existing = {
+        name.rpartition("-s")[2] for name in _names(Path("/run/netns")) if name.startswith(f"ik{server.server_id}-s")
+    }
+    enter = ["nsenter", f"--net=/run/netns/{router}"]
+    rules = subprocess.run([*enter, "nft", "list", "ruleset"], capture_output=True, text=True).stdout
+    for body in re.findall(r"elements = \{([^}]*)\}", rules):
+        for name in re.findall(r'"s(\d+)"', body):
+            if name not in existing:
+                yield f"nft element of slot {name}"
+    links = subprocess.run([*enter, "ip", "-o", "link"], capture_output=True, text=True).stdout
+    for name in re.findall(r"^\d+: s(\d+)@", links, re.MULTILINE):
+        if name not in existing:
+            yield f"interface of slot {name}"
+
+
+def _folders(server: Server, machines: set[str]) -> Iterator[str]:
+    host = server.home / "host"
+    with contextlib.closing(sqlite3.connect(server.home / "api" / "innkeeper.db")) as database:
+        rows = database.execute("select id from instances where state != 'destroyed'").fetchall()
+    instances = {str(UUID(row)) for (row,) in rows}
+    for name in _names(host / "instances"):
+        if name not in instances:
+            yield f"folder of instance {name}"
+    for name in _names(host / "changes"):
+        if name not in instances and name not in machines:
+            yield f"baselines of {name}"
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]

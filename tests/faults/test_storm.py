@@ -1,0 +1,137 @@
+"""`kill -9` at random instants of everything a server does: what was acknowledged is there afterwards, and nothing is left over."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from server_fixture import Server, server, until
+from tests.faults import census
+from tests.faults.ledger import Standing
+from tests.faults.workload import Client, working
+
+VICTIMS = ("api", "daemon", "both", "sandbox", "gofer", "runsc")
+LONG_KILLS = 50
+CLIENTS = 3
+# Once for each victim, at another instant of another mixture of requests each run; the seed is printed and repeats the choices.
+SEED_VARIABLE = "INNKEEPER_STORM_SEED"
+
+
+@pytest.fixture(scope="module")
+def stormy() -> Iterator[Server]:
+    with server("base", INNKEEPER_FREEZE_AFTER_SECONDS="0.3") as running:
+        yield running
+
+
+def test_kills_at_random_instants(stormy: Server) -> None:
+    storm(stormy, len(VICTIMS), count_each_time=False)
+
+
+@pytest.mark.long
+def test_fifty_kills_at_random_instants(stormy: Server) -> None:
+    storm(stormy, LONG_KILLS, count_each_time=True)
+
+
+def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
+    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(1 << 32))
+    print(f"{SEED_VARIABLE}={seed}")
+    chance = random.Random(seed)
+    api = running.api()
+    profiles = [api.make_profile(warm_pool_size=2), api.make_profile(egress_policy={"mode": "none"})]
+    clients = [Client(f"c{number}", profiles, random.Random(chance.random())) for number in range(CLIENTS)]
+    victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
+    chance.shuffle(victims)
+    cut_short: Counter[str] = Counter()
+    slowest = 0.0
+    for number, victim in enumerate(victims):
+        for client in clients:
+            client.may_break = victim in ("api", "daemon", "both")
+        times = [time.monotonic()]
+        with working(clients, running):
+            time.sleep(chance.uniform(0.05, 2.0))
+            cut_short.update(f"{victim} during {client.doing or 'nothing'}" for client in clients)
+            killed = kill(running, victim, chance)
+            # What is refused now, and what comes after it, belongs to the storm.
+            time.sleep(chance.uniform(0.0, 0.5))
+        times.append(time.monotonic())
+        come_back(running, victim)
+        times.append(time.monotonic())
+        slowest = max(slowest, times[2] - times[1])
+        wrong = [line for client in clients for line in client.wrong]
+        wrong += audit(running, clients)
+        times.append(time.monotonic())
+        # It waits until pools are full again.
+        left = census.wait_for_none(running) if count_each_time or number + 1 == kills else []
+        times.append(time.monotonic())
+        storming, returning, auditing, counting = (after - before for before, after in itertools.pairwise(times))
+        print(f"{victim:8} storm {storming:.1f} s, return {returning:.1f}, audit {auditing:.1f}, census {counting:.1f}")
+        assert wrong == [] and left == [], f"seed {seed}, kill {number + 1}, {victim} {killed}: {wrong} {left}"
+    for key, count in sorted(cut_short.items()):
+        print(f"{count:4d} {key}")
+    done = sum((client.done for client in clients), Counter[str]())
+    books = [book for client in clients for book in client.books]
+    print(f"{kills} kills; slowest return {slowest:.1f} s; {dict(sorted(done.items()))}")
+    print(
+        f"{len(books)} rooms, {sum(book.standing is Standing.GONE for book in books)} of them destroyed; "
+        f"{sum(len(book.files) for book in books)} files and {sum(len(book.told) for book in books)} executions in the books"
+    )
+    for book in books:
+        if book.standing is not Standing.GONE:
+            assert book.room(running.client()).delete().status_code == 204
+    assert census.wait_for_none(running) == []
+
+
+def kill(running: Server, victim: str, chance: random.Random) -> list[int]:
+    """`kill -9`; the pids."""
+    assert running.process is not None
+    if victim in ("sandbox", "gofer", "runsc"):
+        found = census.runsc_pids(running, "" if victim == "runsc" else victim)
+        pids = [chance.choice(found)] if found else []
+    else:
+        pids = [running.api_pid()] if victim != "daemon" else []
+        pids += [running.process.pid] if victim != "api" else []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def come_back(running: Server, victim: str) -> None:
+    """What whoever watches over a server does: start it again at once. An API process is started again by its daemon."""
+    if victim in ("daemon", "both"):
+        running.died()
+        running.start()
+    elif victim == "api":
+        until(lambda: healthy(running))
+
+
+def healthy(running: Server) -> bool:
+    try:
+        return running.client(token=None).get("/healthz").status_code == 200
+    except OSError:
+        return False
+    except Exception as error:
+        if type(error).__name__ in ("ConnectError", "ReadError", "RemoteProtocolError"):
+            return False
+        raise
+
+
+def audit(running: Server, clients: list[Client]) -> list[str]:
+    """Every book against the server."""
+    client = running.client()
+    wrong = [line for owner in clients for book in owner.books for line in book.audit(client)]
+    known = {(book.profile_id, book.room_id): book.standing for owner in clients for book in owner.books}
+    for profile_id in {profile_id for profile_id, _ in known}:
+        wrong += [
+            f"a room that was destroyed, or never asked for, is listed: {row}"
+            for row in client.get(f"/api/profile/{profile_id}/rooms").json()
+            if known.get((profile_id, row["room_id"])) is not Standing.THERE
+        ]
+    return wrong
