@@ -1,7 +1,7 @@
 # Every command of the project. `make run` and `make test` work on a bare Debian 12 or 13, as root.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run prepare agent demo test test-long lint format bench clean
+.PHONY: help run prepare agent demo test test-long lint format bench package clean
 
 # Arguments for pytest: make test PYTEST_ARGS='-k disks'
 PYTEST_ARGS ?=
@@ -37,7 +37,7 @@ lint: ## formatting, lints, types, layers, Go and shell
 	.venv/bin/lint-imports
 	cd guest && CGO_ENABLED=0 go vet ./...
 	test -z "$$(gofmt -l guest)"
-	shellcheck setup/*.sh .ci/run images/*/customize.sh src/innkeeper/host/disks/image_tree.sh
+	shellcheck setup/*.sh setup/debian/p* .ci/run images/*/customize.sh src/innkeeper/host/disks/image_tree.sh
 
 format: ## rewrite the Python and Go sources in the one style
 	.venv/bin/ruff check --fix-only --quiet .
@@ -47,6 +47,10 @@ format: ## rewrite the Python and Go sources in the one style
 bench: ## the performance tables
 	@setup/prepare.sh bench
 	@exec .venv/bin/python -m bench $(BENCH_ARGS)
+
+package: ## the wheel and the Debian package, into dist
+	@setup/prepare.sh package
+	@setup/package.sh
 
 clean: ## remove what was built here; images and rooms in the state directory stay
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

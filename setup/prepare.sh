@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 purpose=${1:-run}
 api_user=${INNKEEPER_API_USER:-innkeeper}
-# shellcheck source=setup/apt.sh disable=SC1091  # it is checked by itself
+# shellcheck source=setup/apt.sh
 . setup/apt.sh
 packages=("${server_packages[@]}" "${build_packages[@]}")
 
@@ -41,7 +41,7 @@ ensure_python() {
     fi
     say "installing the Python packages for: $purpose"
     # Debian 12's pip knows no dependency groups.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.3'
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . ${groups[@]+"${groups[@]}"}
     printf '%s\n' "$state" > "$stamp"
 }

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +45,22 @@ def serve(settings: Settings) -> None:
     # About ten descriptors a guest, more while it is watched: a shell's usual 1,024 would end at a hundred guests.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _run(_serve(settings, level))
+
+
+def end_guests(settings: Settings) -> None:
+    """End every guest of a server that does not run, and release the mounts, devices and namespaces of its host daemon. Disks
+    stay: a room starts again on its own when it is next used. Exits with status 1, and the reason, where it cannot.
+    """
+    configure_logging(form=settings.log_format, level="warning", process="host")
+    _run(_end_guests(settings))
+
+
+def _run(main: Coroutine[None, None, None]) -> None:
     refusals: list[str] = []
     try:
         # Not uvloop: it takes SIGCHLD for itself, and the daemon reaps orphans.
-        asyncio.run(_serve(settings, level))
+        asyncio.run(main)
     except* CannotStartError as group:
         refusals = [str(error) for error in _leaves(group)]
     if refusals:
@@ -62,6 +74,26 @@ def _leaves(group: BaseExceptionGroup[CannotStartError]) -> Iterator[BaseExcepti
             yield from _leaves(error)
         else:
             yield error
+
+
+async def _end_guests(settings: Settings) -> None:
+    if os.geteuid() != 0:
+        raise CannotStartError("inn end-guests needs root")
+    if not settings.host_dir.is_dir():
+        print(f"no server has run on {settings.home}")
+        return
+    with _only_server(settings):
+        from innkeeper.host.daemon import run_daemon
+
+        # The next daemon's own way of taking over, then its way of leaving nothing.
+        async with run_daemon(
+            settings,
+            agent_binary=_agent_binary(settings),
+            recipes=_recipes(settings),
+            progress=lambda _: None,
+            keep_running=False,
+        ) as daemon:
+            print(f"ending {len(daemon.fleet.machines())} guests", flush=True)
 
 
 async def _serve(settings: Settings, level: LogLevel) -> None:

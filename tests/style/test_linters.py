@@ -15,6 +15,7 @@ SHELL_SCRIPTS = [
     *sorted(
         str(path.relative_to(ROOT)) for folder in ("setup", "images", "src") for path in (ROOT / folder).rglob("*.sh")
     ),
+    *(f"setup/debian/{name}" for name in ("postinst", "prerm", "postrm")),
 ]
 
 

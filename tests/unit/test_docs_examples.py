@@ -106,7 +106,9 @@ def test_commands_that_are_named_exist(page):
     known = set(_subcommands(typer.main.get_command(build()), ()))
     groups = {path[:1] for path in known if len(path) == 2}
     unknown = []
-    for first, second in re.findall(r"(?:^|[`$(#|] ?|/bin/)inn ([a-z]+)(?: ([a-z]+))?", _text(page), re.MULTILINE):
+    for first, second in re.findall(
+        r"(?:^|[`$(#|] ?|/bin/)inn ([a-z]+(?:-[a-z]+)*)(?: ([a-z]+(?:-[a-z]+)*))?", _text(page), re.MULTILINE
+    ):
         path = (first, second) if (first,) in groups and second else (first,)
         if path not in known:
             unknown.append(" ".join(path))

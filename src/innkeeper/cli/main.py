@@ -16,6 +16,7 @@ from innkeeper.cli.version import version
 # name -> (module, attribute): an `app` is a group of commands, anything else a command.
 COMMANDS = {
     "serve": ("serve", "serve"),
+    "end-guests": ("serve", "end_guests"),
     "doctor": ("doctor", "doctor"),
     "room": ("room", "app"),
     "run": ("run", "run"),

@@ -1,4 +1,4 @@
-"""`inn serve`: the server, in the foreground."""
+"""`inn serve`: the server, in the foreground; `inn end-guests`: what it left running."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def serve(
     from innkeeper.launch import serve as launch
 
     launch(origin.settings)
+
+
+def end_guests(
+    ctx: typer.Context,
+    home: Annotated[Path | None, typer.Option(help="State directory.", show_default="/var/lib/innkeeper")] = None,
+    config: Config = None,
+) -> None:
+    """End the guests that a server left running when it stopped, and release all they hold. Needs root.
+
+    Their disks stay: a room starts again when it is next used. Refused while the server runs.
+    """
+    origin = read_settings(ctx, home, config)
+    from innkeeper.launch import end_guests as end
+
+    end(origin.settings)
 
 
 def read_settings(
