@@ -24,9 +24,9 @@ from innkeeper.host.linux.pidfd import PidFd
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Kernels that show /proc/sys/net/core/rmem_default in every network namespace make runsc refuse network=sandbox ("cannot run with network
-# enabled in root network namespace"). Hiding /proc/sys/net in a private mount namespace is harmless where the trap does not exist.
-HIDE_PROC_SYS_NET = 'mount -t tmpfs -o size=4k none /proc/sys/net && exec "$@"'
+# What the start does in a private mount namespace before it runs runsc, all in one process of mount(8).
+MOUNT_AND_RUN = 'mount --all --fstab "$1" && shift && exec "$@"'
+MOUNT_TABLE = "mounts"
 START_TIMEOUT_SECONDS = 30
 SANDBOX_PID = "sandbox.pid"
 STRAY_SECONDS = 10.0
@@ -109,6 +109,7 @@ class GvisorDriver:
         bundle.mkdir(mode=0o700, exist_ok=True)
         spec = oci_spec(plan, cgroup_path=group.path, nofile=self._nofile)
         (bundle / "config.json").write_text(json.dumps(spec))
+        (bundle / MOUNT_TABLE).write_text(mount_table(plan.agent_dir, plan.link_dir))
         pid_file = plan.state_dir / SANDBOX_PID
         run = [
             self._runsc,
@@ -121,17 +122,19 @@ class GvisorDriver:
         ]
         # The group is runsc's to make: one that exists already gets no limits from it, and the guest then sees the host's memory as its own.
         try:
-            await self._run_quietly(run)
+            await self._run_quietly(run, bundle / MOUNT_TABLE)
             machine = self._watch(plan.machine_id, group, int(pid_file.read_text()))
         except BaseException:
             await asyncio.shield(self.stop(plan.machine_id))
             raise
         return machine
 
-    async def _run_quietly(self, run: list[str]) -> None:
+    async def _run_quietly(self, run: list[str], mount_table: Path) -> None:
         # The sandbox inherits stdio. gVisor keeps its own offset into regular files, so it gets /dev/null, and errors of the start come by --log.
-        wrapped = ["unshare", "--mount", "--propagation", "private", "sh", "-c", HIDE_PROC_SYS_NET, "sh", *run]
-        process = await command.spawn(wrapped)
+        script = ["sh", "-c", MOUNT_AND_RUN, "sh", str(mount_table)]
+        wrapped = ["unshare", "--mount", "--propagation", "private", *script, *run]
+        # From the root directory: a shell hands its directory's name on in the environment, and that is the operator's.
+        process = await command.spawn(wrapped, cwd="/")
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 status = await process.wait()
@@ -270,3 +273,22 @@ async def _wait_exited(machine: GvisorMachine) -> None:
     with contextlib.suppress(ProcessLookupError), PidFd(machine.pid) as pidfd:
         await pidfd.wait()
     machine.exited.set_result(None)
+
+
+def mount_table(*read_only: Path) -> str:
+    """The fstab(5) of a start.
+
+    Kernels that show /proc/sys/net/core/rmem_default in every network namespace make runsc refuse network=sandbox ("cannot run with network enabled in
+    root network namespace"). Hiding /proc/sys/net is harmless where the trap does not exist.
+
+    runsc keeps `ro` of a bind mount in the sentry alone: on the host, the gofer's and the sentry's descriptors would come from a mount that can be
+    written. A sentry that was taken over could put another agent in place of the one that every guest, and the host's change scanner, runs. So the
+    directories `read_only` are read-only to the kernel before runsc binds them.
+    """
+    lines = ["none /proc/sys/net tmpfs size=4k 0 0"]
+    lines += [f"{_field(path)} {_field(path)} none bind,ro,nosuid,nodev 0 0" for path in read_only]
+    return "\n".join(lines) + "\n"
+
+
+def _field(path: Path) -> str:
+    return "".join(f"\\{ord(character):03o}" if character in " \t\n\\#" else character for character in str(path))
