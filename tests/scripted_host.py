@@ -17,7 +17,7 @@ from innkeeper.bus.in_process import in_process_bus
 from innkeeper.control import organizations, tokens
 from innkeeper.control.context import Control, build_control
 from innkeeper.core import host_verbs as verbs
-from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.core.token import Organization, Principal
 from innkeeper.errors import ExecutionNotFoundError, FileMissingError, InnkeeperError, InstanceNotFoundError
 from innkeeper.settings import Settings
@@ -39,7 +39,9 @@ class ScriptedHost:
         self.asked: list[Any] = []
         self.pools: list[verbs.SetPools] = []
         self.images = [
-            Image(name, ImageStatus.READY, digest=f"d-{name}", user="user", env={"LANG": "C"}, tools=("python 3.11",))
+            ShippedImage(
+                name, ImageStatus.READY, digest=f"d-{name}", user="user", env={"LANG": "C"}, tools=("python 3.11",)
+            )
             for name in ("base", "python-data-science", "node")
         ]
         self.ensure_error: InnkeeperError | None = None
@@ -92,6 +94,7 @@ class ScriptedHost:
                 (verbs.ListFiles, self._list_files),
                 (verbs.SetPools, self._set_pools),
                 (verbs.ListImages, self._list_images),
+                (verbs.CollectImages, self._collect_images),
                 (verbs.HostStatus, self._status),
                 (verbs.WatchHost, self._watch),
                 (verbs.Diagnose, self._diagnose),
@@ -222,6 +225,9 @@ class ScriptedHost:
     async def _set_pools(self, request: verbs.SetPools, call: ServerCall) -> dict[str, Any]:
         self.pools.append(request)
         return {}
+
+    async def _collect_images(self, request: verbs.CollectImages, call: ServerCall) -> dict[str, Any]:
+        return {"removed": ["0" * 64], "freed_bytes": 7}
 
     async def _list_images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:
         return {"images": [dataclasses.asdict(image) for image in self.images], "agent_version": "1"}

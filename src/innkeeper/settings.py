@@ -135,6 +135,13 @@ class Settings(BaseModel):
     agent_binary: Annotated[
         Path | None, Field(description="The guest agent; default: the one that came with the server.")
     ] = None
+    image_quota_mb: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="MiB that the images of one organization may have together; beyond that no new one is begun.",
+        ),
+    ] = 51_200
     runsc: Annotated[str, Field(description="The runsc binary, a path or a name in PATH.")] = "runsc"
     runsc_platform: Annotated[
         Literal["auto", "systrap", "ptrace", "kvm"],

@@ -28,6 +28,7 @@ RANGES = {
     "memory_reserve_mb": (0, None),
     "disk_reserve_mb": (0, None),
     "pool_disk_mb": (1_024, None),
+    "image_quota_mb": (0, None),
     "max_execs": (1, None),
     "public_files_per_minute": (1, None),
     "log_file_mb": (0, 10_240),

@@ -1,14 +1,16 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.core.instance import Isolation
 from innkeeper.settings import Settings
 from innkeeper.startup_report import TRIAL_COMMAND, Trial, _try_a_room, report
 
 DAEMON = SimpleNamespace(
     driver=SimpleNamespace(isolation=Isolation("gvisor", "gvisor", "systrap", "no KVM here")),
-    images=SimpleNamespace(list=lambda: [Image("base", ImageStatus.READY), Image("node", ImageStatus.BUILDING)]),
+    images=SimpleNamespace(
+        list=lambda: [ShippedImage("base", ImageStatus.READY), ShippedImage("node", ImageStatus.BUILDING)]
+    ),
     fleet=SimpleNamespace(warm=SimpleNamespace(levels=lambda: [{"pool_key": "k", "size": 2, "ready": 1}])),
     recovered=SimpleNamespace(adopted=3, removed=4),
 )

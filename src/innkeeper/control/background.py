@@ -9,10 +9,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.control import expiry, hosts, provisioning, reconciler, warm_pools
+from innkeeper.control import expiry, hosts, images, provisioning, reconciler, warm_pools
+from innkeeper.control.image_table import ImageTable
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.write_behind import FLUSH_SECONDS
-from innkeeper.store import images, leases, organizations, profiles, rooms, tables
+from innkeeper.store import images as image_store
+from innkeeper.store import leases, organizations, profiles, rooms, tables
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 LOOK_FOR_HOSTS_SECONDS = 0.5
 FIRST_ADOPTION_SECONDS = 15.0
 SETTLE_SECONDS = 0.1
+COLLECT_IMAGES_SECONDS = 600.0
 
 
 async def begin(control: Control) -> None:
@@ -49,6 +52,13 @@ async def begin(control: Control) -> None:
     control.tasks.forever(lambda: reconciler.step(control), name="reconciler")
     control.tasks.forever(lambda: warm_pools.step(control), name="warm pools")
     control.tasks.forever(lambda: expiry.step(control), name="expiry")
+
+    async def collect_images() -> None:
+        # What a removed image left because a disk still stood on it.
+        await asyncio.sleep(COLLECT_IMAGES_SECONDS)
+        await images.collect_everywhere(control)
+
+    control.tasks.forever(collect_images, name="collect images")
 
 
 def _watch_new(control: Control, watched: set[UUID]) -> list[asyncio.Future[None]]:
@@ -79,7 +89,9 @@ async def _load(control: Control) -> None:
         await control.database.write(clear)
     control.organizations = {found.id: found for found in await control.database.read(organizations.every)}
     control.profiles = {found.profile.id: found for found in await control.database.read(profiles.every)}
-    control.images = {found.name: found for found in await control.database.read(images.every)}
+    control.images = ImageTable(await control.database.read(image_store.every))
+    if control.database.exclusive:
+        await images.fail_interrupted(control)
     now = time.time()
     for room, instance in await control.database.read(rooms.every):
         stored = control.profiles.get(room.profile_id)

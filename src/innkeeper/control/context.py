@@ -10,13 +10,14 @@ from innkeeper.blobs.directory import DirectoryBlobs
 from innkeeper.bus.contract import Bus
 from innkeeper.control.flights import Flights
 from innkeeper.control.host_table import HostTable
+from innkeeper.control.image_table import ImageTable
+from innkeeper.control.image_users import ImageUsers
 from innkeeper.control.metrics import Metrics
 from innkeeper.control.room_table import RoomTable
 from innkeeper.control.secrets import SecretBox, load_box
 from innkeeper.control.tasks import Tasks
 from innkeeper.control.token_cache import TokenCache
 from innkeeper.control.write_behind import WriteBehind
-from innkeeper.core.image import Image
 from innkeeper.core.token import Organization
 from innkeeper.diagnosis import Diagnosis
 from innkeeper.log_setup import LogLevel
@@ -47,7 +48,8 @@ class Control:
         self.hosts = HostTable()
         self.profiles: dict[UUID, StoredProfile] = {}
         self.organizations: dict[UUID, Organization] = {}
-        self.images: dict[str, Image] = {}
+        self.images = ImageTable()
+        self.image_users = ImageUsers()
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
         self.profile_used: dict[UUID, float] = {}

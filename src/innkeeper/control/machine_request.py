@@ -6,6 +6,7 @@ import re
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape
 from innkeeper.core.image import Image
+from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.instance import Instance
 from innkeeper.core.profile import Profile, pool_shape
 
@@ -22,7 +23,7 @@ def shape_of(profile: Profile, image: Image, *, driver: str, agent_version: str)
         memory_mb=profile.memory_mb,
         disk_mb=profile.disk_mb,
         egress_mode=profile.egress_policy.mode,
-        user=profile.user or image.user,
+        user=profile.user or image.config.user,
     )
 
 
@@ -33,7 +34,7 @@ def ensure_of(
 
     Its image and size are the ones that it was made with; a pool serves it only while the profile still says the same.
     """
-    default_user = image.user if image is not None else "root"
+    config = instance.image_config or (ImageConfig() if image is None else image.defaults)
     shape = MachineShape(
         pool_key="",
         image_digest=instance.image_digest,
@@ -42,12 +43,13 @@ def ensure_of(
         memory_mb=instance.memory_mb,
         disk_mb=instance.disk_mb,
         egress_mode=profile.egress_policy.mode,
-        user=profile.user or default_user,
+        user=profile.user or config.user,
     )
-    if image is not None:
+    if image is not None and image.usable:
         fresh = shape_of(profile, image, driver=driver, agent_version=agent_version)
-        same = (fresh.image_digest, fresh.vcpu_count, fresh.memory_mb, fresh.disk_mb) == (
+        same = (fresh.image_digest, fresh.user, fresh.vcpu_count, fresh.memory_mb, fresh.disk_mb) == (
             shape.image_digest,
+            shape.user,
             shape.vcpu_count,
             shape.memory_mb,
             shape.disk_mb,
@@ -58,9 +60,14 @@ def ensure_of(
         shape=shape,
         hostname=hostname_of(profile, instance),
         user=profile.user,
-        workdir=profile.workdir,
-        env={**(image.env if image is not None else {}), **env},
+        workdir=workdir_of(profile, config),
+        env={**config.env, **env},
     )
+
+
+def workdir_of(profile: Profile, config: ImageConfig) -> str | None:
+    """Where commands begin: what the profile says, else what the image says; None is the user's home."""
+    return profile.workdir or config.workdir or None
 
 
 def hostname_of(profile: Profile, instance: Instance) -> str:

@@ -50,8 +50,8 @@ def usable_image(control: Control, profile: Profile) -> Image:
         UnavailableError: it is being built, could not be built, or is not there.
 
     """
-    image = control.images.get(profile.image)
-    if image is not None and image.status is ImageStatus.READY:
+    image = control.images.resolve(profile.organization_id, profile.image)
+    if image is not None and image.usable:
         return image
     if image is not None and image.status is ImageStatus.FAILED:
         raise UnavailableError(f"The image {profile.image!r} could not be built", retry_after_seconds=30)

@@ -233,7 +233,8 @@ def _require_supported(control: Control, profile: Profile, changes: Mapping[str,
     if profile.min_isolation == "microvm":
         raise InvalidRequestError("min_isolation: no host here can run microVMs; use 'gvisor'")
     shipped = {name.strip() for name in control.settings.images.split(",")}
-    if "image" in changes and profile.image not in control.images and profile.image not in shipped:
+    known = control.images.resolve(profile.organization_id, profile.image)
+    if "image" in changes and known is None and profile.image not in shipped:
         raise InvalidRequestError(f"image: there is no image named {profile.image!r}")
 
 

@@ -111,6 +111,7 @@ async def _create(
         host_id=host.host.id,
         last_active_at=created_at,
         image_digest=image.digest,
+        image_config=image.defaults,
         vcpu_count=profile.vcpu_count,
         memory_mb=profile.memory_mb,
         disk_mb=profile.disk_mb,
@@ -243,7 +244,7 @@ async def _ask(control: Control, entry: Entry) -> dict[str, Any]:
     request = ensure_of(
         entry.instance,
         entry.stored.profile,
-        control.images.get(entry.instance.image),
+        control.images.resolve(entry.instance.organization_id, entry.instance.image),
         open_env(control, entry.stored),
         driver=host.driver,
         agent_version=host.agent_version,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from innkeeper.control import rooms
 from innkeeper.control.room_table import RoomView
-from innkeeper.core.image import Image
 from innkeeper.core.token import Principal
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ class RoomTools:
 async def describe(control: Control, principal: Principal, profile_id: UUID, room_id: str) -> RoomTools:
     """The tools of an existing room. Raises InstanceNotFoundError."""
     view = await rooms.find(control, principal, profile_id, room_id)
-    return RoomTools(view, tools_of(control.images.get(view.profile.image)))
+    image = control.images.resolve(principal.organization_id, view.profile.image)
+    return RoomTools(view, tools_of(() if image is None else image.tools))
 
 
-def tools_of(image: Image | None) -> tuple[Tool, ...]:
-    """The tools for rooms of an image, whose descriptions name what it has."""
-    has = f" Available in it: {', '.join(image.tools)}." if image is not None and image.tools else ""
+def tools_of(programs: Sequence[str]) -> tuple[Tool, ...]:
+    """The tools for rooms of an image, whose descriptions name the programs that it has."""
+    has = f" Available in it: {', '.join(programs)}." if programs else ""
     return (
         Tool(
             "execute",

@@ -8,11 +8,10 @@ from uuid import UUID
 
 import structlog
 
-from innkeeper.control.machine_request import host_label, shape_of
+from innkeeper.control.machine_request import host_label, shape_of, workdir_of
 from innkeeper.control.profiles import open_env
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.core.host_verbs import SetPools, WarmPool, to_wire
-from innkeeper.core.image import ImageStatus
 from innkeeper.core.profile import Profile
 from innkeeper.errors import InnkeeperError
 
@@ -49,11 +48,11 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
     pools = []
     for stored in control.profiles.values():
         profile = stored.profile
-        image = control.images.get(profile.image)
+        image = control.images.resolve(profile.organization_id, profile.image)
         if (
             profile.warm_pool_size
             and image is not None
-            and image.status is ImageStatus.READY
+            and image.usable
             and profile.driver in ("auto", host.driver)
             and _used(control, profile)
         ):
@@ -64,8 +63,8 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
                     -(-profile.warm_pool_size // hosts),
                     hostname=host_label(profile),
                     user=profile.user,
-                    workdir=profile.workdir,
-                    env={**image.env, **open_env(control, stored)},
+                    workdir=workdir_of(profile, image.defaults),
+                    env={**image.config.env, **open_env(control, stored)},
                 )
             )
     return tuple(pools)

@@ -202,6 +202,17 @@ class ListImages:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectImages:
+    """Remove the files of images that organizations made and that no name stands for any more. `keep` are the digests of those that some name has.
+
+    What a disk or a machine stands on stays until a later call, and so does what is being handed over. Answer: `{"removed": [digest], "freed_bytes": int}`.
+    """
+
+    verb: ClassVar[str] = "image.collect"
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostStatus:
     """What the host is and holds.
 
@@ -252,6 +263,7 @@ VERBS: tuple[type[Any], ...] = (
     ListFiles,
     SetPools,
     ListImages,
+    CollectImages,
     HostStatus,
     WatchHost,
     Diagnose,

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+from innkeeper.core.image_config import ImageConfig
 from innkeeper.errors import ConflictError
 
 
@@ -99,6 +100,7 @@ class Instance:
     labels: dict[str, str] = field(default_factory=dict)
     # What it was made of: a restart on its disk uses the same image and size, whatever became of the profile.
     image_digest: str = ""
+    image_config: ImageConfig | None = None
     vcpu_count: int = 0
     memory_mb: int = 0
     disk_mb: int = 0

@@ -10,6 +10,7 @@ from datetime import datetime
 from uuid import UUID
 
 from innkeeper.core.egress_policy import EgressPolicy
+from innkeeper.core.image import validate_image_name
 from innkeeper.errors import InvalidRequestError
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -64,8 +65,7 @@ def validate_profile(profile: Profile) -> None:
         raise InvalidRequestError(
             "name: 1-63 characters of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit"
         )
-    if not NAME_PATTERN.fullmatch(profile.image):
-        raise InvalidRequestError("image: not the name of an image")
+    validate_image_name(profile.image, "image")
     for name, value, (low, high) in (
         ("vcpu_count", profile.vcpu_count, VCPU_RANGE),
         ("memory_mb", profile.memory_mb, MEMORY_MB_RANGE),

@@ -156,11 +156,17 @@ async def run_daemon(
             directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
         )
         in_use = fleet.images_in_use()
-        for digest in set() if in_use is None else await store.collect(in_use):
+        for digest in {} if in_use is None else await store.collect(in_use):
             log.info("removed an image that nothing stands on", digest=digest[:12])
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
         host_id = persistent_host_id(settings.host_dir)
+
+        async def collect_images(keep: frozenset[str]) -> dict[str, Any]:
+            store.release(keep)
+            used = fleet.images_in_use()
+            removed = {} if used is None else await store.collect(used)
+            return {"removed": sorted(removed), "freed_bytes": sum(removed.values())}
 
         async def status() -> dict[str, Any]:
             found_by_driver = await driver.found()
@@ -204,6 +210,7 @@ async def run_daemon(
             changes=changes,
             watchers=watchers,
             list_images=images.list,
+            collect_images=collect_images,
             status=status,
             agent_version=agent_dir.name,
         )

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from innkeeper.core.egress_policy import MODES
-from innkeeper.core.host_verbs import EnsureMachine, Execute, MachineShape, SetPools
-from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, USER_PATTERN, VCPU_RANGE, WARM_POOL_RANGE
+from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools
+from innkeeper.core.image_config import IMAGE_USER_PATTERN
+from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, WARM_POOL_RANGE
 from innkeeper.errors import InvalidRequestError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -26,6 +27,9 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
             _check_shape(pool.shape)
             _check_name(pool.hostname, pool.user)
             _check_range("size", pool.size, WARM_POOL_RANGE)
+    elif isinstance(request, CollectImages):
+        if not all(DIGEST.fullmatch(digest) for digest in request.keep):
+            raise InvalidRequestError("keep: not SHA-256s")
     elif isinstance(request, Execute):
         if not 0 < request.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequestError(f"timeout_seconds: more than 0, at most {MAX_TIMEOUT_SECONDS}")
@@ -47,7 +51,7 @@ def _check_shape(shape: MachineShape) -> None:
 def _check_name(hostname: str, user: str | None) -> None:
     if not LABEL.fullmatch(hostname):
         raise InvalidRequestError("hostname: not a host name")
-    if user is not None and not USER_PATTERN.fullmatch(user):
+    if user is not None and not IMAGE_USER_PATTERN.fullmatch(user):
         raise InvalidRequestError("user: not a user name")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.host.disks.image_build import ImageBuildFailed, build_image, is_current
 from innkeeper.host.disks.image_recipe import RecipeInvalid
 from innkeeper.host.disks.image_store import ImageStore
@@ -44,10 +44,10 @@ class ShippedImages:
         self._names = tuple(names)
         self._on_change = on_change
         self._progress = progress
-        self._pending: dict[str, Image] = {}
+        self._pending: dict[str, ShippedImage] = {}
         for name in self._names:
             if not self._current(name):
-                self._pending[name] = Image(name=name, status=ImageStatus.MISSING)
+                self._pending[name] = ShippedImage(name=name, status=ImageStatus.MISSING)
 
     def _current(self, name: str) -> bool:
         try:
@@ -60,7 +60,7 @@ class ShippedImages:
         """Images that are not usable yet."""
         return list(self._pending)
 
-    def list(self) -> list[Image]:
+    def list(self) -> list[ShippedImage]:
         """Every image: usable ones, and the shipped ones on their way. An image that is being renewed stays usable meanwhile."""
         ready = {record.name: record.as_image() for record in self._store.list()}
         return [*ready.values(), *(image for name, image in self._pending.items() if name not in ready)]

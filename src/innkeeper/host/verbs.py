@@ -15,7 +15,7 @@ from structlog.contextvars import bind_contextvars
 from innkeeper.bus.contract import Data, Handler, ServerCall
 from innkeeper.bus.link_bus import REQUEST_ID
 from innkeeper.core import host_verbs as verbs
-from innkeeper.core.image import Image
+from innkeeper.core.image import ShippedImage
 from innkeeper.core.instance import BootStep
 from innkeeper.errors import InstanceNotFoundError, InvalidRequestError
 from innkeeper.host import files, journal
@@ -102,7 +102,8 @@ class Verbs:
         executions: Executions,
         changes: FileChanges,
         watchers: Watchers,
-        list_images: Callable[[], list[Image]],
+        list_images: Callable[[], list[ShippedImage]],
+        collect_images: Callable[[frozenset[str]], Awaitable[dict[str, Any]]],
         status: Callable[[], Awaitable[dict[str, Any]]],
         agent_version: str,
     ) -> None:
@@ -111,6 +112,7 @@ class Verbs:
         self._changes = changes
         self._watchers = watchers
         self._list_images = list_images
+        self._collect = collect_images
         self._status = status
         self._agent_version = agent_version
 
@@ -129,6 +131,7 @@ class Verbs:
             verbs.ListFiles.verb: bind_handler(verbs.ListFiles, self._list_files),
             verbs.SetPools.verb: bind_handler(verbs.SetPools, self._set_pools),
             verbs.ListImages.verb: bind_handler(verbs.ListImages, self._images),
+            verbs.CollectImages.verb: bind_handler(verbs.CollectImages, self._collect_images),
             verbs.HostStatus.verb: bind_handler(verbs.HostStatus, self._host_status),
             verbs.WatchHost.verb: self._watchers.watch,
         }
@@ -252,6 +255,9 @@ class Verbs:
 
     async def _images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:
         return {"images": [asdict(image) for image in self._list_images()], "agent_version": self._agent_version}
+
+    async def _collect_images(self, request: verbs.CollectImages, call: ServerCall) -> dict[str, Any]:
+        return await self._collect(frozenset(request.keep))
 
     async def _host_status(self, request: verbs.HostStatus, call: ServerCall) -> dict[str, Any]:
         return await self._status()

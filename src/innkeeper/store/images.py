@@ -1,48 +1,101 @@
-"""Images as the hosts last reported them."""
+"""Images: names, what they stand for, and where that came from."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from datetime import datetime
+from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.core.image import Image, ImageStatus
-from innkeeper.store.tables import images
+from innkeeper.core.image import Image, ImageSource, ImageStatus
+from innkeeper.core.image_config import config_from_json, config_to_json
+from innkeeper.core.instance import InstanceState
+from innkeeper.store.tables import images, instances, profiles
 
 
-def report(connection: sa.Connection, reported: Iterable[Image], now: datetime) -> None:
-    """Store the images in place of what was known of them."""
-    for image in reported:
-        values = {
-            "status": image.status.value,
-            "digest": image.digest,
-            "report": dataclasses.asdict(image),
-            "reported_at": now,
-        }
-        done = connection.execute(sa.update(images).where(images.c.name == image.name).values(**values))
-        if done.rowcount == 0:
-            connection.execute(sa.insert(images).values(name=image.name, **values))
+def insert(connection: sa.Connection, image: Image) -> None:
+    """Store an image. Raises IntegrityError when its organization has one of that name."""
+    connection.execute(
+        sa.insert(images).values(
+            id=image.id,
+            organization_id=image.organization_id,
+            name=image.name,
+            created_at=image.created_at,
+            **_values(image),
+        )
+    )
+
+
+def update(connection: sa.Connection, image: Image) -> bool:
+    """Whether the image was there and is now as given."""
+    done = connection.execute(sa.update(images).where(images.c.id == image.id).values(**_values(image)))
+    return done.rowcount == 1
+
+
+def delete(connection: sa.Connection, image_id: UUID) -> bool:
+    """Whether the image was there."""
+    return connection.execute(sa.delete(images).where(images.c.id == image_id)).rowcount == 1
 
 
 def every(connection: sa.Connection) -> list[Image]:
-    """All images, by name."""
-    return [image_of(row.report) for row in connection.execute(sa.select(images.c.report).order_by(images.c.name))]
+    """All images of all organizations, by name."""
+    return [_image(row) for row in connection.execute(sa.select(images).order_by(images.c.name, images.c.id))]
 
 
-def image_of(report: dict[str, object]) -> Image:
-    """The image of a report; what a newer host adds is ignored.
+def digests(connection: sa.Connection) -> set[str]:
+    """The digests that some image has, of whatever organization."""
+    query = sa.select(images.c.digest).where(images.c.digest != "")
+    return set(connection.execute(query).scalars())
 
-    Raises:
-        ValueError: it has no name, or a status that nobody knows.
 
-    """
-    known = {f.name for f in dataclasses.fields(Image)}
-    values = {key: value for key, value in report.items() if key in known}
-    if not values.get("name"):
-        raise ValueError("an image without a name")
-    values["status"] = ImageStatus(str(values.get("status")))
-    tools = values.get("tools")
-    values["tools"] = tuple(str(tool) for tool in tools) if isinstance(tools, (list, tuple)) else ()
-    return Image(**values)  # type: ignore[arg-type]
+def profiles_of(connection: sa.Connection, organization_id: UUID, name: str) -> list[str]:
+    """Names of the organization's profiles that name the image."""
+    query = sa.select(profiles.c.name).where(profiles.c.organization_id == organization_id, profiles.c.image == name)
+    return list(connection.execute(query.order_by(profiles.c.name)).scalars())
+
+
+def count_instances(connection: sa.Connection, organization_id: UUID, name: str, digest: str) -> int:
+    """How many instances that are still there were made of the image as it is now."""
+    query = (
+        sa.select(sa.func.count())
+        .select_from(instances)
+        .where(
+            instances.c.organization_id == organization_id,
+            instances.c.image == name,
+            instances.c.image_digest == digest,
+            instances.c.state != InstanceState.DESTROYED.value,
+        )
+    )
+    return connection.execute(query).scalar_one()
+
+
+def _values(image: Image) -> dict[str, Any]:
+    return {
+        "digest": image.digest,
+        "size_bytes": image.size_bytes,
+        "source": image.source.value,
+        "source_ref": image.source_ref,
+        "status": image.status.value,
+        "last_error": image.last_error,
+        "config": config_to_json(image.config),
+        "tools": list(image.tools),
+        "updated_at": image.updated_at,
+    }
+
+
+def _image(row: Any) -> Image:
+    return Image(
+        id=row.id,
+        organization_id=row.organization_id,
+        name=row.name,
+        source=ImageSource(row.source),
+        status=ImageStatus(row.status),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        digest=row.digest,
+        size_bytes=row.size_bytes,
+        source_ref=row.source_ref,
+        last_error=row.last_error,
+        config=config_from_json(row.config),
+        tools=tuple(row.tools),
+    )

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from innkeeper.core.image_config import config_from_json, config_to_json
 from innkeeper.core.instance import BootStep, Instance, InstanceState, Isolation
 from innkeeper.store.tables import instances
 
@@ -29,6 +30,7 @@ def insert(
             public_id=instance.public_id,
             profile_id=instance.profile_id,
             image=instance.image,
+            image_config=None if instance.image_config is None else config_to_json(instance.image_config),
             created_at=instance.created_at,
             last_active_at=instance.last_active_at,
             labels=instance.labels,
@@ -135,6 +137,7 @@ def instance_of(row: Any) -> Instance:
         revision=row.revision,
         labels=dict(row.labels),
         image_digest=row.image_digest,
+        image_config=None if row.image_config is None else config_from_json(row.image_config),
         vcpu_count=row.vcpu_count,
         memory_mb=row.memory_mb,
         disk_mb=row.disk_mb,

@@ -132,6 +132,8 @@ instances = sa.Table(
     sa.Column("profile_id", sa.Uuid(), nullable=False),
     sa.Column("image", sa.Text(), nullable=False),
     sa.Column("image_digest", sa.Text(), nullable=False),
+    # The image's defaults of then, as one object; NULL in rows that are older than the column.
+    sa.Column("image_config", sa.JSON(none_as_null=True)),
     sa.Column("vcpu_count", sa.Integer(), nullable=False),
     sa.Column("memory_mb", sa.Integer(), nullable=False),
     sa.Column("disk_mb", sa.Integer(), nullable=False),
@@ -166,12 +168,29 @@ rooms = sa.Table(
 images = sa.Table(
     "images",
     metadata,
-    sa.Column("name", sa.Text(), primary_key=True),
-    sa.Column("status", sa.Text(), nullable=False),
+    _id(),
+    # NULL: shipped with the server, and every organization's.
+    sa.Column("organization_id", sa.Uuid(), sa.ForeignKey("organizations.id")),
+    sa.Column("name", sa.Text(), nullable=False),
     sa.Column("digest", sa.Text(), nullable=False),
-    # The image as the host last reported it, as one object.
-    sa.Column("report", sa.JSON(), nullable=False),
-    sa.Column("reported_at", UtcDateTime(), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+    sa.Column("source", sa.Text(), nullable=False),
+    sa.Column("source_ref", sa.Text()),
+    sa.Column("status", sa.Text(), nullable=False),
+    sa.Column("last_error", sa.Text()),
+    sa.Column("config", sa.JSON(), nullable=False),
+    sa.Column("tools", sa.JSON(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.UniqueConstraint("organization_id", "name"),
+    # To a constraint every NULL is another one.
+    sa.Index(
+        "ix_images_shipped_name",
+        "name",
+        unique=True,
+        sqlite_where=sa.text("organization_id IS NULL"),
+        postgresql_where=sa.text("organization_id IS NULL"),
+    ),
 )
 
 audit_events = sa.Table(

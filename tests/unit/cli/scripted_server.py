@@ -103,8 +103,9 @@ class ScriptedServer:
             "/v1/rooms": [v1.RoomRow(**room.model_dump(exclude={"boot_trace"})) for room in self.rooms],
             "/v1/images": [
                 v1.ImageAnswer(
-                    name="base", status="ready", digest="sha256:0123456789abcdef0123", size_bytes=12_345_678, user="user",
-                    workdir="/home/user", tools=["git"], built_at="2026-01-02T03:04:05Z", message="a\x1b[2Jb",
+                    id=uuid4(), name="base", source="shipped", source_ref="base", status="ready", digest="0123456789abcdef0123",
+                    size_bytes=12_345_678, user="user", workdir="/home/user", env={}, entrypoint=[], cmd=[], exposed_ports=[],
+                    labels={}, tools=["git"], created_at=NOW, updated_at=NOW, last_error="a\x1b[2Jb",
                 )
             ],
             "/v1/hosts": [

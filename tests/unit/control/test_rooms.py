@@ -186,7 +186,7 @@ async def test_hosts_asked_for(world: World) -> None:
 async def test_an_image_that_is_being_built_is_said_so(world: World) -> None:
     world.host.images[2] = dataclasses.replace(world.host.images[2], status=ImageStatus.BUILDING, digest="")
     world.host.publish({"type": "image.changed", "name": "node", "status": "building"})
-    await world.until(lambda: world.control.images["node"].status is ImageStatus.BUILDING)
+    await world.until(lambda: world.control.images.own(None, "node").status is ImageStatus.BUILDING)
     with pytest.raises(UnavailableError, match="'node' is still being built"):
         await rooms.get_or_create(world.control, world.me, world.profile_id("node"), "r")
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.host import shipped_images
 from innkeeper.host.disks.image_build import ImageBuildFailed
 from innkeeper.host.disks.image_recipe import RecipeInvalid
@@ -25,7 +25,7 @@ class World:
 
     def records(self):
         return [
-            SimpleNamespace(name=name, as_image=lambda name=name: Image(name, ImageStatus.READY))
+            SimpleNamespace(name=name, as_image=lambda name=name: ShippedImage(name, ImageStatus.READY))
             for name in sorted(self.ready)
         ]
 

@@ -114,8 +114,12 @@ def test_every_row_of_the_first_revision_survives(old: Path) -> None:
     assert after["alembic_version"] == [{"version_num": revisions()[-1]}]
     for table, rows in before.items():
         if table != "alembic_version":
-            kept = [{column: row[column] for column in rows[0]} for row in after[table]]
-            assert kept == rows, table
+            # The images' report became columns of its own.
+            there = [
+                column for column in rows[0] if (table, column) not in {("images", "report"), ("images", "reported_at")}
+            ]
+            kept = [{column: row[column] for column in there} for row in after[table]]
+            assert kept == [{column: row[column] for column in there} for row in rows], table
     # And the present code reads them.
     engine = sa.create_engine(f"sqlite:///{old}")
     with engine.connect() as connection:

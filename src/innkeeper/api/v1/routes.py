@@ -1,4 +1,4 @@
-"""Our own endpoints under `/v1`: organizations, tokens, images, rooms, hosts, the audit log."""
+"""Our own endpoints under `/v1`: organizations, tokens, rooms, hosts, the audit log; images have a file of their own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastapi import APIRouter, Query, Response
 from innkeeper.api.every_room import every_room
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1 import operator
+from innkeeper.api.v1.images import add_image_routes
 from innkeeper.api.v1.schemas import (
     AuditEventAnswer,
     AuditPage,
     BootStepAnswer,
     HostAnswer,
     HostName,
-    ImageAnswer,
     IsolationAnswer,
     OrganizationAnswer,
     OrganizationCreate,
@@ -28,7 +28,7 @@ from innkeeper.api.v1.schemas import (
     TokenCreate,
     TokenCreated,
 )
-from innkeeper.control import audit, hosts, images, organizations, rooms, tokens
+from innkeeper.control import audit, hosts, organizations, rooms, tokens
 from innkeeper.control.context import Control
 from innkeeper.control.room_table import RoomView
 from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Organization, Scope, Token
@@ -39,6 +39,7 @@ from innkeeper.ids import parse_uuid
 def build_router(control: Control) -> APIRouter:
     """The routes; each is one use case."""
     router = APIRouter(tags=["v1"])
+    add_image_routes(router, control)
 
     @router.get("/v1/organizations")
     async def list_organizations(principal: CurrentPrincipal) -> list[OrganizationAnswer]:
@@ -79,24 +80,6 @@ def build_router(control: Control) -> APIRouter:
         """Revoke a token; it stops working at once. Safe to repeat."""
         await tokens.revoke(control, principal, token_id)
         return Response(status_code=204)
-
-    @router.get("/v1/images")
-    async def list_images(principal: CurrentPrincipal) -> list[ImageAnswer]:
-        """The images and how far their builds are."""
-        return [
-            ImageAnswer(
-                name=image.name,
-                status=str(image.status),
-                digest=image.digest,
-                size_bytes=image.size_bytes,
-                user=image.user,
-                workdir=image.workdir,
-                tools=list(image.tools),
-                built_at=image.built_at,
-                message=image.message,
-            )
-            for image in await images.list_images(control, principal)
-        ]
 
     @router.get("/v1/rooms")
     async def list_rooms(principal: CurrentPrincipal) -> list[RoomRow]:

@@ -89,17 +89,39 @@ class TokenCreated(TokenAnswer):
 
 
 class ImageAnswer(BaseModel):
-    """An image as the hosts report it."""
+    """An image that the organization can use: its own, or one that comes with the server."""
 
+    id: UUID
     name: str
+    source: str = Field(description="`shipped`, `build` or `import`.")
+    source_ref: str | None = Field(description="What it was made of: a recipe, a folder, an archive or a reference.")
     status: str = Field(description="`missing`, `building`, `ready` or `failed`.")
-    digest: str
+    digest: str = Field(description="SHA-256 of its file system; empty while nothing can be made of it.")
     size_bytes: int
     user: str
     workdir: str
+    env: dict[str, str]
+    entrypoint: list[str]
+    cmd: list[str]
+    exposed_ports: list[str]
+    labels: dict[str, str]
     tools: list[str]
-    built_at: str | None
-    message: str | None
+    created_at: datetime
+    updated_at: datetime
+    last_error: str | None = Field(description="Why the last attempt to make it failed.")
+
+
+class Nothing(BaseModel):
+    """A body without fields, for what takes no parameters."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ImagesCollected(BaseModel):
+    """What a collection removed."""
+
+    digests: list[str]
+    freed_bytes: int
 
 
 class IsolationAnswer(BaseModel):

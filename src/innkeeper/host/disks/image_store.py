@@ -9,16 +9,18 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.errors import ImageNotFoundError
 from innkeeper.host.linux import loop_device, mounts
 
 MOUNT_FLAGS = mounts.MS_RDONLY | mounts.MS_NODEV | mounts.MS_NOSUID | mounts.MS_NOATIME
 LOCK_POLL_SECONDS = 0.2
+KEPT = ".kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,9 @@ class ImageRecord:
     env: dict[str, str] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
 
-    def as_image(self) -> Image:
+    def as_image(self) -> ShippedImage:
         """The image as the host reports it."""
-        return Image(
+        return ShippedImage(
             name=self.name,
             status=ImageStatus.READY,
             digest=self.digest,
@@ -54,12 +56,14 @@ class ImageRecord:
 class ImageStore:
     """Images under `<host_dir>/images`, mounted under `<host_dir>/mounts/images`.
 
-    Holds no state of its own, so a restarted daemon finds everything again, mounts included.
+    Holds no state of its own but what is being handed over, so a restarted daemon finds everything again, mounts included.
     """
 
     def __init__(self, host_dir: Path) -> None:
         self.directory = host_dir / "images"
         self.mounts_directory = host_dir / "mounts" / "images"
+        # How often each digest is held; of this process only, as what a killed one held has no name.
+        self._held: Counter[str] = Counter()
         for directory in (self.directory, self.mounts_directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -124,19 +128,58 @@ class ImageStore:
         for target in self.mounts_directory.iterdir():
             target.rmdir()
 
-    async def collect(self, in_use: frozenset[str]) -> set[str]:
-        """Remove the images that have no name any more and are not `in_use` (digests); returns the digests that went."""
+    def publish(self, file: Path, digest: str) -> int:
+        """Move an organization's EROFS file (on the same file system) into the store, where it stays until `release` lets it go; its size in bytes.
+
+        Its names are rows of the database: here is only the mark that it has some.
+        """
+        size_bytes = file.stat().st_size
+        (self.directory / f"{digest}{KEPT}").touch(mode=0o600)
+        _sync(file)
+        file.chmod(0o400)
+        file.replace(self.directory / f"{digest}.erofs")
+        _sync(self.directory)
+        return size_bytes
+
+    def size_of(self, digest: str) -> int | None:
+        """Bytes of the file of that digest, or None where there is none."""
+        try:
+            return (self.directory / f"{digest}.erofs").stat().st_size
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def held(self, digest: str) -> Iterator[None]:
+        """Keep the file from being collected: while it is handed over, the database does not name it yet."""
+        self._held[digest] += 1
+        try:
+            (self.directory / f"{digest}{KEPT}").touch(mode=0o600)
+            yield
+        finally:
+            self._held[digest] -= 1
+
+    def release(self, keep: frozenset[str]) -> None:
+        """Let go of the organizations' images that are not in `keep`; `collect` removes their files."""
+        for mark in self.directory.glob(f"*{KEPT}"):
+            digest = mark.name.removesuffix(KEPT)
+            if digest not in keep and not self._held[digest]:
+                mark.unlink()
+
+    async def collect(self, in_use: frozenset[str]) -> dict[str, int]:
+        """Remove the images that have no name any more and are not `in_use` (digests); returns the digests that went and their bytes."""
         named = {record.digest for record in self.list()}
-        gone = set()
+        named |= {mark.name.removesuffix(KEPT) for mark in self.directory.glob(f"*{KEPT}")}
+        gone = {}
         for path in self.directory.glob("*.erofs"):
             if path.stem in named or path.stem in in_use:
                 continue
+            size_bytes = path.stat().st_size
             target = self.mounts_directory / path.stem
             await mounts.umount(target)
             if target.exists():
                 target.rmdir()
             path.unlink()
-            gone.add(path.stem)
+            gone[path.stem] = size_bytes
         return gone
 
     @contextlib.contextmanager

@@ -67,9 +67,27 @@ async def test_collect_removes_only_what_nobody_names_or_uses(tmp_path: Path) ->
     store = ImageStore(tmp_path)
     for digest in ("d1", "d2", "d3"):
         _add(store, "base", digest)
-    assert await store.collect(frozenset({"d1"})) == {"d2"}
+    assert await store.collect(frozenset({"d1"})) == {"d2": 5}
     assert sorted(path.stem for path in store.directory.glob("*.erofs")) == ["d1", "d3"]
-    assert await store.collect(frozenset()) == {"d1"}
+    assert await store.collect(frozenset()) == {"d1": 5}
+
+
+@pytest.mark.anyio
+async def test_what_organizations_made_stays_until_it_is_let_go(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    for digest in ("d1", "d2", "d3"):
+        with store.workspace() as work:
+            (work / "f").write_bytes(b"erofs")
+            assert store.publish(work / "f", digest) == 5 == store.size_of(digest)
+    # A start of the daemon, which knows no names.
+    assert await ImageStore(tmp_path).collect(frozenset()) == {}
+    with store.held("d2"):
+        store.release(frozenset({"d1"}))
+        assert await store.collect(frozenset()) == {"d3": 5}
+    store.release(frozenset({"d1"}))
+    assert await store.collect(frozenset({"d2"})) == {}
+    assert await store.collect(frozenset()) == {"d2": 5}
+    assert (store.size_of("d1"), store.size_of("d2")) == (5, None)
 
 
 def test_an_unknown_digest_is_not_mounted(tmp_path: Path) -> None:
