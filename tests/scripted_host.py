@@ -170,8 +170,7 @@ class ScriptedHost:
         }
 
     async def _read_output(self, request: verbs.ReadOutput, call: ServerCall) -> dict[str, Any]:
-        if request.execution_id not in {r.execution_id for r in self.asked if isinstance(r, verbs.Execute)}:
-            raise ExecutionNotFoundError
+        self._ran(request.instance_id, request.execution_id)
         whole = b"".join(self.output)
         data = whole[request.offset : request.offset + request.limit]
         head = {"offset": request.offset, "total_bytes": len(whole), "gap": None, "ended": True, "exit_code": 0}
@@ -179,7 +178,13 @@ class ScriptedHost:
         await call.send_data(data)
         return {"next_offset": request.offset + len(data)}
 
+    def _ran(self, instance_id: UUID, execution_id: UUID) -> None:
+        ran = ((r.instance_id, r.execution_id) for r in self.asked if isinstance(r, verbs.Execute))
+        if (instance_id, execution_id) not in ran:
+            raise ExecutionNotFoundError
+
     async def _files_changed(self, request: verbs.ReadFilesChanged, call: ServerCall) -> dict[str, Any]:
+        self._ran(request.instance_id, request.execution_id)
         row = {"path": "/tmp/a", "status": "created", "size": 1, "mime_type": None}
         return {"files_changed": [row], "total": 1, "next_cursor": None}
 

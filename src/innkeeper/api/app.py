@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.types import Scope
@@ -10,17 +11,20 @@ from innkeeper.api.auth import authenticate
 from innkeeper.api.dialects.gentility import openapi as gentility_openapi
 from innkeeper.api.dialects.gentility import profiles, public_files
 from innkeeper.api.dialects.gentility import schemas as gentility
+from innkeeper.api.dialects.gentility.surface import ROUTES as ROOM_ROUTES
 from innkeeper.api.dialects.gentility.surface import GentilitySurface
 from innkeeper.api.edge import Edge, Surface
-from innkeeper.api.json_app import JsonGate, build_json_app
+from innkeeper.api.json_app import JsonGate, build_json_app, routes_of
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.openapi import build_openapi
-from innkeeper.api.operations import Operations
+from innkeeper.api.operations import PATHS, Operations
 from innkeeper.api.rate_limit import AddressRateLimit
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
 from innkeeper.control.context import Control
 from innkeeper.core.token import Principal
+
+READING = ("GET", "HEAD")
 
 
 def build_app(control: Control) -> Edge:
@@ -41,12 +45,32 @@ def build_app(control: Control) -> Edge:
             (b"/api/",),
             gentility.error_shape,
             GentilitySurface(control, JsonGate(build_json_app(profile_routes), bearer)),
+            _pairs({template: tuple(methods) for template, methods in ROOM_ROUTES.items()}) | routes_of(profile_routes),
         ),
-        Surface((public_files.PREFIX,), gentility.error_shape, public_files.PublicFiles(control, limit)),
-        Surface((b"/v1/",), v1.error_shape, JsonGate(build_json_app(own_routes), bearer_or_key)),
-        Surface((b"/",), gentility.error_shape, Operations(control, metrics, _document(profile_routes, own_routes))),
+        Surface(
+            (public_files.PREFIX,),
+            gentility.error_shape,
+            public_files.PublicFiles(control, limit),
+            _pairs({public_files.TEMPLATE: READING}),
+        ),
+        Surface(
+            (b"/v1/",),
+            v1.error_shape,
+            JsonGate(build_json_app(own_routes), bearer_or_key),
+            routes_of(own_routes),
+        ),
+        Surface(
+            (b"/",),
+            gentility.error_shape,
+            Operations(control, metrics, _document(profile_routes, own_routes)),
+            _pairs(dict.fromkeys(PATHS, READING)),
+        ),
     ]
     return Edge(surfaces, default_shape=gentility.error_shape, metrics=metrics)
+
+
+def _pairs(routes: Mapping[str, Iterable[str]]) -> frozenset[tuple[str, str]]:
+    return frozenset((method, template) for template, methods in routes.items() for method in methods)
 
 
 def _document(profile_routes: Any, own_routes: Any) -> dict[str, Any]:

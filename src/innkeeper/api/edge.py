@@ -29,11 +29,12 @@ CLIENT_CLOSED = 499
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A part of the URL space: its path prefixes, the shape of its errors, and the application that answers."""
+    """A part of the URL space: its path prefixes, the shape of its errors, the application that answers, and its routes: (method, path template)."""
 
     prefixes: tuple[bytes, ...]
     shape: ErrorShape
     app: ASGIApp
+    routes: frozenset[tuple[str, str]]
 
 
 class Edge:
@@ -41,6 +42,8 @@ class Edge:
 
     def __init__(self, surfaces: Sequence[Surface], *, default_shape: ErrorShape, metrics: HttpMetrics) -> None:
         pairs = [(prefix, surface) for surface in surfaces for prefix in surface.prefixes]
+        # Everything that is served, from the tables that serve it.
+        self.routes = frozenset[tuple[str, str]]().union(*(surface.routes for surface in surfaces))
         self._surfaces = sorted(pairs, key=lambda pair: -len(pair[0]))
         self._default_shape = default_shape
         self._metrics = metrics

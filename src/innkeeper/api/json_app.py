@@ -71,6 +71,13 @@ def build_json_app(router: APIRouter) -> FastAPI:
     return app
 
 
+def routes_of(router: APIRouter) -> frozenset[tuple[str, str]]:
+    """What the router serves: (method, path template)."""
+    return frozenset(
+        (method, route.path) for route in router.routes if isinstance(route, Route) for method in route.methods or ()
+    )
+
+
 def _methods(router: APIRouter, scope: Scope) -> set[str]:
     found: set[str] = set()
     for route in router.routes:

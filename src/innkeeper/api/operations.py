@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from innkeeper import __version__
-from innkeeper.api.auth import OPERATOR, authenticate, bearer_token
+from innkeeper.api.auth import authenticate, bearer_token
 from innkeeper.api.edge import ROUTE
 from innkeeper.api.errors import MethodNotAllowedError
 from innkeeper.api.metrics import CONTENT_TYPE, HttpMetrics
@@ -18,6 +18,8 @@ from innkeeper.api.raw_path import raw_path
 from innkeeper.control import hosts, tokens
 from innkeeper.control.context import Control
 from innkeeper.errors import NotFoundError
+
+PATHS = ("/healthz", "/metrics", "/openapi.json")
 
 
 class Operations:
@@ -30,22 +32,22 @@ class Operations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        path = raw_path(scope)
-        if path not in (b"/healthz", b"/metrics", b"/openapi.json"):
+        path = raw_path(scope).decode("latin-1")
+        if path not in PATHS:
             raise NotFoundError("There is no such endpoint.")
-        scope[ROUTE] = path.decode()
+        scope[ROUTE] = path
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowedError(("GET", "HEAD"))
-        if path == b"/healthz":
+        if path == "/healthz":
             response: Response = JSONResponse({"status": "ok", "version": __version__})
-        elif path == b"/openapi.json":
+        elif path == "/openapi.json":
             response = Response(self._openapi, media_type="application/json")
         else:
             response = await self._metrics_page(scope)
         await response(scope, receive, send)
 
     async def _metrics_page(self, scope: Scope) -> Response:
-        if not (scope.get(OPERATOR) or (_is_loopback(scope) and bearer_token(scope) is None)):
+        if not (_is_loopback(scope) and bearer_token(scope) is None):
             await authenticate(self._control, scope)
         views = await hosts.list_hosts(self._control, tokens.operator_principal(self._control))
         return Response(self._metrics.render(self._control.metrics.snapshot(), views), media_type=CONTENT_TYPE)

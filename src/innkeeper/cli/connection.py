@@ -115,6 +115,15 @@ class Server:
                     return str(profile["id"])
         fail(f"there is no profile '{name_or_id}': see inn profile list")
 
+    def organization_id(self, name: str | None) -> str | None:
+        """The id of an organization given by name, None for one's own. Only the operator may ask."""
+        if name is None:
+            return None
+        for organization in self.get("/v1/organizations"):
+            if organization["name"] == name:
+                return str(organization["id"])
+        fail(f"there is no organization '{name}': see inn organization list")
+
     def room_path(self, profile: str, room: str) -> str:
         """The path of a room; the profile by name or id."""
         return f"/api/profile/{self.profile_id(profile)}/room/{encode_segment(room)}"

@@ -10,6 +10,10 @@ from innkeeper.cli.connection import connect
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import fail, note, print_json, print_table, say
 
+Organization = Annotated[
+    str | None,
+    typer.Option("--organization", help="Organization, by name; only the operator may.", show_default="your own"),
+]
 app = typer.Typer(help="Tokens: who may use the API, and for what.", no_args_is_help=True)
 
 
@@ -27,10 +31,7 @@ def create(
         ),
     ] = None,
     test: Annotated[bool, typer.Option("--test", help="Gentility's form only: rk_test_ in place of rk_live_.")] = False,
-    organization: Annotated[
-        str | None,
-        typer.Option(help="Organization that it is for, by name; only the operator may.", show_default="your own"),
-    ] = None,
+    organization: Organization = None,
     json: Json = False,
 ) -> None:
     """Make a token and print it: it is shown this once. Standard output holds nothing but the token."""
@@ -48,9 +49,10 @@ def create(
 
 
 @app.command("list")
-def list_(ctx: typer.Context, json: Json = False) -> None:
+def list_(ctx: typer.Context, organization: Organization = None, json: Json = False) -> None:
     """List the tokens, without their texts."""
-    tokens: list[dict[str, Any]] = connect(ctx).get("/v1/tokens")
+    server = connect(ctx)
+    tokens: list[dict[str, Any]] = server.get("/v1/tokens", organization_id=server.organization_id(organization))
     if json:
         print_json(tokens)
         return
@@ -76,18 +78,20 @@ def list_(ctx: typer.Context, json: Json = False) -> None:
 def revoke(
     ctx: typer.Context,
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="Id, name, or the first characters as listed.")],
+    organization: Organization = None,
     json: Json = False,
 ) -> None:
     """Make a token useless from now on."""
     server = connect(ctx)
-    tokens = [one for one in server.get("/v1/tokens") if one["revoked_at"] is None]
+    within = {"organization_id": server.organization_id(organization)}
+    tokens = [one for one in server.get("/v1/tokens", **within) if one["revoked_at"] is None]
     prefix = token.removesuffix("...")
     found = [one for one in tokens if token in (one["id"], one["name"]) or prefix == one["prefix"]]
     if not found:
         fail(f"there is no valid token '{token}': see inn token list")
     if len(found) > 1:
         fail(f"'{token}' names {len(found)} tokens: give the id")
-    server.call("DELETE", f"/v1/tokens/{found[0]['id']}")
+    server.call("DELETE", f"/v1/tokens/{found[0]['id']}", query=within)
     if json:
         print_json({"id": found[0]["id"], "revoked": True})
     else:

@@ -134,10 +134,13 @@ async def set_limits(
     return organization
 
 
-async def operator_of(control: Control, principal: Principal, organization_name: str) -> Principal:
-    """The operator acting within another organization, so that `inn` can make its first token. Only the operator may."""
+async def operator_of(control: Control, principal: Principal, name_or_id: str | UUID) -> Principal:
+    """The operator acting within another organization: its first token is made, and its tokens are looked at and ended so. Only the operator may."""
     require(principal, Scope.ADMIN)
-    organization = await control.database.read(store.by_name, organization_name)
+    if isinstance(name_or_id, UUID):
+        organization = await control.database.read(store.get, name_or_id)
+    else:
+        organization = await control.database.read(store.by_name, name_or_id)
     if organization is None:
         raise NotFoundError("Organization not found")
     return Principal(organization.id, principal.token_id, principal.scopes, principal.actor)

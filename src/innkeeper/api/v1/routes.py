@@ -60,8 +60,10 @@ def build_router(control: Control) -> APIRouter:
         return _organization(await organizations.set_limits(control, principal, name, limits))
 
     @router.get("/v1/tokens")
-    async def list_tokens(principal: CurrentPrincipal) -> list[TokenAnswer]:
-        """The tokens of the organization, revoked ones too."""
+    async def list_tokens(principal: CurrentPrincipal, organization_id: PathUuid | None = None) -> list[TokenAnswer]:
+        """The tokens of the organization, revoked ones too; of another one with `organization_id` and scope `admin`."""
+        if organization_id is not None:
+            principal = await organizations.operator_of(control, principal, organization_id)
         return [TokenAnswer(**_token(token)) for token in await tokens.list_tokens(control, principal)]
 
     @router.post("/v1/tokens", status_code=201)
@@ -76,8 +78,12 @@ def build_router(control: Control) -> APIRouter:
         return TokenCreated(**_token(new.token), token=new.text)
 
     @router.delete("/v1/tokens/{token_id}", status_code=204)
-    async def revoke_token(principal: CurrentPrincipal, token_id: PathUuid) -> Response:
-        """Revoke a token; it stops working at once. Safe to repeat."""
+    async def revoke_token(
+        principal: CurrentPrincipal, token_id: PathUuid, organization_id: PathUuid | None = None
+    ) -> Response:
+        """Revoke a token; it stops working at once. Safe to repeat. Another organization's with `organization_id` and scope `admin`."""
+        if organization_id is not None:
+            principal = await organizations.operator_of(control, principal, organization_id)
         await tokens.revoke(control, principal, token_id)
         return Response(status_code=204)
 

@@ -1,0 +1,331 @@
+"""Who may ask what, over every route that the application has: a route without an entry here fails the first test.
+
+The real application over the real control side and database; the host follows a script, since nothing here may get as far as a guest.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+from tests.scripted_host import World
+
+from innkeeper.api.app import build_app
+from innkeeper.api.edge import Edge
+from innkeeper.api.server import UnixSocketOperator
+from innkeeper.control import organizations, tokens
+from innkeeper.core.token import DEFAULT_SCOPES, Principal, Scope
+from innkeeper.store import tables
+
+pytestmark = pytest.mark.anyio
+
+CLIENT = ("192.0.2.9", 4321)
+UNKNOWN_TOKEN = "rk_live_" + "0" * 32
+ANYBODY = frozenset[Scope]()
+ANY_TOKEN = frozenset(Scope)
+OPERATOR = frozenset({Scope.ADMIN})
+ROOMS = frozenset({Scope.ROOMS})
+PROFILES = frozenset({Scope.PROFILES})
+TOKENS = frozenset({Scope.TOKENS})
+AUDIT = frozenset({Scope.AUDIT})
+READERS = ROOMS | PROFILES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Any one of `scopes` opens the route (`admin` always does), which then answers with `status`; ANYBODY needs no token."""
+
+    scopes: frozenset[Scope]
+    status: int = 200
+    json: Mapping[str, Any] | None = None
+    content: bytes | None = None
+    # The answer holds what is everybody's, or is the operator's alone: other organizations may be in it.
+    shared: bool = False
+
+
+Route = tuple[str, str]
+ROOM = "/api/profile/{profile_id}/room/{room_id}"
+PROFILE = "/api/profile/{profile_id}"
+PUBLIC = "/vm/{instance_id}/file/{path}"
+MATRIX: dict[Route, Entry] = {
+    ("POST", ROOM): Entry(ROOMS),
+    ("DELETE", ROOM): Entry(ROOMS, status=204),
+    ("POST", f"{ROOM}/command"): Entry(ROOMS, json={"command": "true"}),
+    ("GET", f"{ROOM}/command/{{execution_id}}/output"): Entry(ROOMS),
+    ("GET", f"{ROOM}/command/{{execution_id}}/files_changed"): Entry(ROOMS),
+    ("GET", f"{ROOM}/file/{{path}}"): Entry(ROOMS),
+    ("PUT", f"{ROOM}/file/{{path}}"): Entry(ROOMS, content=b"new"),
+    ("GET", f"{ROOM}/files/{{path}}"): Entry(ROOMS),
+    ("GET", f"{ROOM}/tools"): Entry(ROOMS),
+    ("GET", "/api/profiles"): Entry(READERS),
+    ("POST", "/api/profiles"): Entry(PROFILES, status=201, json={"name": "made", "image": "base"}),
+    ("GET", PROFILE): Entry(READERS),
+    ("PATCH", PROFILE): Entry(PROFILES, json={"memory_mb": 600}),
+    ("DELETE", PROFILE): Entry(PROFILES, status=409),  # it has rooms
+    ("GET", f"{PROFILE}/rooms"): Entry(ROOMS),
+    ("GET", "/v1/organizations"): Entry(OPERATOR, shared=True),
+    ("POST", "/v1/organizations"): Entry(OPERATOR, status=201, json={"name": "made"}, shared=True),
+    ("PATCH", "/v1/organizations/{name}"): Entry(OPERATOR, json={"max_instances": 100_000}, shared=True),
+    ("GET", "/v1/tokens"): Entry(TOKENS),
+    ("POST", "/v1/tokens"): Entry(TOKENS, status=201, json={"name": "made", "scopes": ["tokens"]}),
+    ("DELETE", "/v1/tokens/{token_id}"): Entry(TOKENS, status=204),
+    ("GET", "/v1/images"): Entry(READERS, shared=True),
+    ("GET", "/v1/rooms"): Entry(ROOMS),
+    ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
+    ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
+    ("GET", "/v1/audit"): Entry(AUDIT),
+    **{(method, PUBLIC): Entry(ANYBODY) for method in ("GET", "HEAD")},
+    **{(method, path): Entry(ANYBODY) for method in ("GET", "HEAD") for path in ("/healthz", "/openapi.json")},
+    **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
+}
+# What of a path is the id of an organization's object. Room ids and file paths are names within one.
+IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id"})
+
+
+def named(route: Route) -> str:
+    return " ".join(route)
+
+
+EVERY_ROUTE = pytest.mark.parametrize("route", MATRIX, ids=named)
+WITH_A_TOKEN = pytest.mark.parametrize("route", [r for r, entry in MATRIX.items() if entry.scopes], ids=named)
+
+
+@dataclass
+class Tenant:
+    """An organization with one of everything (`values` fill a path), and a token with every scope that a tenant gets."""
+
+    principal: Principal
+    name: str
+    token: str
+    values: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Matrix:
+    """The application and two tenants: `mine` (the default organization) and `theirs`."""
+
+    app: Edge
+    world: World
+    mine: Tenant
+    theirs: Tenant
+
+    async def narrow_token(self, tenant: Tenant, scope: Scope) -> str:
+        """A new token of an organization with this scope alone."""
+        by = Principal(tenant.principal.organization_id, None, frozenset(Scope), "operator")
+        return (await tokens.create(self.world.control, by, "narrow", scopes=frozenset({scope}))).text
+
+    async def ask(
+        self, route: Route, values: Mapping[str, str], token: str | None, *, on_socket: bool = False, **more: Any
+    ) -> httpx2.Response:
+        method, template = route
+        entry = MATRIX[route]
+        app: Any = UnixSocketOperator(self.app) if on_socket else self.app
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        transport = httpx2.ASGITransport(app=app, client=CLIENT)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
+            path = template.format_map(values)
+            return await client.request(method, path, json=entry.json, content=entry.content, **more)
+
+    async def objects(self, owner: Tenant) -> dict[str, str]:
+        """One of everything, new."""
+        profile_id = str(self.world.profile_id("base", of=owner.principal))
+        values = {"profile_id": profile_id, "room_id": f"room-{uuid4().hex[:8]}", "path": "tmp/a", "name": owner.name}
+        room = (await self.ask(("POST", ROOM), values, owner.token)).json()
+        ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
+        entry = self.world.control.rooms.by_public_id(UUID(room["instance_id"]))
+        assert entry is not None
+        self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
+        new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
+        execution_id = ran["result"]["execution_id"]
+        return values | {
+            "instance_id": room["instance_id"],
+            "execution_id": execution_id,
+            "token_id": str(new.token.id),
+        }
+
+    async def state(self) -> dict[str, Any]:
+        """Everything that a request could have changed, but for the times of use that every look changes."""
+        await self.world.control.later.flush(self.world.control)
+
+        def read(connection: sa.Connection) -> dict[str, Any]:
+            found = {}
+            for table in tables.metadata.sorted_tables:
+                columns = [column for column in table.columns if not column.name.startswith("last_")]
+                found[table.name] = sorted(map(repr, connection.execute(sa.select(*columns))))
+            return found
+
+        host = self.world.host
+        stored = await self.world.control.database.read(read)
+        return {**stored, "machines": repr(host.machines), "files": repr(host.files)}
+
+    async def forget_names(self) -> None:
+        """Give back the names that requests took, so that the next one may take them again."""
+
+        def change(connection: sa.Connection) -> None:
+            for table in (tables.profiles, tables.organizations):
+                connection.execute(sa.update(table).where(table.c.name == "made").values(name=f"old-{uuid4().hex[:8]}"))
+
+        await self.world.control.database.write(change)
+
+
+@pytest.fixture(scope="module")
+async def matrix(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Matrix]:
+    """One for all: what a test may have removed it made itself."""
+    world = World(tmp_path_factory.mktemp("home"))
+    async with world.running(public_files_per_minute=100_000) as control:
+        world.control = control
+        other = await organizations.create(control, world.operator, "theirs")
+        principals = {"default": world.me.organization_id, "theirs": other.id}
+        both = []
+        for name, organization_id in principals.items():
+            principal = Principal(organization_id, None, DEFAULT_SCOPES, f"token:{name}")
+            token = await tokens.create(control, principal, "everything")
+            both.append(Tenant(principal, name, token.text))
+        made = Matrix(build_app(control), world, *both)
+        for one in both:
+            one.values = await made.objects(one)
+        yield made
+
+
+def absent(values: Mapping[str, str], *names: str) -> dict[str, str]:
+    """The values with ids that nobody has in the place of the named ones."""
+    return {**values, **{name: str(uuid4()) for name in names}}
+
+
+def ids_in(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name in IDS]
+
+
+def wire(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """What a client sees of an answer, but for the id of its request."""
+    headers = sorted((name, value) for name, value in answer.headers.items() if name != "x-request-id")
+    return answer.status_code, answer.content, headers
+
+
+def check_shape(route: Route, answer: httpx2.Response, code: str) -> None:
+    if route[0] == "HEAD":
+        return
+    body = answer.json()
+    fields = {"detail", "code"} if route[1].startswith("/v1/") else {"error", "message"}
+    assert set(body) == fields and code in body.values(), body
+
+
+async def test_every_route_has_an_entry(matrix: Matrix) -> None:
+    assert matrix.app.routes == set(MATRIX)
+
+
+@WITH_A_TOKEN
+async def test_without_a_valid_token_nothing_is_told_or_done(matrix: Matrix, route: Route) -> None:
+    revoked = await tokens.create(matrix.world.control, matrix.mine.principal, "revoked")
+    await tokens.revoke(matrix.world.control, matrix.mine.principal, revoked.token.id)
+    before = await matrix.state()
+    nobodys = absent(matrix.mine.values, *ids_in(route[1]))
+    told = [
+        wire(await matrix.ask(route, values, token))
+        for token in (None, UNKNOWN_TOKEN, revoked.text, "nonsense", "x" * 5_000)
+        for values in (matrix.mine.values, nobodys)
+    ]
+    assert {status for status, _, _ in told} == {401}
+    # Nobody learns whether a token is unknown or revoked, nor whether the object is there.
+    assert all(one == told[0] for one in told)
+    check_shape(route, await matrix.ask(route, matrix.mine.values, None), "unauthorized")
+    assert await matrix.state() == before
+
+
+@EVERY_ROUTE
+async def test_each_scope_opens_what_it_should(matrix: Matrix, route: Route) -> None:
+    entry = MATRIX[route]
+    opening = set(Scope) if entry.scopes == ANYBODY else entry.scopes | OPERATOR
+    for scope in set(Scope) - opening:
+        token = await matrix.narrow_token(matrix.mine, scope)
+        before = await matrix.state()
+        refused = await matrix.ask(route, matrix.mine.values, token)
+        assert refused.status_code == 403, (scope, refused.text)
+        check_shape(route, refused, "forbidden")
+        # Who lacks the scope does not learn what is there either.
+        nobodys = absent(matrix.mine.values, *IDS, "name")
+        assert wire(await matrix.ask(route, nobodys, token)) == wire(refused), scope
+        assert await matrix.state() == before
+    for scope in opening:
+        values = await matrix.objects(matrix.mine)
+        answer = await matrix.ask(route, values, await matrix.narrow_token(matrix.mine, scope))
+        assert answer.status_code == entry.status, (scope, answer.text)
+        await matrix.forget_names()
+    values = await matrix.objects(matrix.mine)
+    assert (await matrix.ask(route, values, None, on_socket=True)).status_code == entry.status
+    if entry.scopes != ANYBODY:
+        # A token on the operator's socket stands for itself, not for the operator.
+        assert (await matrix.ask(route, values, UNKNOWN_TOKEN, on_socket=True)).status_code == 401
+
+
+@WITH_A_TOKEN
+async def test_another_organizations_objects_look_absent(matrix: Matrix, route: Route) -> None:
+    entry, names = MATRIX[route], ids_in(route[1])
+    mine = matrix.mine
+    secrets = [value for name, value in mine.values.items() if name not in ("path", "name")]
+    secrets += ["content of default", "token of default", str(mine.principal.organization_id)]
+    for token in (matrix.theirs.token, await matrix.narrow_token(matrix.theirs, Scope.ADMIN)):
+        before = await matrix.state()
+        # Each id for itself among their own, as in "my room, your command", and all of them.
+        for exchanged in [{name} for name in names] + [{*names, "room_id"}] * bool(names):
+            asked = {**matrix.theirs.values, **{name: mine.values[name] for name in exchanged}}
+            answer = await matrix.ask(route, asked, token)
+            assert answer.status_code == 404, (exchanged, answer.text)
+            nobodys = absent(asked, *(exchanged & IDS))
+            assert wire(answer) == wire(await matrix.ask(route, nobodys, token)), exchanged
+        assert await matrix.state() == before
+        # What they are given of their own holds nothing of ours.
+        if not entry.shared:
+            answer = await matrix.ask(route, await matrix.objects(matrix.theirs), token)
+            assert answer.status_code == entry.status
+            assert [secret for secret in secrets if secret in answer.text] == []
+            await matrix.forget_names()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_key_to_a_public_file_is_the_instances_id_whoever_shows_it(matrix: Matrix, method: str) -> None:
+    told = [
+        wire(await matrix.ask((method, PUBLIC), matrix.mine.values, token))
+        for token in (None, UNKNOWN_TOKEN, matrix.theirs.token, matrix.mine.token)
+    ]
+    assert told[0][0] == 200
+    assert all(one == told[0] for one in told)
+    nobodys = await matrix.ask((method, PUBLIC), absent(matrix.mine.values, "instance_id"), matrix.mine.token)
+    assert nobodys.status_code == 404
+
+
+@pytest.mark.parametrize("route", [("GET", "/v1/tokens"), ("DELETE", "/v1/tokens/{token_id}")], ids=named)
+async def test_only_the_operator_looks_after_another_organizations_tokens(matrix: Matrix, route: Route) -> None:
+    ours, theirs, nobodys = (
+        {"organization_id": str(one)}
+        for one in (matrix.mine.principal.organization_id, matrix.theirs.principal.organization_id, uuid4())
+    )
+    before = await matrix.state()
+    refused = [
+        await matrix.ask(route, matrix.theirs.values, matrix.mine.token, params=asked)
+        for asked in (theirs, ours, nobodys)
+    ]
+    # Which organizations there are is the operator's to know.
+    assert refused[0].status_code == 403
+    assert wire(refused[0]) == wire(refused[1]) == wire(refused[2])
+    operators = await matrix.narrow_token(matrix.mine, Scope.ADMIN)
+    before = await matrix.state()
+    for asked, status in ((nobodys, 404), ({"organization_id": "x"}, 400)):
+        answer = await matrix.ask(route, matrix.theirs.values, operators, params=asked)
+        assert answer.status_code == status, asked
+    if route[0] == "DELETE":
+        # A token of that organization, not of any.
+        assert (await matrix.ask(route, matrix.theirs.values, operators, params=ours)).status_code == 404
+    assert await matrix.state() == before
+    answer = await matrix.ask(route, matrix.theirs.values, operators, params=theirs)
+    assert answer.status_code == MATRIX[route].status
+    listed = await matrix.ask(("GET", "/v1/tokens"), {}, None, on_socket=True, params=theirs)
+    rows = {row["id"]: row for row in listed.json()}
+    assert matrix.mine.values["token_id"] not in rows
+    assert (rows[matrix.theirs.values["token_id"]]["revoked_at"] is not None) == (route[0] == "DELETE")
