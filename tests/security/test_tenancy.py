@@ -80,6 +80,9 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
     ("GET", "/v1/audit"): Entry(AUDIT),
+    ("POST", "/v1/diagnosis"): Entry(OPERATOR, json={"kind": "tasks"}, shared=True),
+    ("GET", "/v1/log-level"): Entry(OPERATOR, shared=True),
+    ("PUT", "/v1/log-level"): Entry(OPERATOR, json={"level": "info"}, shared=True),
     **{(method, PUBLIC): Entry(ANYBODY) for method in ("GET", "HEAD")},
     **{(method, path): Entry(ANYBODY) for method in ("GET", "HEAD") for path in ("/healthz", "/openapi.json")},
     **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
@@ -160,9 +163,9 @@ class Matrix:
                 found[table.name] = sorted(map(repr, connection.execute(sa.select(*columns))))
             return found
 
-        host = self.world.host
+        host, control = self.world.host, self.world.control
         stored = await self.world.control.database.read(read)
-        return {**stored, "machines": repr(host.machines), "files": repr(host.files)}
+        return {**stored, "machines": repr(host.machines), "files": repr(host.files), "level": control.log_level.name}
 
     async def forget_names(self) -> None:
         """Give back the names that requests took, so that the next one may take them again."""
