@@ -30,7 +30,8 @@ SERVER_UUID = "server-uuid"
 READY_SECONDS = 60.0
 # A large database may be rebuilt table by table, and ending that in the middle would only begin it again.
 MIGRATION_SECONDS = 3_600.0
-STOP_SECONDS = 15.0
+# What it may take to stop beyond INNKEEPER_STOP_SECONDS.
+STOP_GRACE_SECONDS = 5.0
 INSIDE = Path("/mnt")
 # $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
 # the namespace begins with, of this server and its neighbours (all have a `host` folder), are dropped: they would keep disks busy for as long as
@@ -60,10 +61,13 @@ class CannotStartError(InnkeeperError):
 class ApiProcess:
     """A started API process. It waits for the daemon on `bus_end` before it opens a port."""
 
-    def __init__(self, process: asyncio.subprocess.Process, bus_end: socket.socket, ready_fd: int) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, bus_end: socket.socket, ready_fd: int, *, stop_seconds: float
+    ) -> None:
         self.process = process
         self.bus_end = bus_end
         self._ready_fd = ready_fd
+        self._stop_seconds = stop_seconds + STOP_GRACE_SECONDS
         self._said: asyncio.StreamReader | None = None
         self._pipe: asyncio.ReadTransport | None = None
 
@@ -90,7 +94,7 @@ class ApiProcess:
         finally:
             api_end.close()
             os.close(ready_write)
-        return cls(process, host_end, ready_read)
+        return cls(process, host_end, ready_read, stop_seconds=settings.stop_seconds)
 
     async def wait_opened(self) -> None:
         """Wait until its database is open, of this version, and the one that this host's guests belong to. Raises CannotStartError."""
@@ -138,7 +142,7 @@ class ApiProcess:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_SECONDS):
+                async with asyncio.timeout(self._stop_seconds):
                     await self.process.wait()
         await command.end(self.process)
 

@@ -119,6 +119,13 @@ class NoHostError(UnavailableError):
     """No available hosts for instance provisioning"""
 
 
+class HostDrainingError(NoHostError):
+    """The host is being drained and takes nothing new"""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, retry_after_seconds=30)
+
+
 class InstanceNotReadyError(UnavailableError):
     """Instance is still provisioning"""
 

@@ -24,7 +24,7 @@ from innkeeper.api_process import ApiProcess, CannotStartError
 from innkeeper.bus.socketpair import serve_socketpair
 from innkeeper.host.inventory import refuse_reasons, take_inventory
 from innkeeper.log_setup import LogLevel, configure_logging, log_file
-from innkeeper.settings import Settings
+from innkeeper.settings import Settings, comma_separated
 
 if TYPE_CHECKING:
     from innkeeper.host.daemon import Daemon
@@ -154,7 +154,7 @@ async def _opened(api: ApiProcess, stopped: asyncio.Task[bool]) -> bool:
 
 async def _work(settings: Settings, daemon: Daemon, api: ApiProcess, began: float) -> None:
     """Serve until cancelled."""
-    first = next(iter(settings.images.split(",")), "")
+    first = next(iter(comma_separated(settings.images)), "")
     if first in daemon.images.missing:
         # Nothing can run before there is an image; the others are built beside the server.
         await daemon.images.build(first)

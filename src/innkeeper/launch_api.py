@@ -27,7 +27,8 @@ from innkeeper.store.database import open_database
 
 log = structlog.stdlib.get_logger(__name__)
 
-STOP_SECONDS = 12.0
+# After its requests: what is written behind, and the database.
+CLOSE_SECONDS = 2.0
 LAST_RESORT_SECONDS = 3.0
 
 
@@ -60,12 +61,13 @@ async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_
     stopped = loop.create_task(stop.wait())
     await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+    stop_seconds = settings.stop_seconds + CLOSE_SECONDS
     # Whatever holds us up, a thread included, the next server needs the port and the database: everything acknowledged is committed by now.
-    last_resort = threading.Timer(STOP_SECONDS + LAST_RESORT_SECONDS, os._exit, (1,))
+    last_resort = threading.Timer(stop_seconds + LAST_RESORT_SECONDS, os._exit, (1,))
     last_resort.daemon = True
     last_resort.start()
     # The server finishes its requests; whatever else is under way when the time is over, a start that hangs included, is cancelled.
-    await asyncio.wait([work], timeout=STOP_SECONDS)
+    await asyncio.wait([work], timeout=stop_seconds)
     work.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await work
@@ -105,7 +107,7 @@ async def _serve(
                 _tell(ready_fd, {"first_token": first_token, "server_uuid": server_uuid})
                 os.close(ready_fd)
                 del first_token
-                await serve_http(build_app(control), sockets, stop=stop)
+                await serve_http(build_app(control), sockets, stop=stop, graceful_seconds=settings.stop_seconds)
             finally:
                 await control.close()
     finally:

@@ -201,6 +201,14 @@ class Settings(BaseModel):
     keep_machines: Annotated[
         bool, Field(description="Guests run on when the server ends, and the next start adopts them; false stops them.")
     ] = True
+    stop_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3600,
+            description="How long requests that are under way may still take when the server is stopped; commands go on without them.",
+        ),
+    ] = 10
     public_files_per_minute: Annotated[
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from innkeeper.core.image import ImageStatus
 from innkeeper.host.daemon import Daemon
-from innkeeper.settings import Settings
+from innkeeper.settings import Settings, comma_separated
 
 TRIAL_SECONDS = 60.0
 TRIAL_COMMAND = 'echo "Hello from $(uname -sm), as $(id -un)" | tee hello.txt'
@@ -51,7 +51,7 @@ async def try_a_room(settings: Settings) -> Trial:
 
 def _try_a_room(settings: Settings) -> Trial:
     connection = _UnixConnection(settings.api_dir / SOCKET_NAME)
-    wanted = next(iter(settings.images.split(",")), "base")
+    wanted = next(iter(comma_separated(settings.images)), "base")
     try:
         profiles = _call(connection, "GET", "/api/profiles")
         profile = next((one for one in profiles if one["name"] == wanted), None)

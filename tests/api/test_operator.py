@@ -22,10 +22,12 @@ def operator(api: Any) -> httpx2.AsyncClient:
     [
         ("POST", "/v1/diagnosis", {"kind": "tasks"}),
         ("GET", "/v1/log-level", None),
+        ("POST", "/v1/hosts/{host}/drain", {"draining": True}),
         ("PUT", "/v1/log-level", {"level": "debug"}),
     ],
 )
 async def test_only_the_operator_may(api: Any, method: str, path: str, body: Any) -> None:
+    path = path.format(host=api.world.host.id)
     async with api.anonymous() as client:
         assert (await client.request(method, path, json=body)).status_code == 401
     answer = await api.client.request(method, path, json=body)
@@ -59,3 +61,38 @@ async def test_the_log_level_of_both_processes(api: Any) -> None:
         assert (api.world.control.log_level.name, api.world.host.log_level) == ("debug", "debug")
         assert (await client.put("/v1/log-level", json={"level": "loud"})).status_code == 400
         assert (await client.get("/v1/log-level")).json() == after
+
+
+async def test_a_drained_host_refuses_in_each_dialect_and_says_so(api: Any) -> None:
+    await api.make_room("old")
+    drain = f"/v1/hosts/{api.world.host.id}/drain"
+    async with operator(api) as client:
+        row = (await client.post(drain, json={"draining": True, "deadline_seconds": 600})).json()
+        assert (row["draining"], row["reachable"], row["rooms"], row["open_calls"]) == (True, True, 1, 0)
+        assert row["drain_deadline"] is not None
+        assert (await client.get("/v1/hosts")).json() == [row]
+        assert (await client.get("/healthz")).json()["status"] == "draining"
+        refused = await api.client.post(f"{api.profile}/room/new")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "30")
+        assert refused.json() == {
+            "error": "service_unavailable",
+            "message": "The host is being drained and takes nothing new",
+        }
+        assert (await api.client.post(f"{api.profile}/room/old/command", json={"command": "true"})).status_code == 200
+        await client.post(drain, json={"draining": True, "deadline_seconds": 0})
+        for method, path, body in (
+            ("POST", "/command", {"command": "true"}),
+            ("PUT", "/file/tmp/x", None),
+            ("GET", "/file/tmp/x", None),
+        ):
+            late = await api.client.request(method, f"{api.profile}/room/old{path}", json=body)
+            assert (late.status_code, late.headers["Retry-After"]) == (503, "30"), path
+            assert late.json()["error"] == "service_unavailable"
+        for bad in ({}, {"draining": 1}, {"draining": True, "deadline_seconds": -1}, {"draining": True, "x": 1}):
+            assert (await client.post(drain, json=bad)).status_code == 400, bad
+        nobody = "/v1/hosts/00000000-0000-4000-8000-000000000000/drain"
+        assert (await client.post(nobody, json={"draining": True})).status_code == 404
+        row = (await client.post(drain, json={"draining": False, "deadline_seconds": 5})).json()
+        assert (row["draining"], row["drain_deadline"]) == (False, None)
+        assert (await client.get("/healthz")).json()["status"] == "ok"
+    await api.make_room("new")

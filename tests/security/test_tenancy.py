@@ -79,6 +79,7 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
+    ("POST", "/v1/hosts/{host_id}/drain"): Entry(OPERATOR, json={"draining": False}, shared=True),
     ("GET", "/v1/audit"): Entry(AUDIT),
     ("POST", "/v1/diagnosis"): Entry(OPERATOR, json={"kind": "tasks"}, shared=True),
     ("GET", "/v1/log-level"): Entry(OPERATOR, shared=True),
@@ -139,6 +140,7 @@ class Matrix:
         """One of everything, new."""
         profile_id = str(self.world.profile_id("base", of=owner.principal))
         values = {"profile_id": profile_id, "room_id": f"room-{uuid4().hex[:8]}", "path": "tmp/a", "name": owner.name}
+        values["host_id"] = str(self.world.host.id)
         room = (await self.ask(("POST", ROOM), values, owner.token)).json()
         ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
         entry = self.world.control.rooms.by_public_id(UUID(room["instance_id"]))
@@ -271,7 +273,7 @@ async def test_each_scope_opens_what_it_should(matrix: Matrix, route: Route) -> 
 async def test_another_organizations_objects_look_absent(matrix: Matrix, route: Route) -> None:
     entry, names = MATRIX[route], ids_in(route[1])
     mine = matrix.mine
-    secrets = [value for name, value in mine.values.items() if name not in ("path", "name")]
+    secrets = [value for name, value in mine.values.items() if name not in ("path", "name", "host_id")]
     secrets += ["content of default", "token of default", str(mine.principal.organization_id)]
     for token in (matrix.theirs.token, await matrix.narrow_token(matrix.theirs, Scope.ADMIN)):
         before = await matrix.state()

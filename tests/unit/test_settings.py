@@ -31,6 +31,7 @@ RANGES = {
     "image_quota_mb": (0, None),
     "max_execs": (1, None),
     "public_files_per_minute": (1, None),
+    "stop_seconds": (0, 3_600),
     "log_file_mb": (0, 10_240),
     "log_files_kept": (1, 1_000),
 }

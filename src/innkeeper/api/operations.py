@@ -39,7 +39,9 @@ class Operations:
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowedError(("GET", "HEAD"))
         if path == "/healthz":
-            response: Response = JSONResponse({"status": "ok", "version": __version__})
+            response: Response = JSONResponse(
+                {"status": "draining" if hosts.all_draining(self._control) else "ok", "version": __version__}
+            )
         elif path == "/openapi.json":
             response = Response(self._openapi, media_type="application/json")
         else:

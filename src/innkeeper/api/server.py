@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 import stat
@@ -27,7 +28,6 @@ HEAD_DEADLINE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 4 << 20
 KEEP_ALIVE_SECONDS = 75
-GRACEFUL_SECONDS = 10
 BACKLOG = 1_024
 SOCKET_NAME = "inn.sock"
 
@@ -167,7 +167,7 @@ def open_operator_socket(path: Path) -> socket.socket:
     return listener
 
 
-def server_config(app: ASGIApp) -> uvicorn.Config:
+def server_config(app: ASGIApp, *, graceful_seconds: float) -> uvicorn.Config:
     """uvicorn's configuration, the one place where its limits stand."""
     options: dict[str, Any] = {
         "loop": "uvloop",
@@ -184,19 +184,25 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         "forwarded_allow_ips": "127.0.0.1,::1",
         "backlog": BACKLOG,
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-        "timeout_graceful_shutdown": GRACEFUL_SECONDS,
+        "timeout_graceful_shutdown": math.ceil(graceful_seconds),
         "root_path": "",
     }
     return uvicorn.Config(app, **options)
 
 
-async def serve(app: ASGIApp, sockets: Sequence[socket.socket], *, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set, then finish what runs (10 seconds at most). Unix sockets among `sockets` are the operator's. Closes the sockets."""
+async def serve(
+    app: ASGIApp, sockets: Sequence[socket.socket], *, stop: asyncio.Event, graceful_seconds: float
+) -> None:
+    """Serve until `stop` is set, then finish what runs within `graceful_seconds`. Unix sockets among `sockets` are the operator's. Closes the sockets."""
     groups: list[tuple[ASGIApp, list[socket.socket]]] = [
         (app, [s for s in sockets if s.family != socket.AF_UNIX]),
         (UnixSocketOperator(app), [s for s in sockets if s.family == socket.AF_UNIX]),
     ]
-    servers = [(_Server(server_config(wrapped)), group) for wrapped, group in groups if group]
+    servers = [
+        (_Server(server_config(wrapped, graceful_seconds=graceful_seconds)), group)
+        for wrapped, group in groups
+        if group
+    ]
 
     async def watch() -> None:
         await stop.wait()

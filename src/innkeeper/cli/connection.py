@@ -124,6 +124,16 @@ class Server:
                 return str(organization["id"])
         fail(f"there is no organization '{name}': see inn organization list")
 
+    def host(self, name_or_id: str | None) -> dict[str, Any]:
+        """The row of the host of a name or id; without one, of the only host there is."""
+        hosts: list[dict[str, Any]] = self.get("/v1/hosts")
+        found = [one for one in hosts if name_or_id in (None, one["name"], one["id"])]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            fail(f"there is no host '{name_or_id}': see inn host list" if name_or_id else "there is no host yet")
+        fail("there are several hosts: name one by its id (inn host list)")
+
     def room_path(self, profile: str, room: str) -> str:
         """The path of a room; the profile by name or id."""
         return f"/api/profile/{self.profile_id(profile)}/room/{encode_segment(room)}"

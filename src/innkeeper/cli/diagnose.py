@@ -9,7 +9,7 @@ import typer
 
 from innkeeper.cli.connection import Server, connect
 from innkeeper.cli.options import Json
-from innkeeper.cli.printing import fail, human_size, note, print_json, print_table, say
+from innkeeper.cli.printing import human_size, note, print_json, print_table, say
 
 app = typer.Typer(
     help="Look into the server's own processes: time, tasks, memory, log level. For the operator alone.",
@@ -96,20 +96,9 @@ def log_level(
 
 
 def _ask(server: Server, kind: str, host: str | None, seconds: float) -> dict[str, Any]:
-    host_id = None if host is None else find_host(server, host)["id"]
+    host_id = None if host is None else server.host(host)["id"]
     found: dict[str, Any] = server.call("POST", "/v1/diagnosis", {"kind": kind, "seconds": seconds, "host_id": host_id})
     return found
-
-
-def find_host(server: Server, name_or_id: str | None) -> dict[str, Any]:
-    """The row of the host of a name or id; without one, of the only host there is."""
-    hosts: list[dict[str, Any]] = server.get("/v1/hosts")
-    found = [one for one in hosts if name_or_id in (None, one["name"], one["id"])]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        fail(f"there is no host '{name_or_id}': see inn host list" if name_or_id else "there is no host yet")
-    fail("there are several hosts: name one by its id (inn host list)")
 
 
 def speedscope(stacks: dict[str, int], *, name: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "organization": ("organization", "app"),
     "token": ("token", "app"),
     "host": ("host", "app"),
+    "drain": ("drain", "app"),
     "settings": ("settings", "settings"),
     "diagnose": ("diagnose", "app"),
     "audit": ("audit", "audit"),

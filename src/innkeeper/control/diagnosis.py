@@ -53,7 +53,7 @@ async def log_levels(control: Control, principal: Principal, *, level: str | Non
     if level is not None:
         if level not in LEVELS:
             raise InvalidRequestError(f"level: one of {', '.join(LEVELS)}")
-        log.warning("the log level changes", level=level)
+        log.warning("the log level changes", to=level)
         control.log_level.set(level)
     found = [ProcessLevel(None, control.log_level.name)]
     for host_id in control.bus.hosts():

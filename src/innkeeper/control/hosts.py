@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -34,10 +35,15 @@ CONNECT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A host with what it says of itself (`HostStatus`'s answer), which is empty while it cannot be reached."""
+    """A host with what it says of itself (`HostStatus`'s answer), which is empty while it cannot be reached.
+
+    `rooms` lie on it; `open_calls` are requests that are going on in their guests.
+    """
 
     host: Host
     reachable: bool
+    rooms: int = 0
+    open_calls: int = 0
     status: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,16 +60,25 @@ async def _look(control: Control, host: Host) -> HostView:
             host.id, HostStatus.verb, to_wire(HostStatus()), timeout_seconds=STATUS_SECONDS
         )
     except InnkeeperError:
-        return HostView(host, reachable=False)
-    return HostView(host, reachable=True, status=status)
+        status = {}
+    streams = [entry.open_streams for entry in control.rooms if entry.instance.host_id == host.id]
+    return HostView(host, reachable=bool(status), rooms=len(streams), open_calls=sum(streams), status=status)
 
 
-async def set_draining(control: Control, principal: Principal, host_id: UUID, *, draining: bool) -> Host:
-    """Take a host out of the choice for new instances, or back in; its guests stay. Only the operator may."""
+async def set_draining(
+    control: Control, principal: Principal, host_id: UUID, *, draining: bool, deadline_seconds: float | None = None
+) -> HostView:
+    """Take a host out of the choice for new instances, or back in. Only the operator may.
+
+    Its rooms stay and may be used on, with a deadline until then; what runs goes on to its end. Its warm pools are emptied. Kept over restarts.
+    """
     require(principal, Scope.ADMIN)
+    deadline = None
+    if draining and deadline_seconds is not None:
+        deadline = clock.now() + timedelta(seconds=deadline_seconds)
 
     def change(connection: sa.Connection) -> None:
-        if not store.set_draining(connection, host_id, draining=draining):
+        if not store.set_draining(connection, host_id, draining=draining, deadline=deadline):
             raise NotFoundError("Host not found")
         audit_events.insert(
             connection, audit.event(principal, "host.draining", "host", host_id, {"draining": str(draining).lower()})
@@ -72,11 +87,20 @@ async def set_draining(control: Control, principal: Principal, host_id: UUID, *,
     await control.database.write(change)
     entry = control.hosts.get(host_id)
     if entry is None:
-        return next(host for host in await control.database.read(store.every) if host.id == host_id)
-    host = dataclasses.replace(entry.host, draining=draining)
+        return await _look(
+            control, next(host for host in await control.database.read(store.every) if host.id == host_id)
+        )
+    host = dataclasses.replace(entry.host, draining=draining, drain_deadline=deadline)
     control.hosts.put(dataclasses.replace(entry, host=host))
     control.rooms.set_host(host)
-    return host
+    control.pools_hint.set()
+    return await _look(control, host)
+
+
+def all_draining(control: Control) -> bool:
+    """Whether there are hosts, and none of them takes anything new."""
+    draining = [entry.host.draining for entry in control.hosts]
+    return bool(draining) and all(draining)
 
 
 async def watch(control: Control, host_id: UUID, connected: asyncio.Future[None]) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 from innkeeper.control.host_table import HostEntry
 from innkeeper.core.image import Image, ImageStatus
 from innkeeper.core.profile import Profile
-from innkeeper.errors import NoHostError, UnavailableError
+from innkeeper.errors import HostDrainingError, NoHostError, UnavailableError
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -21,19 +21,19 @@ def choose(control: Control, profile: Profile, *, host_id: UUID | None) -> HostE
     """The host for a new instance: the one asked for, else the one with the fewest instances. A full host says so itself when it is asked.
 
     Raises:
-        NoHostError: none is reachable, takes new instances, and can isolate as strongly as the profile wants.
+        NoHostError: none is reachable and can isolate as strongly as the profile wants.
+        HostDrainingError: those that do take no new instances now.
 
     """
     reachable = set(control.bus.hosts())
-    fit = [
+    able = [
         entry
         for entry in control.hosts
-        if entry.host.id in reachable and not entry.host.draining and _serves(entry, profile)
+        if entry.host.id in reachable and _serves(entry, profile) and host_id in (None, entry.host.id)
     ]
-    if host_id is not None:
-        fit = [entry for entry in fit if entry.host.id == host_id]
+    fit = [entry for entry in able if not entry.host.draining]
     if not fit:
-        raise NoHostError
+        raise HostDrainingError if able else NoHostError
     if len(fit) == 1:
         return fit[0]
     load = {entry.host.id: 0 for entry in fit}

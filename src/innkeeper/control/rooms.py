@@ -8,7 +8,7 @@ from uuid import UUID
 
 from structlog.contextvars import bind_contextvars
 
-from innkeeper.control import profiles, provisioning
+from innkeeper.control import clock, profiles, provisioning
 from innkeeper.control.access import require
 from innkeeper.control.flights import Flight
 from innkeeper.control.room_table import Entry, RoomView
@@ -16,6 +16,7 @@ from innkeeper.core.instance import InstanceState
 from innkeeper.core.room import validate_room_id
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import (
+    HostDrainingError,
     HostMismatchError,
     InstanceFailedError,
     InstanceNotFoundError,
@@ -118,6 +119,8 @@ async def _bring_up(
         if entry is not None and host_id is not None and host_id != entry.instance.host_id:
             raise HostMismatchError
         flight = control.flights.get(key)
+        if entry is not None:
+            _check_drain(entry)
         if flight is None:
             if entry is not None and entry.ready:
                 _use(control, entry)
@@ -131,7 +134,11 @@ async def _bring_up(
 
 
 def _use(control: Control, entry: Entry) -> None:
-    """The room is being used: its idle time starts anew, and the request's log lines name its instance (not by the public id, which is a key)."""
+    """The room is being used: its idle time starts anew, and the request's log lines name its instance (not by the public id, which is a key).
+
+    Raises HostDrainingError when its host takes nothing more.
+    """
+    _check_drain(entry)
     control.rooms.touch(entry)
     bind_contextvars(**{INSTANCE_ID: str(entry.instance.id)})
 
@@ -142,6 +149,12 @@ async def _wait(control: Control, flight: Flight, key: tuple[UUID, str], seconds
         entry = control.rooms.find(key)
         status = InstanceState.ACTIVE if entry is None else entry.instance.state
         raise InstanceNotReadyError(f"Instance is still provisioning, current status: {status}")
+
+
+def _check_drain(entry: Entry) -> None:
+    host = entry.host
+    if host is not None and host.draining and host.refuses_use(clock.now()):
+        raise HostDrainingError("The room's host has been drained")
 
 
 async def find(control: Control, principal: Principal, profile_id: UUID, room_id: str) -> RoomView:

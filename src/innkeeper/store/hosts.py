@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -23,17 +24,19 @@ def seen(connection: sa.Connection, host: Host, now: datetime) -> Host:
             )
         )
     row = connection.execute(sa.select(hosts).where(hosts.c.id == host.id)).one()
-    return Host(id=row.id, name=row.name, address=row.address, draining=row.draining)
+    return _host(row)
 
 
 def every(connection: sa.Connection) -> list[Host]:
     """All hosts, by name."""
-    return [
-        Host(id=row.id, name=row.name, address=row.address, draining=row.draining)
-        for row in connection.execute(sa.select(hosts).order_by(hosts.c.name, hosts.c.id))
-    ]
+    return [_host(row) for row in connection.execute(sa.select(hosts).order_by(hosts.c.name, hosts.c.id))]
 
 
-def set_draining(connection: sa.Connection, host_id: UUID, *, draining: bool) -> bool:
+def set_draining(connection: sa.Connection, host_id: UUID, *, draining: bool, deadline: datetime | None) -> bool:
     """Whether the host exists and is now marked so."""
-    return connection.execute(sa.update(hosts).where(hosts.c.id == host_id).values(draining=draining)).rowcount == 1
+    change = sa.update(hosts).where(hosts.c.id == host_id).values(draining=draining, drain_deadline=deadline)
+    return connection.execute(change).rowcount == 1
+
+
+def _host(row: sa.Row[Any]) -> Host:
+    return Host(id=row.id, name=row.name, address=row.address, draining=row.draining, drain_deadline=row.drain_deadline)

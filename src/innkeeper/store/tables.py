@@ -119,6 +119,7 @@ hosts = sa.Table(
     sa.Column("name", sa.Text(), nullable=False),
     sa.Column("address", sa.Text(), nullable=False),
     sa.Column("draining", sa.Boolean(), nullable=False),
+    sa.Column("drain_deadline", UtcDateTime()),
     sa.Column("last_seen_at", UtcDateTime(), nullable=False),
 )
 

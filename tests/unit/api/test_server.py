@@ -35,7 +35,9 @@ def serving(tmp_path: Path, scenario: Scenario) -> None:
         port = tcp.getsockname()[1]
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.serve(echo, [tcp, server.open_operator_socket(path)], stop=stop))
+            tasks.create_task(
+                server.serve(echo, [tcp, server.open_operator_socket(path)], stop=stop, graceful_seconds=10)
+            )
             try:
                 await asyncio.wait_for(scenario(port, path), 20)
             finally:

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from innkeeper.control import executions, expiry, hosts, profiles, reconciler, rooms, tools, warm_pools
-from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine
+from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, Execute
 from innkeeper.core.image import ImageStatus
 from innkeeper.core.instance import InstanceState
-from innkeeper.errors import ForbiddenError, NoHostError
+from innkeeper.errors import ForbiddenError, HostDrainingError
 from innkeeper.store import tables
 
 pytestmark = pytest.mark.anyio
@@ -223,14 +223,61 @@ async def test_a_draining_host_takes_no_new_rooms(world: World) -> None:
     await rooms.get_or_create(world.control, world.me, world.profile_id(), "old")
     with pytest.raises(ForbiddenError):
         await hosts.set_draining(world.control, world.me, world.host.id, draining=True)
-    assert (await hosts.set_draining(world.control, world.operator, world.host.id, draining=True)).draining
-    with pytest.raises(NoHostError):
+    assert (await hosts.set_draining(world.control, world.operator, world.host.id, draining=True)).host.draining
+    with pytest.raises(HostDrainingError):
         await rooms.get_or_create(world.control, world.me, world.profile_id(), "new")
     view = await rooms.get_or_create(world.control, world.me, world.profile_id(), "old")
     assert view.host is not None
     assert view.host.draining
     (seen,) = await hosts.list_hosts(world.control, world.operator)
-    assert (seen.reachable, seen.status["name"]) == (True, "scripted")
+    assert (seen.reachable, seen.status["name"], seen.rooms, seen.open_calls) == (True, "scripted", 1, 0)
+    await world.until(lambda: world.host.pools[-1].pools == ())
+    await hosts.set_draining(world.control, world.operator, world.host.id, draining=False)
+    await rooms.get_or_create(world.control, world.me, world.profile_id(), "new")
+    await world.until(lambda: world.host.pools[-1].pools != ())
+
+
+async def test_after_its_deadline_a_drained_host_finishes_what_runs_and_takes_nothing(world: World) -> None:
+    profile_id = world.profile_id()
+    await rooms.get_or_create(world.control, world.me, profile_id, "old")
+
+    async def drain(seconds: float | None) -> None:
+        await hosts.set_draining(world.control, world.operator, world.host.id, draining=True, deadline_seconds=seconds)
+
+    async def run() -> int:
+        request = executions.ExecutionRequest("true")
+        async with executions.start(world.control, world.me, profile_id, "old", request) as execution:
+            return (await execution.result()).exit_code
+
+    await drain(3_600)
+    assert await run() == 0
+    world.host.hold_execute.clear()
+    running = asyncio.create_task(run())
+    await world.until(lambda: world.host.count(Execute) == 2)
+    await drain(0)
+    (seen,) = await hosts.list_hosts(world.control, world.operator)
+    assert (seen.open_calls, running.done()) == (1, False)
+    with pytest.raises(HostDrainingError) as caught:
+        await run()
+    assert caught.value.retry_after_seconds == 30
+    world.host.hold_execute.set()
+    assert await running == 0
+    await drain(None)
+    assert await run() == 0
+    await drain(0)
+    await rooms.destroy(world.control, world.me, profile_id, "old")
+
+
+async def test_a_drain_outlives_the_process(still_world: World) -> None:
+    world = still_world
+    async with world.running() as control:
+        world.control = control
+        operator = world.operator
+        await hosts.set_draining(control, operator, world.host.id, draining=True, deadline_seconds=60)
+        (before,) = control.hosts
+    async with world.running() as control:
+        (after,) = control.hosts
+        assert after.host == before.host and after.host.draining and after.host.drain_deadline is not None
 
 
 async def test_tools_name_what_the_image_has(world: World) -> None:

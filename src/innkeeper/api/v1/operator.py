@@ -6,15 +6,26 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from innkeeper.api.json_app import CurrentPrincipal
-from innkeeper.api.v1.operator_schemas import DiagnosisAsk, LevelAnswer, LogLevelChange
-from innkeeper.control import diagnosis
+from innkeeper.api.json_app import CurrentPrincipal, PathUuid
+from innkeeper.api.v1.operator_schemas import DiagnosisAsk, DrainChange, LevelAnswer, LogLevelChange
+from innkeeper.api.v1.schemas import HostAnswer
+from innkeeper.control import diagnosis, hosts
 from innkeeper.control.context import Control
 from innkeeper.control.diagnosis import ProcessLevel
+from innkeeper.control.hosts import HostView
 
 
 def add_routes(router: APIRouter, control: Control) -> None:
     """Add the routes; each is one use case that asks for the scope `admin`."""
+
+    @router.post("/v1/hosts/{host_id}/drain")
+    async def drain(principal: CurrentPrincipal, host_id: PathUuid, body: DrainChange) -> HostAnswer:
+        """Take a host out of service, or back in. Scope `admin`. 404 `not_found` for a host that was never seen."""
+        return host_answer(
+            await hosts.set_draining(
+                control, principal, host_id, draining=body.draining, deadline_seconds=body.deadline_seconds
+            )
+        )
 
     @router.post("/v1/diagnosis")
     async def look_into(principal: CurrentPrincipal, body: DiagnosisAsk) -> dict[str, Any]:
@@ -30,6 +41,23 @@ def add_routes(router: APIRouter, control: Control) -> None:
     async def set_log_level(principal: CurrentPrincipal, body: LogLevelChange) -> list[LevelAnswer]:
         """Have every process log from this level on, until it ends. Scope `admin`."""
         return [_level(one) for one in await diagnosis.log_levels(control, principal, level=body.level)]
+
+
+_OWN_FIELDS = frozenset({"id", "name", "draining", "drain_deadline", "rooms", "open_calls", "reachable"})
+
+
+def host_answer(view: HostView) -> HostAnswer:
+    """A host on the wire."""
+    return HostAnswer(
+        id=view.host.id,
+        name=view.host.name,
+        draining=view.host.draining,
+        drain_deadline=view.host.drain_deadline,
+        rooms=view.rooms,
+        open_calls=view.open_calls,
+        reachable=view.reachable,
+        **{name: view.status.get(name) for name in HostAnswer.model_fields.keys() - _OWN_FIELDS},
+    )
 
 
 def _level(found: ProcessLevel) -> LevelAnswer:

@@ -18,6 +18,20 @@ class DiagnosisAsk(BaseModel):
     host_id: UUID | None = Field(None, description="The daemon of this host; null: the API process.")
 
 
+class DrainChange(BaseModel):
+    """Body of POST /v1/hosts/{host_id}/drain."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    draining: bool = Field(description="True: it takes no new instances; false: it does again.")
+    deadline_seconds: float | None = Field(
+        None,
+        ge=0,
+        le=31_536_000,
+        description="From now until its rooms take nothing more either; null: no end. Only with `draining`.",
+    )
+
+
 class LogLevelChange(BaseModel):
     """Body of PUT /v1/log-level."""
 

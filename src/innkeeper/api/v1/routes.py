@@ -12,6 +12,7 @@ from innkeeper.api.every_room import every_room
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1 import operator
 from innkeeper.api.v1.images import add_image_routes
+from innkeeper.api.v1.operator import host_answer
 from innkeeper.api.v1.schemas import (
     AuditEventAnswer,
     AuditPage,
@@ -102,16 +103,7 @@ def build_router(control: Control) -> APIRouter:
     @router.get("/v1/hosts")
     async def list_hosts(principal: CurrentPrincipal) -> list[HostAnswer]:
         """The hosts, with what each says of itself now."""
-        return [
-            HostAnswer(
-                id=view.host.id,
-                name=view.host.name,
-                draining=view.host.draining,
-                reachable=view.reachable,
-                **{name: view.status.get(name) for name in _STATUS_FIELDS},
-            )
-            for view in await hosts.list_hosts(control, principal)
-        ]
+        return [host_answer(view) for view in await hosts.list_hosts(control, principal)]
 
     @router.get("/v1/audit")
     async def list_audit(
@@ -140,9 +132,6 @@ def build_router(control: Control) -> APIRouter:
 
     operator.add_routes(router, control)
     return router
-
-
-_STATUS_FIELDS = frozenset(HostAnswer.model_fields) - {"id", "name", "draining", "reachable"}
 
 
 def _cursor(text: str) -> UUID:

@@ -181,7 +181,12 @@ class HostAnswer(BaseModel):
 
     id: UUID
     name: str
-    draining: bool
+    draining: bool = Field(description="It takes no new instances.")
+    drain_deadline: datetime | None = Field(
+        None, description="When its rooms take nothing more; null: they go on as long as they like."
+    )
+    rooms: int = Field(0, description="Rooms that lie on it.")
+    open_calls: int = Field(0, description="Requests that are going on in their guests.")
     reachable: bool
     driver: str | None = None
     platform: str | None = None
