@@ -90,7 +90,8 @@ def as_first_release(home: Path) -> None:
         made.execute("ATTACH ? AS newer", (str(database),))
         names = [row[0] for row in made.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'")]
         for name in names:
-            if name != "alembic_version":
+            # Images: what the host reports of them, anew at every start.
+            if name not in ("alembic_version", "images"):
                 columns = ", ".join(f'"{row[1]}"' for row in made.execute(f"PRAGMA main.table_info({name})"))
                 made.execute(f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM newer.{name}")
         made.commit()

@@ -19,7 +19,9 @@ from tests.scripted_host import World
 from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
 from innkeeper.api.server import UnixSocketOperator
-from innkeeper.control import organizations, tokens
+from innkeeper.control import images, organizations, tokens
+from innkeeper.core.image import ImageSource
+from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.token import DEFAULT_SCOPES, Principal, Scope
 from innkeeper.store import tables
 
@@ -75,7 +77,10 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/tokens"): Entry(TOKENS),
     ("POST", "/v1/tokens"): Entry(TOKENS, status=201, json={"name": "made", "scopes": ["tokens"]}),
     ("DELETE", "/v1/tokens/{token_id}"): Entry(TOKENS, status=204),
-    ("GET", "/v1/images"): Entry(READERS, shared=True),
+    ("GET", "/v1/images"): Entry(READERS),
+    ("GET", "/v1/images/{name}"): Entry(READERS),
+    ("DELETE", "/v1/images/{name}"): Entry(PROFILES, status=204),
+    ("POST", "/v1/image-gc"): Entry(OPERATOR, json={}, shared=True),
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
@@ -88,8 +93,8 @@ MATRIX: dict[Route, Entry] = {
     **{(method, path): Entry(ANYBODY) for method in ("GET", "HEAD") for path in ("/healthz", "/openapi.json")},
     **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
 }
-# What of a path is the id of an organization's object. Room ids and file paths are names within one.
-IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id"})
+# What of a path is an organization's object. Room ids and file paths are names within one.
+IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id", "image"})
 
 
 def named(route: Route) -> str:
@@ -133,13 +138,13 @@ class Matrix:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         transport = httpx2.ASGITransport(app=app, client=CLIENT)
         async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
-            path = template.format_map(values)
+            path = meant(template).format_map(values)
             return await client.request(method, path, json=entry.json, content=entry.content, **more)
 
     async def objects(self, owner: Tenant) -> dict[str, str]:
         """One of everything, new."""
         profile_id = str(self.world.profile_id("base", of=owner.principal))
-        values = {"profile_id": profile_id, "room_id": f"room-{uuid4().hex[:8]}", "path": "tmp/a", "name": owner.name}
+        values = {"profile_id": profile_id, "room_id": f"room-{uuid4().hex[:8]}", "path": "tmp/a"}
         values["host_id"] = str(self.world.host.id)
         room = (await self.ask(("POST", ROOM), values, owner.token)).json()
         ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
@@ -152,7 +157,17 @@ class Matrix:
             "instance_id": room["instance_id"],
             "execution_id": execution_id,
             "token_id": str(new.token.id),
+            "image": await self.image(owner),
+            "organization": owner.name,
         }
+
+    async def image(self, owner: Tenant) -> str:
+        """The name of an image of the organization's own."""
+        control, name, source = self.world.control, f"image-{uuid4().hex[:8]}", ImageSource.BUILD
+        image = await images.begin(control, owner.principal, name, source=source, source_ref=None)
+        what = {"digest": uuid4().hex, "size_bytes": 1, "config": ImageConfig(), "source": source, "source_ref": None}
+        await images.complete(control, image, **what)
+        return name
 
     async def state(self) -> dict[str, Any]:
         """Everything that a request could have changed, but for the times of use that every look changes."""
@@ -203,8 +218,13 @@ def absent(values: Mapping[str, str], *names: str) -> dict[str, str]:
     return {**values, **{name: str(uuid4()) for name in names}}
 
 
+def meant(template: str) -> str:
+    """The template with the name of what `{name}` is a name of."""
+    return template.replace("{name}", "{image}" if template.startswith("/v1/images/") else "{organization}")
+
+
 def ids_in(template: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name in IDS]
+    return [name for _, name, _, _ in string.Formatter().parse(meant(template)) if name in IDS]
 
 
 def wire(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
@@ -254,7 +274,7 @@ async def test_each_scope_opens_what_it_should(matrix: Matrix, route: Route) -> 
         assert refused.status_code == 403, (scope, refused.text)
         check_shape(route, refused, "forbidden")
         # Who lacks the scope does not learn what is there either.
-        nobodys = absent(matrix.mine.values, *IDS, "name")
+        nobodys = absent(matrix.mine.values, *IDS, "organization")
         assert wire(await matrix.ask(route, nobodys, token)) == wire(refused), scope
         assert await matrix.state() == before
     for scope in opening:
@@ -273,7 +293,7 @@ async def test_each_scope_opens_what_it_should(matrix: Matrix, route: Route) -> 
 async def test_another_organizations_objects_look_absent(matrix: Matrix, route: Route) -> None:
     entry, names = MATRIX[route], ids_in(route[1])
     mine = matrix.mine
-    secrets = [value for name, value in mine.values.items() if name not in ("path", "name", "host_id")]
+    secrets = [value for name, value in mine.values.items() if name not in ("path", "organization", "host_id")]
     secrets += ["content of default", "token of default", str(mine.principal.organization_id)]
     for token in (matrix.theirs.token, await matrix.narrow_token(matrix.theirs, Scope.ADMIN)):
         before = await matrix.state()
