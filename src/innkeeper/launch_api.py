@@ -14,6 +14,7 @@ import threading
 import structlog
 
 from innkeeper.api.app import build_app
+from innkeeper.api.connections import HttpLimits
 from innkeeper.api.server import open_sockets
 from innkeeper.api.server import serve as serve_http
 from innkeeper.bus.socketpair import socketpair_bus
@@ -107,7 +108,13 @@ async def _serve(
                 _tell(ready_fd, {"first_token": first_token, "server_uuid": server_uuid})
                 os.close(ready_fd)
                 del first_token
-                await serve_http(build_app(control), sockets, stop=stop, graceful_seconds=settings.stop_seconds)
+                await serve_http(
+                    build_app(control),
+                    sockets,
+                    stop=stop,
+                    graceful_seconds=settings.stop_seconds,
+                    limits=HttpLimits.of(settings),
+                )
             finally:
                 await control.close()
     finally:

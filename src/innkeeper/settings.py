@@ -212,6 +212,30 @@ class Settings(BaseModel):
     public_files_per_minute: Annotated[
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=16,
+            description="HTTP connections at the same time; a further one replaces the one that is idle longest. Each costs about 20 KiB.",
+        ),
+    ] = 4096
+    max_requests_per_organization: Annotated[
+        int, Field(ge=1, description="Requests of one organization that are answered at the same time; beyond it 429.")
+    ] = 1024
+    head_timeout_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="How long a client may take for the head of a request.")
+    ] = 20
+    client_timeout_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3600,
+            description="How long a client may take for a JSON body, between two pieces of an upload, or while it takes nothing of an answer.",
+        ),
+    ] = 60
+    keep_alive_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="How long a connection without a request is kept.")
+    ] = 75
     log_format: Annotated[Literal["console", "json"], Field(description="Form of the log lines.")] = "console"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe level that is logged.")

@@ -44,7 +44,7 @@ class Side:
         return self.attacked[-1] <= FACTOR * self.quiet[-1] + NOISE_SECONDS
 
     def __str__(self) -> str:
-        pairs = (f"{1000 * a:.1f}/{1000 * q:.1f} ms" for q, a in zip(self.quiet, self.attacked, strict=True))
+        pairs = (f"{1000 * a:.1f}/{1000 * q:.1f} ms" for q, a in zip(self.quiet, self.attacked, strict=False))
         return f"{self.name}: neighbour's p50 attacked/quiet {', '.join(pairs)}"
 
 

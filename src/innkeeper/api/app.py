@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from innkeeper.api.auth import authenticate
+from innkeeper.api.auth import OPERATOR, authenticate
 from innkeeper.api.dialects.gentility import openapi as gentility_openapi
 from innkeeper.api.dialects.gentility import profiles, public_files
 from innkeeper.api.dialects.gentility import schemas as gentility
@@ -19,6 +19,7 @@ from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.openapi import build_openapi
 from innkeeper.api.operations import PATHS, Operations
 from innkeeper.api.rate_limit import AddressRateLimit
+from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
 from innkeeper.control.context import Control
@@ -30,11 +31,19 @@ READING = ("GET", "HEAD")
 def build_app(control: Control) -> Edge:
     """The ASGI application over a running control side. It starts and stops nothing itself."""
 
+    requests = RequestsAtOnce(control.settings.max_requests_per_organization)
+
+    async def known(scope: Scope, *, accept_api_key: bool) -> Principal:
+        principal = await authenticate(control, scope, accept_api_key=accept_api_key)
+        if not scope.get(OPERATOR):
+            requests.begin(scope, principal.organization_id)
+        return principal
+
     async def bearer(scope: Scope) -> Principal:
-        return await authenticate(control, scope)
+        return await known(scope, accept_api_key=False)
 
     async def bearer_or_key(scope: Scope) -> Principal:
-        return await authenticate(control, scope, accept_api_key=True)
+        return await known(scope, accept_api_key=True)
 
     metrics = HttpMetrics()
     profile_routes = profiles.build_router(control)
@@ -44,7 +53,7 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/api/",),
             gentility.error_shape,
-            GentilitySurface(control, JsonGate(build_json_app(profile_routes), bearer)),
+            GentilitySurface(control, JsonGate(build_json_app(profile_routes), bearer), bearer),
             _pairs({template: tuple(methods) for template, methods in ROOM_ROUTES.items()}) | routes_of(profile_routes),
         ),
         Surface(
@@ -66,7 +75,7 @@ def build_app(control: Control) -> Edge:
             _pairs(dict.fromkeys(PATHS, READING)),
         ),
     ]
-    return Edge(surfaces, default_shape=gentility.error_shape, metrics=metrics)
+    return Edge(surfaces, default_shape=gentility.error_shape, metrics=metrics, requests=requests)
 
 
 def _pairs(routes: Mapping[str, Iterable[str]]) -> frozenset[tuple[str, str]]:

@@ -12,8 +12,9 @@ from innkeeper.api.errors import ClientDisconnectedError
 from innkeeper.errors import InvalidRequestError, PayloadTooLargeError
 
 JSON_BODY_MAX_BYTES = 1 << 20
-BODY_DEADLINE_SECONDS = 60.0
-STREAM_IDLE_SECONDS = 120.0
+# What the listener leaves in the scope: how long its clients may take (INNKEEPER_CLIENT_TIMEOUT_SECONDS).
+CLIENT_SECONDS = "innkeeper.client_seconds"
+CLIENT_SECONDS_DEFAULT = 60.0
 
 
 def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
@@ -32,13 +33,14 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int = JSON_BOD
 
     Raises:
         PayloadTooLargeError: by its declared length at once, else while it is counted.
-        InvalidRequestError: it did not arrive in 60 seconds.
+        InvalidRequestError: it did not arrive in the time that clients have (60 seconds).
         ClientDisconnectedError: the client went away.
 
     """
     _check_length(scope, max_bytes, hint)
     # The usual case, one message that is there already, needs no timer.
-    message = await _receive(receive, BODY_DEADLINE_SECONDS)
+    seconds = scope.get(CLIENT_SECONDS, CLIENT_SECONDS_DEFAULT)
+    message = await _receive(receive, seconds)
     if not message.get("more_body", False):
         body: bytes = message.get("body", b"")
         _check_size(len(body), max_bytes, hint)
@@ -46,7 +48,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int = JSON_BOD
     chunks = [message.get("body", b"")]
     size = len(chunks[0])
     try:
-        async with asyncio.timeout(BODY_DEADLINE_SECONDS):
+        async with asyncio.timeout(seconds):
             while message.get("more_body", False):
                 _check_size(size, max_bytes, hint)
                 message = await _receive(receive, None)
@@ -62,14 +64,14 @@ async def stream_body(scope: Scope, receive: Receive, *, max_bytes: int) -> Asyn
     """The body in pieces as they arrive; not asking for the next one slows the client down.
 
     Raises:
-        PayloadTooLargeError, InvalidRequestError (120 seconds of silence), ClientDisconnectedError.
+        PayloadTooLargeError, InvalidRequestError (as many seconds of silence as clients have), ClientDisconnectedError.
 
     """
     _check_length(scope, max_bytes, "")
     size = 0
     more = True
     while more:
-        message = await _receive(receive, STREAM_IDLE_SECONDS)
+        message = await _receive(receive, scope.get(CLIENT_SECONDS, CLIENT_SECONDS_DEFAULT))
         more = message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         size += len(chunk)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from innkeeper.api.errors import ClientDisconnectedError, ErrorShape, describe, error_response
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.raw_path import raw_path
+from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.control.rooms import INSTANCE_ID
 from innkeeper.errors import NotFoundError
 
@@ -40,13 +41,16 @@ class Surface:
 class Edge:
     """Finds the surface of a request by its path and answers for whatever it raises."""
 
-    def __init__(self, surfaces: Sequence[Surface], *, default_shape: ErrorShape, metrics: HttpMetrics) -> None:
+    def __init__(
+        self, surfaces: Sequence[Surface], *, default_shape: ErrorShape, metrics: HttpMetrics, requests: RequestsAtOnce
+    ) -> None:
         pairs = [(prefix, surface) for surface in surfaces for prefix in surface.prefixes]
         # Everything that is served, from the tables that serve it.
         self.routes = frozenset[tuple[str, str]]().union(*(surface.routes for surface in surfaces))
         self._surfaces = sorted(pairs, key=lambda pair: -len(pair[0]))
         self._default_shape = default_shape
         self._metrics = metrics
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -94,6 +98,7 @@ class Edge:
                 await response(scope, receive, send_marked)
             # Else the answer broke in the middle: returning without an end makes the server cut the connection, so the client sees it.
         finally:
+            self._requests.end(scope)
             self._metrics.in_flight.dec()
             seconds = perf_counter() - started
             route = scope.get(ROUTE, UNKNOWN_ROUTE)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import functools
 import math
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator, Sequence
@@ -18,92 +19,16 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from innkeeper.api.auth import OPERATOR
+from innkeeper.api.connections import Connections, HttpLimits
+from innkeeper.api.http_protocol import BoundedHttpProtocol
 from innkeeper.settings import Settings
 
-HEAD_MAX_BYTES = 64 << 10
-HEAD_DEADLINE_SECONDS = 20.0
-LINGER_SECONDS = 1.0
-LINGER_BYTES = 4 << 20
-KEEP_ALIVE_SECONDS = 75
+# Descriptors of the process that are no connections.
+OTHER_DESCRIPTORS = 256
 BACKLOG = 1_024
 SOCKET_NAME = "inn.sock"
-
-
-class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with what it lacks: a limit and a deadline for request heads, and bad requests answered as JSON."""
-
-    _head_bytes = 0
-    _in_head = True
-    _deadline: asyncio.TimerHandle | None = None
-    _refused = False
-    _discarded = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first request's head."""
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(HEAD_DEADLINE_SECONDS, self._too_slow)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the deadline."""
-        self._stop_deadline()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser, counting what belongs to a head that is not complete."""
-        if self._refused:
-            self._discarded += len(data)
-            if self._discarded > LINGER_BYTES:
-                self.transport.abort()
-            return
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._deadline is None:
-                self._deadline = self.loop.call_later(HEAD_DEADLINE_SECONDS, self._too_slow)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_MAX_BYTES and not self._refused:
-            self._refuse(431, "Request Header Fields Too Large", "The request's header is too large.")
-
-    def on_headers_complete(self) -> None:
-        """The head is over: its deadline and its count end."""
-        self._in_head = False
-        self._head_bytes = 0
-        self._stop_deadline()
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """The next byte begins a head."""
-        self._in_head = True
-        super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
-        self._refuse(400, "Bad Request", msg)
-
-    def _too_slow(self) -> None:
-        self._deadline = None
-        if not self.transport.is_closing():
-            self.transport.close()
-
-    def _stop_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _refuse(self, status: int, reason: str, message: str) -> None:
-        body = json.dumps({"error": "invalid_request", "message": message}).encode()
-        head = (
-            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        # Closing with unread input makes the kernel send a reset, which would overtake the answer: so what still comes is read and dropped for a while.
-        self._refused = True
-        self.transport.write_eof()
-        self._stop_deadline()
-        self._deadline = self.loop.call_later(LINGER_SECONDS, self._too_slow)
 
 
 class UnixSocketOperator:
@@ -167,11 +92,14 @@ def open_operator_socket(path: Path) -> socket.socket:
     return listener
 
 
-def server_config(app: ASGIApp, *, graceful_seconds: float) -> uvicorn.Config:
+def server_config(app: ASGIApp, limits: HttpLimits, *, graceful_seconds: float) -> uvicorn.Config:
     """uvicorn's configuration, the one place where its limits stand."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    # Each listener's own: clients must not be able to shut the operator out.
+    connections = Connections(max(1, min(limits.max_connections, descriptors - OTHER_DESCRIPTORS)))
     options: dict[str, Any] = {
         "loop": "uvloop",
-        "http": BoundedHttpProtocol,
+        "http": functools.partial(BoundedHttpProtocol, limits=limits, open_connections=connections),
         "ws": "none",
         "lifespan": "off",
         # The edge writes the access log, structlog everything else.
@@ -183,7 +111,7 @@ def server_config(app: ASGIApp, *, graceful_seconds: float) -> uvicorn.Config:
         "proxy_headers": True,
         "forwarded_allow_ips": "127.0.0.1,::1",
         "backlog": BACKLOG,
-        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_keep_alive": limits.keep_alive_seconds,
         "timeout_graceful_shutdown": math.ceil(graceful_seconds),
         "root_path": "",
     }
@@ -191,15 +119,21 @@ def server_config(app: ASGIApp, *, graceful_seconds: float) -> uvicorn.Config:
 
 
 async def serve(
-    app: ASGIApp, sockets: Sequence[socket.socket], *, stop: asyncio.Event, graceful_seconds: float
+    app: ASGIApp,
+    sockets: Sequence[socket.socket],
+    *,
+    stop: asyncio.Event,
+    graceful_seconds: float,
+    limits: HttpLimits | None = None,
 ) -> None:
     """Serve until `stop` is set, then finish what runs within `graceful_seconds`. Unix sockets among `sockets` are the operator's. Closes the sockets."""
     groups: list[tuple[ASGIApp, list[socket.socket]]] = [
         (app, [s for s in sockets if s.family != socket.AF_UNIX]),
         (UnixSocketOperator(app), [s for s in sockets if s.family == socket.AF_UNIX]),
     ]
+    limits = limits or HttpLimits()
     servers = [
-        (_Server(server_config(wrapped, graceful_seconds=graceful_seconds)), group)
+        (_Server(server_config(wrapped, limits, graceful_seconds=graceful_seconds)), group)
         for wrapped, group in groups
         if group
     ]

@@ -18,8 +18,14 @@ from innkeeper.wire.link import Link
 # Beside a verb's own parameters; the daemon takes it out before it validates them.
 REQUEST_ID = "request_id"
 # Both ends are ours: pages of file changes and batches of settings travel as one object, and a watcher may lag by thousands of events.
+# The window is what a client that reads slowly, or not at all, keeps here for as long as it may: there can be thousands.
 BUS_LIMITS = Limits(
-    max_payload=16_777_216, max_streams=16_384, max_unread_messages=100_000, max_send_buffer=268_435_456
+    window=262_144,
+    grant_step=65_536,
+    max_payload=16_777_216,
+    max_streams=16_384,
+    max_unread_messages=100_000,
+    max_send_buffer=268_435_456,
 )
 
 

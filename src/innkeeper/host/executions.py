@@ -249,6 +249,7 @@ class Executions:
             if isinstance(event, Data):
                 execution.journal.write(event.data)
                 execution.changed.set()
+                await execution.machine.output_pace.take(len(event.data))
             elif isinstance(event, Message) and event.body.get("exited"):
                 return event.body
             elif isinstance(event, Message) and isinstance(event.body.get("offset"), int):
@@ -268,6 +269,7 @@ class Executions:
                     if isinstance(event, Data):
                         journal.write(event.data)
                         execution.changed.set()
+                        await execution.machine.output_pace.take(len(event.data))
         except InnkeeperError:
             pass
         finally:

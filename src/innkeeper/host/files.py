@@ -27,7 +27,7 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
         params["length"] = request.length
     if request.public is not None:
         params["public"] = True
-    async with machine.in_use():
+    async with machine.transferring():
         stream = await machine.endpoint.open("read", params)
         try:
             sent = 0
@@ -91,7 +91,7 @@ async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> 
     params: dict[str, Any] = {**path_param(guest_path(request.path)), "parents": True}
     if request.mode is not None:
         params["mode"] = request.mode
-    async with machine.in_use():
+    async with machine.transferring():
         stream = await machine.endpoint.open("write", params)
         try:
             ended = False

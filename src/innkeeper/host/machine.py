@@ -17,10 +17,11 @@ import structlog
 
 from innkeeper.core.host_verbs import MachineShape
 from innkeeper.core.instance import BootStep
-from innkeeper.errors import InnkeeperError, InstanceFailedError
+from innkeeper.errors import InnkeeperError, InstanceFailedError, UnavailableError
 from innkeeper.host.drivers.contract import Driver, RunningMachine
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.journal import Journal
+from innkeeper.host.output_pace import OutputPace
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -33,6 +34,9 @@ CONFIGURED = "configured"
 PRIMED = "primed"
 # How often an idle guest that still runs user processes is asked whether they have ended.
 RECHECK_SECONDS = 5.0
+# Files of one guest that are read and written at the same time: each holds up to 1 MiB here while its client, or its guest, takes its time.
+TRANSFERS = 16
+TRANSFER_WAIT_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -137,6 +141,8 @@ class Machine:
     scan_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     has_baseline: bool = False
     journals: dict[str, Journal] = field(default_factory=dict)
+    output_pace: OutputPace = field(default_factory=OutputPace)
+    _transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TRANSFERS))
     _freeze_timer: asyncio.TimerHandle | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _switching: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -177,6 +183,22 @@ class Machine:
             self.last_used = time.monotonic()
             if self.uses == 0:
                 self._schedule_freeze(self.freeze_after_seconds)
+
+    @asynccontextmanager
+    async def transferring(self) -> AsyncIterator[None]:
+        """`in_use`, as one of the few transfers of a file. Raises UnavailableError when the others leave no turn for too long."""
+        try:
+            async with asyncio.timeout(TRANSFER_WAIT_SECONDS):
+                await self._transfers.acquire()
+        except TimeoutError:
+            raise UnavailableError(
+                f"{TRANSFERS} files of this instance are being transferred already; try again later"
+            ) from None
+        try:
+            async with self.in_use():
+                yield
+        finally:
+            self._transfers.release()
 
     def _schedule_freeze(self, delay: float) -> None:
         if self.failure is None and self.driver.capabilities.freeze:

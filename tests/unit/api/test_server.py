@@ -1,11 +1,13 @@
 """The real server on real sockets, under the event loop it runs on in production."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import uvloop
 
 from innkeeper.api import server
 from innkeeper.api.auth import OPERATOR
+from innkeeper.api.connections import HttpLimits
 
 Scenario = Callable[[int, Path], Awaitable[None]]
 
@@ -27,7 +30,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def serving(tmp_path: Path, scenario: Scenario) -> None:
+def serving(tmp_path: Path, scenario: Scenario, *, app: Any = echo, **limits: float) -> None:
     async def main() -> None:
         path = tmp_path / "inn.sock"
         tcp = socket.create_server(("127.0.0.1", 0))
@@ -36,7 +39,13 @@ def serving(tmp_path: Path, scenario: Scenario) -> None:
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                server.serve(echo, [tcp, server.open_operator_socket(path)], stop=stop, graceful_seconds=10)
+                server.serve(
+                    app,
+                    [tcp, server.open_operator_socket(path)],
+                    stop=stop,
+                    graceful_seconds=10,
+                    limits=replace(HttpLimits(), **limits),
+                )
             )
             try:
                 await asyncio.wait_for(scenario(port, path), 20)
@@ -110,14 +119,148 @@ def test_a_long_body_is_no_long_head(tmp_path: Path) -> None:
     serving(tmp_path, scenario)
 
 
-def test_a_head_that_never_ends_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_DEADLINE_SECONDS", 0.2)
-
+def test_a_head_that_never_ends_is_cut(tmp_path: Path) -> None:
     async def scenario(port: int, path: Path) -> None:
         for data in (b"", b"GET / HTTP/1.1\r\nHost:"):
             assert await exchange(port, data) == b""
 
+    serving(tmp_path, scenario, head_seconds=0.2)
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (CHUNKED + b"1\r\nx\r\n0\r\n", b"X-Trailer: a\r\n" * 100),
+        (CHUNKED + b"1\r\nx\r\n0\r\nX-Trailer: ", b"a" * 1_000),
+        (CHUNKED + b"1;", b"a" * 1_000),
+        (b"", b"\r\n" * 1_000),
+    ],
+    ids=["trailers", "one trailer", "extension", "empty lines"],
+)
+def test_what_brings_no_request_on_ends(tmp_path: Path, first: bytes, again: bytes) -> None:
+    async def scenario(port: int, path: Path) -> None:
+        answer = await exchange(port, first + again * 2_000)
+        assert answer.split(b" ")[1] in (b"400", b"431")
+
     serving(tmp_path, scenario)
+
+
+def test_a_pipeline_is_bounded(tmp_path: Path) -> None:
+    seen = 0
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal seen
+        seen += 1
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    one = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def scenario(port: int, path: Path) -> None:
+        assert (await exchange(port, one * 20 + REQUEST)).count(b"HTTP/1.1 200") == 21
+        with contextlib.suppress(ConnectionError):
+            assert (await exchange(port, one * 5_000 + REQUEST)).count(b"HTTP/1.1 200") < 5
+
+    serving(tmp_path, scenario, app=slow)
+    assert seen < 40
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_body_that_nobody_wants_is_not_taken_for_ever(tmp_path: Path) -> None:
+    sent = 0
+
+    def pour(port: int) -> None:
+        nonlocal sent
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (1 << 30))
+            with contextlib.suppress(ConnectionError):
+                while sent < 1 << 30:
+                    sent += client.send(bytes(1 << 20))
+
+    async def scenario(port: int, path: Path) -> None:
+        await asyncio.to_thread(pour, port)
+
+    serving(tmp_path, scenario, app=refuse)
+    assert sent < 64 << 20
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_given_up(tmp_path: Path) -> None:
+    ended: list[str] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        async def pour() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+                await asyncio.sleep(0)
+
+        pouring = asyncio.create_task(pour())
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.append(scope["raw_path"].decode())
+        pouring.cancel()
+
+    async def scenario(port: int, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        silent, slow = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+        for client, name in ((silent, b"/silent"), (slow, b"/slow")):
+            client.sendall(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % name)
+            client.setblocking(False)
+        end = loop.time() + 15
+        while "/silent" not in ended and loop.time() < end:
+            # 5 MB/s: the server has to wait for it all the time, and does.
+            await loop.sock_recv(slow, 1 << 18)
+            await asyncio.sleep(0.05)
+        assert ended == ["/silent"]
+        silent.close()
+        slow.close()
+
+    serving(tmp_path, scenario, app=endless, client_seconds=0.5)
+
+
+def test_whoever_is_idle_longest_goes_for_a_new_one(tmp_path: Path) -> None:
+    held = asyncio.Event()
+
+    async def holding(scope: Any, receive: Any, send: Any) -> None:
+        if scope["raw_path"] == b"/held":
+            await held.wait()
+        await echo(scope, receive, send)
+
+    async def scenario(port: int, path: Path) -> None:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        busy = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(b"GET /held HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.2)
+        # The listener has 4 at most: two that are served, and the two that wait go one by one.
+        for reader, _ in idle:
+            assert (await exchange(port, REQUEST)).startswith(b"HTTP/1.1 200")
+            if reader is idle[0][0]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        assert (await exchange(path, REQUEST)).startswith(b"HTTP/1.1 200")
+        more = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for _, writer in more:
+            writer.write(b"GET /held HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.2)
+        refused = await exchange(port, REQUEST)
+        assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"] == "service_unavailable"
+        held.set()
+        for reader, writer in busy + more:
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+        assert (await exchange(port, REQUEST)).startswith(b"HTTP/1.1 200")
+        for _, writer in idle:
+            writer.close()
+
+    serving(tmp_path, scenario, app=holding, max_connections=4)
 
 
 def test_a_socket_of_a_former_server_is_replaced(tmp_path: Path) -> None:

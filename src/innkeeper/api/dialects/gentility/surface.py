@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from innkeeper.api.auth import authenticate
 from innkeeper.api.dialects.gentility import commands, files, rooms
 from innkeeper.api.dialects.gentility.room_call import RoomCall
 from innkeeper.api.dialects.gentility.room_path import ROOM, parse_room_path
 from innkeeper.api.edge import ROUTE
 from innkeeper.api.errors import MethodNotAllowedError
+from innkeeper.api.json_app import Authenticate
 from innkeeper.api.raw_path import raw_path
 from innkeeper.control.context import Control
 
@@ -31,9 +31,10 @@ ROUTES: Mapping[str, Mapping[str, Handler]] = {
 class GentilitySurface:
     """`/api/...`: every request carries a bearer token."""
 
-    def __init__(self, control: Control, json_app: ASGIApp) -> None:
+    def __init__(self, control: Control, json_app: ASGIApp, authenticate: Authenticate) -> None:
         self._control = control
         self._json_app = json_app
+        self._authenticate = authenticate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; errors are raised, the edge answers them."""
@@ -42,7 +43,7 @@ class GentilitySurface:
             await self._json_app(scope, receive, send)
             return
         scope[ROUTE] = path.route
-        principal = await authenticate(self._control, scope)
+        principal = await self._authenticate(scope)
         methods = ROUTES[path.route]
         handler = methods.get(scope["method"])
         if handler is None:

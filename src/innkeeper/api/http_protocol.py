@@ -1,0 +1,195 @@
+"""HTTP/1.1 of one connection: uvicorn's protocol with what it lacks against clients that are slow, silent, endless or no clients at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import struct
+import termios
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from innkeeper.api.body import CLIENT_SECONDS
+from innkeeper.api.connections import Connections, HttpLimits
+
+HEAD_MAX_BYTES = 64 << 10
+# Requests that wait on one connection for the answer to an earlier one. One read of 256 KiB can hold 14,000, and each is an object.
+MAX_PIPELINED = 32
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 4 << 20
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection. Each of its limits ends the connection, after an answer where one can still be given.
+
+    - a request's head: 64 KiB and `head_seconds`;
+    - bytes that bring no request on (chunk extensions, trailers, empty lines): 64 KiB;
+    - pipelined requests: 32;
+    - a body that nobody wants, because the answer is given already: 4 MiB;
+    - an answer of which the client takes nothing: `client_seconds`.
+    """
+
+    def __init__(self, *args: Any, limits: HttpLimits, open_connections: Connections, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._limits = limits
+        self._open_connections = open_connections
+        # Since the parser last had something to say.
+        self._fruitless_bytes = 0
+        self._in_head = True
+        self._deadline: asyncio.TimerHandle | None = None
+        self._refused = False
+        self._discarded = 0
+        self._stall: asyncio.TimerHandle | None = None
+        self._untaken = 0
+
+    # --- the connection --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection in, or refuse it, and start the deadline of the first request's head."""
+        super().connection_made(transport)
+        if not self._open_connections.opened(self):
+            self._refuse(503, "Service Unavailable", "service_unavailable", "The server has too many connections.")
+            return
+        self._deadline = self.loop.call_later(self._limits.head_seconds, self.drop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timers."""
+        self._stop_deadline()
+        self.resume_writing()
+        self._open_connections.closed(self)
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """End the connection at once, with what is still to be sent."""
+        self._deadline = None
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, counting what leads to nothing."""
+        if self._refused or self._nobody_wants():
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.drop()
+                return
+            if self._refused:
+                return
+        if self._in_head and self._deadline is None:
+            self._deadline = self.loop.call_later(self._limits.head_seconds, self.drop)
+        self._fruitless_bytes += len(data)
+        super().data_received(data)
+        if self._fruitless_bytes > HEAD_MAX_BYTES and not self._refused:
+            self._refuse(
+                431, "Request Header Fields Too Large", "invalid_request", "The request's header is too large."
+            )
+
+    def _nobody_wants(self) -> bool:
+        """Whether the body that is coming belongs to a request that was answered without it."""
+        return not self._in_head and self.cycle is not None and self.cycle.response_complete
+
+    # --- the parser ------------------------------------------------------------------------------------------------
+
+    def on_headers_complete(self) -> None:
+        """The head is over: its deadline and its count end."""
+        if self._refused:
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # In the middle of a read that may hold thousands more. An answer now would be taken for that of an earlier request.
+            self._refused = True
+            self.drop()
+            return
+        self._in_head = False
+        self._fruitless_bytes = 0
+        self._stop_deadline()
+        self._open_connections.busy(self)
+        self.scope[CLIENT_SECONDS] = self._limits.client_seconds  # type: ignore[literal-required]
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if not self._refused:
+            self._fruitless_bytes = 0
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The next byte begins a head."""
+        if not self._refused:
+            self._in_head = True
+            self._stop_deadline()
+            self._fruitless_bytes = 0
+            self._discarded = 0
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer was handed over."""
+        super().on_response_complete()
+        if not self._in_head and self._deadline is None:
+            # The rest of the body is read so that the answer arrives, but not for as long as it pleases the client.
+            self._deadline = self.loop.call_later(self._limits.client_seconds, self.drop)
+        if self.cycle is None or self.cycle.response_complete:
+            self._open_connections.idle(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        if not self._refused:
+            self._refuse(400, "Bad Request", "invalid_request", msg)
+
+    # --- clients that do not take their answer -----------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """The send buffer is full: from now on the client has to take something, again and again."""
+        super().pause_writing()
+        self._untaken = self._to_be_taken()
+        self._stall = self.loop.call_later(self._limits.client_seconds, self._check_stall)
+
+    def resume_writing(self) -> None:
+        """The send buffer has room."""
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+            super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came after the last answer. One that was not even taken by now is given up."""
+        if self.transport.get_write_buffer_size():
+            self.drop()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _check_stall(self) -> None:
+        untaken = self._to_be_taken()
+        if untaken >= self._untaken:
+            self._stall = None
+            self.drop()
+            return
+        self._untaken = untaken
+        self._stall = self.loop.call_later(self._limits.client_seconds, self._check_stall)
+
+    def _to_be_taken(self) -> int:
+        """Bytes that the client has not acknowledged, in our buffer and in the kernel's."""
+        waiting = bytearray(4)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        return self.transport.get_write_buffer_size() + int(struct.unpack("i", waiting)[0])
+
+    # --- refusing --------------------------------------------------------------------------------------------------
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, status: int, reason: str, code: str, message: str) -> None:
+        body = json.dumps({"error": code, "message": message}).encode()
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        # Closing with unread input makes the kernel send a reset, which would overtake the answer: so what still comes is read and dropped for a while.
+        self._refused = True
+        self.transport.write_eof()
+        self._stop_deadline()
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self.drop)
