@@ -20,6 +20,7 @@ from innkeeper.core import host_verbs as verbs
 from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.core.token import Organization, Principal
 from innkeeper.errors import ExecutionNotFoundError, FileMissingError, InnkeeperError, InstanceNotFoundError
+from innkeeper.host.metrics import HostMetrics
 from innkeeper.settings import Settings
 from innkeeper.store.database import open_database
 
@@ -99,7 +100,22 @@ class ScriptedHost:
                 (verbs.WatchHost, self._watch),
                 (verbs.Diagnose, self._diagnose),
                 (verbs.SetLogLevel, self._set_log_level),
+                (verbs.ReadMetrics, self._read_metrics),
             )
+        }
+
+    async def _read_metrics(self, request: verbs.ReadMetrics, call: ServerCall) -> dict[str, Any]:
+        process = {"process": "host"}
+        return {
+            "families": [
+                {
+                    "name": "innkeeper_process_threads",
+                    "type": "gauge",
+                    "help": "Threads of the interpreter.",
+                    "samples": [["innkeeper_process_threads", process, 7.0]],
+                },
+                *HostMetrics().families(),
+            ]
         }
 
     async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:

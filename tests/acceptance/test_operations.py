@@ -10,6 +10,9 @@ import pytest
 from server_fixture import Api, Room, Server, all_pids, children, fresh
 
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
 def test_health_needs_no_token(innkeeper: Server) -> None:
     answer = innkeeper.client(token=None).get("/healthz")
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
@@ -32,6 +35,13 @@ def test_metrics_from_loopback_or_with_a_token(innkeeper: Server, shared: Room) 
     elsewhere = {"X-Forwarded-For": "192.0.2.9"}
     assert nobody.get("/metrics", headers=elsewhere).status_code == 401
     assert innkeeper.client().get("/metrics", headers=elsewhere).status_code == 200
+    # The table in the docs is this page: names, types and what they mean.
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE))
+    table = re.findall(r"^\| `(innkeeper_\w+)` \| (\w+) \| [^|]* \| (.+) \|$", OPERATIONS.read_text(), re.MULTILINE)
+    assert {name: (kind, meaning) for name, kind, meaning in table} == {
+        name: (types[name], helps[name]) for name in types
+    }
     # No label has values without end.
     assert shared.room_id not in text and shared.create()["instance_id"] not in text
 

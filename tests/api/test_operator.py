@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from innkeeper.api.server import UnixSocketOperator
 
@@ -96,3 +97,32 @@ async def test_a_drained_host_refuses_in_each_dialect_and_says_so(api: Any) -> N
         assert (row["draining"], row["drain_deadline"]) == (False, None)
         assert (await client.get("/healthz")).json()["status"] == "ok"
     await api.make_room("new")
+
+
+async def test_one_page_has_the_metrics_of_both_processes(api: Any) -> None:
+    await api.make_room()
+    page = (await api.client.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    rows = families["innkeeper_process_threads"].samples
+    assert {tuple(sorted(row.labels.items())) for row in rows} == {
+        (("process", "api"),),
+        (("host", "scripted"), ("process", "host")),
+    }
+    rooms = {row.labels["state"]: row.value for row in families["innkeeper_rooms"].samples}
+    assert (rooms["ready"], rooms["failed"]) == (1, 0)
+    assert families["innkeeper_database_writes"].samples[0].value > 0
+    assert families["innkeeper_database_writes_waiting"].samples[0].value == 0
+    assert families["innkeeper_bus_calls_in_flight"].samples[0].value >= 1
+    (reachable,) = families["innkeeper_host_reachable"].samples
+    assert (reachable.labels, reachable.value) == ({"host": "scripted"}, 1.0)
+    assert all(family.documentation for family in families.values())
+    # Each family once: a second TYPE line of one name is no valid page.
+    types = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+
+
+async def test_metrics_without_a_host_that_answers(api: Any) -> None:
+    del api.world.control.bus._links[api.world.host.id]
+    page = (await api.client.get("/metrics")).text
+    assert 'innkeeper_host_reachable{host="scripted"} 0.0' in page
+    assert "innkeeper_start_seconds" not in page

@@ -15,7 +15,7 @@ from innkeeper.api.edge import ROUTE
 from innkeeper.api.errors import MethodNotAllowedError
 from innkeeper.api.metrics import CONTENT_TYPE, HttpMetrics
 from innkeeper.api.raw_path import raw_path
-from innkeeper.control import hosts, tokens
+from innkeeper.control import hosts, readings
 from innkeeper.control.context import Control
 from innkeeper.errors import NotFoundError
 
@@ -51,8 +51,7 @@ class Operations:
     async def _metrics_page(self, scope: Scope) -> Response:
         if not (_is_loopback(scope) and bearer_token(scope) is None):
             await authenticate(self._control, scope)
-        views = await hosts.list_hosts(self._control, tokens.operator_principal(self._control))
-        return Response(self._metrics.render(self._control.metrics.snapshot(), views), media_type=CONTENT_TYPE)
+        return Response(self._metrics.render(await readings.read(self._control)), media_type=CONTENT_TYPE)
 
 
 def _is_loopback(scope: Scope) -> bool:

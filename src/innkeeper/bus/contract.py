@@ -75,6 +75,10 @@ class Bus(Protocol):
         """Ids of the hosts that can be reached now."""
         ...
 
+    def in_flight(self) -> int:
+        """Calls that have not ended, those that stream for as long as a host is there included."""
+        ...
+
     def open(self, host_id: UUID, verb: str, params: dict[str, Any]) -> AbstractAsyncContextManager[Call]:
         """Open a call; leaving the context before the result cancels it. Raises UnavailableError when the host is not reachable."""
         ...

@@ -73,6 +73,10 @@ class LinkBus:
         """Ids of the hosts that can be reached now."""
         return list(self._links)
 
+    def in_flight(self) -> int:
+        """See `Bus.in_flight`."""
+        return sum(link.open_streams for link in self._links.values())
+
     def _link(self, host_id: UUID) -> Link:
         try:
             return self._links[host_id]

@@ -47,6 +47,7 @@ async def begin(control: Control) -> None:
         await asyncio.sleep(LOOK_FOR_HOSTS_SECONDS)
         _watch_new(control, watched)
 
+    control.tasks.spawn(control.vitals.watch(), name="event loop lag")
     control.tasks.forever(write_behind, name="write behind")
     control.tasks.forever(look_for_hosts, name="look for hosts")
     control.tasks.forever(lambda: reconciler.step(control), name="reconciler")

@@ -24,6 +24,7 @@ from innkeeper.log_setup import LogLevel
 from innkeeper.settings import Settings
 from innkeeper.store.database import Database
 from innkeeper.store.profiles import StoredProfile
+from innkeeper.vitals import Vitals
 
 
 class Control:
@@ -35,6 +36,7 @@ class Control:
         self.settings = settings
         self.log_level = level
         self.diagnosis = Diagnosis()
+        self.vitals = Vitals("api")
         self.database = database
         self.bus = bus
         self.blobs = blobs

@@ -27,6 +27,9 @@ class Flights:
         self._tasks = tasks
         self._by_key: dict[Key, Flight] = {}
 
+    def __len__(self) -> int:
+        return len(self._by_key)
+
     def get(self, key: Key) -> Flight | None:
         """The room's flight, if one is going on."""
         return self._by_key.get(key)

@@ -1,37 +1,42 @@
-"""Counters of the control side. Plain numbers: whoever renders them reads `snapshot`."""
+"""Counters of the control side. Plain numbers that use cases add to; `control.readings` names them for `/metrics`."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+def _count(text: str) -> int:
+    number: int = field(default=0, metadata={"text": text})
+    return number
+
+
+def _seconds(text: str) -> float:
+    number: float = field(default=0.0, metadata={"text": text})
+    return number
 
 
 @dataclass(slots=True)
 class Metrics:
     """What happened since the start of the process. `*_seconds` are sums; divided by their counter they give a mean."""
 
-    rooms_created: int = 0
-    rooms_claimed: int = 0
-    rooms_restarted: int = 0
-    rooms_destroyed: int = 0
-    rooms_expired: int = 0
-    rooms_refused: int = 0
-    provisionings: int = 0
-    provisioning_failures: int = 0
-    provisioning_seconds: float = 0.0
-    executions: int = 0
-    execution_failures: int = 0
-    execution_retries: int = 0
-    file_reads: int = 0
-    file_writes: int = 0
-    public_file_reads: int = 0
-    machines_adopted: int = 0
-    machines_lost: int = 0
-    machines_failed: int = 0
-    orphans_destroyed: int = 0
-    stale_writes: int = 0
-    failed_writes: int = 0
-
-    def snapshot(self) -> dict[str, float]:
-        """Every counter by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    rooms_created: int = _count("Rooms that were made.")
+    rooms_claimed: int = _count("Rooms that took a warm guest.")
+    rooms_restarted: int = _count("Rooms that started again on their disk.")
+    rooms_destroyed: int = _count("Rooms that were removed.")
+    rooms_expired: int = _count("Rooms whose machine ended because nothing used them.")
+    rooms_refused: int = _count("Rooms that were not made for want of a place or because of a limit.")
+    provisionings: int = _count("Times that a guest was asked for.")
+    provisioning_failures: int = _count("Of these, those that failed.")
+    provisioning_seconds: float = _seconds("Time that they took together.")
+    executions: int = _count("Commands that were begun.")
+    execution_failures: int = _count("Commands that could not be run to an end.")
+    execution_retries: int = _count("Commands that were sent again because their guest was gone.")
+    file_reads: int = _count("Files that were read.")
+    file_writes: int = _count("Files that were written.")
+    public_file_reads: int = _count("Files that were read without a token.")
+    machines_adopted: int = _count("Guests that were found running.")
+    machines_lost: int = _count("Guests that were gone without a word.")
+    machines_failed: int = _count("Guests that failed.")
+    orphans_destroyed: int = _count("Guests and disks of no room that were destroyed.")
+    stale_writes: int = _count("States that were not stored because a newer one was.")
+    failed_writes: int = _count("Writes beside requests that failed.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -18,6 +19,8 @@ class Tasks:
 
     def __init__(self) -> None:
         self._group: asyncio.TaskGroup | None = None
+        # How often each kind of work raised something. Names are few: they are the code's.
+        self.failures: Counter[str] = Counter()
         self._supervisor: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -43,7 +46,7 @@ class Tasks:
         if self._group is None:
             work.close()
             raise RuntimeError("the server is not running")
-        self._group.create_task(_logged(work, name), name=name)
+        self._group.create_task(self._logged(work, name), name=name)
 
     def forever(self, step: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Run `step` again and again; it does its own waiting. After an exception it starts anew a second later."""
@@ -53,23 +56,24 @@ class Tasks:
                 try:
                     await step()
                 except Exception:
+                    self.failures[name] += 1
                     log.exception("background task failed", task=name)
                     await asyncio.sleep(RESTART_SECONDS)
 
         self.spawn(loop(), name=name)
+
+    async def _logged(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        try:
+            await work
+        except Exception:
+            self.failures[name] += 1
+            log.exception("background task failed", task=name)
 
     async def _hold(self, started: asyncio.Future[None]) -> None:
         async with asyncio.TaskGroup() as group:
             self._group = group
             started.set_result(None)
             await asyncio.get_running_loop().create_future()
-
-
-async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:
-    try:
-        await work
-    except Exception:
-        log.exception("background task failed", task=name)
 
 
 async def wait_for_hint(event: asyncio.Event, *, at_most_seconds: float) -> None:

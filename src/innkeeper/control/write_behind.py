@@ -54,6 +54,10 @@ class WriteBehind:
         """Note a token's use soon."""
         self._token_use[token_id] = at
 
+    def pending(self) -> dict[str, float]:
+        """How much waits to be written, by kind."""
+        return {"states": len(self._states), "events": len(self._events), "token_use": len(self._token_use)}
+
     async def flush(self, control: Control) -> None:
         """Write all of it now."""
         async with self._lock:

@@ -250,6 +250,13 @@ class SetLogLevel:
     level: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReadMetrics:
+    """What the daemon measures of itself. Answer: `{"families": [{"name", "type", "help", "samples": [[name, labels, value]]}]}`."""
+
+    verb: ClassVar[str] = "host.metrics"
+
+
 VERBS: tuple[type[Any], ...] = (
     EnsureMachine,
     DestroyMachine,
@@ -268,6 +275,7 @@ VERBS: tuple[type[Any], ...] = (
     WatchHost,
     Diagnose,
     SetLogLevel,
+    ReadMetrics,
 )
 
 

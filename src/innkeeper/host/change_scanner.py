@@ -111,6 +111,9 @@ class ChangeScanner:
         self._last_id = 0
         self._event: int | None = None
         self._watches: dict[Path, _Watch] = {}
+        # Since this scanner began: scans that were not needed, and processes that were started.
+        self.saved = 0
+        self.started = 0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -182,6 +185,7 @@ class ChangeScanner:
         """
         watch, count = self._count(target)
         if watch is not None and watch.is_clean(count, target, result=result):
+            self.saved += 1
             return ChangeSet(total=0, rows=(), scanned_entries=0, duration_us=0)
         answer = await self._ask({"op": "changes", **_describe(target), "result": str(result)})
         if watch is not None and answer["scanned"]:  # an earlier result that was asked for again is no scan
@@ -234,6 +238,7 @@ class ChangeScanner:
                     stdout=asyncio.subprocess.PIPE,
                     env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS": "2"},
                 )
+                self.started += 1
                 self._current = _Process(process, os.pidfd_open(process.pid))
                 self._tasks.create_task(_receive(self._current))
             return self._current

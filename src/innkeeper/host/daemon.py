@@ -37,15 +37,18 @@ from innkeeper.host.leaks import find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 from innkeeper.host.machine_builder import MachineBuilder
+from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.network.firewall import FirewallLimits
 from innkeeper.host.network.network import Network, NetworkSettings
 from innkeeper.host.network.resolver import Upstream
 from innkeeper.host.operator_verbs import OperatorVerbs
+from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
 from innkeeper.host.turns import Turns
 from innkeeper.host.verbs import Verbs, Watchers
 from innkeeper.log_setup import LogLevel
 from innkeeper.settings import Settings, comma_separated
+from innkeeper.vitals import Vitals
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -85,6 +88,7 @@ async def run_daemon(
     directories.make()
     nobody = pwd.getpwnam(SCANNER_USER)
     watchers = Watchers()
+    metrics, vitals = HostMetrics(), Vitals("host")
     pool = await open_pool(settings.host_dir, size_mib=settings.pool_disk_mb)
     store = ImageStore(settings.host_dir)
     platform = await choose_platform(settings)
@@ -104,6 +108,7 @@ async def run_daemon(
         names=comma_separated(settings.images),
         on_change=lambda name, status: watchers.publish({"type": "image.changed", "name": name, "status": status}),
         progress=progress,
+        metrics=metrics,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(OrphanReaper().running())
@@ -124,6 +129,7 @@ async def run_daemon(
             records=directories.instances,
             scanner_uid=nobody.pw_uid,
             scanner_gid=nobody.pw_gid,
+            metrics=metrics,
         )
         builder = MachineBuilder(
             directories=directories,
@@ -147,10 +153,11 @@ async def run_daemon(
                 {"type": "machine.failed", "instance_id": str(instance_id), "failure": failure}
             ),
             on_pool_ready=lambda key: watchers.publish({"type": "pool.ready", "pool_key": key}),
+            metrics=metrics,
         )
         stack.push_async_callback(_wind_down, fleet, driver, store, pool, keep_running=keep_running)
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
-        executions = Executions(changes=changes, turns=turns)
+        executions = Executions(changes=changes, turns=turns, metrics=metrics)
         fleet.resume = lambda machine: executions.resume(machine, fleet.journals_of(machine))
         recovered = await recovery.recover(
             directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
@@ -214,7 +221,12 @@ async def run_daemon(
             status=status,
             agent_version=agent_dir.name,
         )
-        operator = OperatorVerbs(level=level or LogLevel(settings.log_level))
+        await stack.enter_async_context(vitals.watching())
+        operator = OperatorVerbs(
+            level=level or LogLevel(settings.log_level),
+            metrics=metrics,
+            readings=HostReadings(fleet, admission, turns, network, pool, scanner, vitals),
+        )
         handlers = {**verbs.handlers(), **operator.handlers()}
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 

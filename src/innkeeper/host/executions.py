@@ -30,6 +30,7 @@ from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output, unfinished
 from innkeeper.host.machine import Machine
+from innkeeper.host.metrics import CommandClock, HostMetrics
 from innkeeper.host.turns import Turns
 from innkeeper.wire.stream import Data, End, Message, Stream
 
@@ -109,7 +110,8 @@ class Execution:
 class Executions:
     """Starts executions and follows them to their end."""
 
-    def __init__(self, *, changes: FileChanges, turns: Turns) -> None:
+    def __init__(self, *, changes: FileChanges, turns: Turns, metrics: HostMetrics) -> None:
+        self._metrics = metrics
         self._changes = changes
         self._turns = turns
         self._started = 0
@@ -149,9 +151,13 @@ class Executions:
 
     async def _run(self, execution: Execution, started: asyncio.Event, *, resumed: bool = False) -> None:
         machine = execution.machine
+        clock = self._metrics.command_clock()
         try:
             async with machine.in_use():
-                await self._run_in(execution, started, resumed=resumed)
+                clock.lap("thaw")
+                await self._run_in(execution, started, clock, resumed=resumed)
+            if not resumed:
+                clock.end(timed_out=execution.journal.record.timed_out)
         except TimeoutError:
             machine.fail("The guest agent did not end a command at its time limit")
             self._lose(execution, InstanceFailedError(machine.failure))
@@ -176,7 +182,9 @@ class Executions:
             started.set()
         await self._background_output(execution)
 
-    async def _run_in(self, execution: Execution, started: asyncio.Event, *, resumed: bool) -> None:
+    async def _run_in(
+        self, execution: Execution, started: asyncio.Event, clock: CommandClock, *, resumed: bool
+    ) -> None:
         machine, request, record = execution.machine, execution.request, execution.journal.record
         began = time.monotonic()
         try:
@@ -184,7 +192,9 @@ class Executions:
         except ChangeScanError as error:
             # The command is what was asked for; its file changes cannot be told, and `files_changed_truncated` says so.
             log.warning("no baseline", machine=machine.id, code=error.code)
+        clock.lap("baseline")
         turn = await self._turns.take()
+        clock.lap("turn")
         try:
             if resumed:
                 execution._stream = await self._attach(execution)
@@ -197,12 +207,14 @@ class Executions:
                 exited = await self._follow(execution)
         finally:
             turn.end()
+        clock.lap("guest")
         machine.user_processes = _integer(exited, "user_processes")
         record.exit_code, record.signal = _integer(exited, "exit_code"), _signal(exited)
         record.timed_out = bool(exited.get("timed_out"))
         record.duration_ms = round((time.monotonic() - began) * 1000, 3)
         execution.answer_bytes = record.total_bytes
         changes = await self._changes_of(machine, request.execution_id)
+        clock.lap("changes")
         record.ended = True
         execution.journal.finish()
         execution.answer = {
@@ -294,6 +306,7 @@ class Executions:
             self._pruning.discard(directory)
 
     def _lose(self, execution: Execution, error: InnkeeperError) -> None:
+        self._metrics.count_lost_command()
         record = execution.journal.record
         record.ended, record.lost = True, error.message
         execution.answer_bytes = record.total_bytes

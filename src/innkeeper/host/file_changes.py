@@ -8,7 +8,8 @@ import hashlib
 import mimetypes
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,8 +19,9 @@ import structlog
 from innkeeper.core.host_verbs import path_to_wire
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.change_result import FileChange, count_changes, read_changes
-from innkeeper.host.change_scanner import ChangeScanner, ScanTarget
+from innkeeper.host.change_scanner import ChangeScanError, ChangeScanner, ScanTarget
 from innkeeper.host.machine import Machine
+from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.wire_paths import guest_path_params
 
 log = structlog.stdlib.get_logger(__name__)
@@ -68,8 +70,16 @@ class FileChanges:
     """
 
     def __init__(
-        self, scanner: ChangeScanner, directory: Path, *, records: Path, scanner_uid: int, scanner_gid: int
+        self,
+        scanner: ChangeScanner,
+        directory: Path,
+        *,
+        records: Path,
+        scanner_uid: int,
+        scanner_gid: int,
+        metrics: HostMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or HostMetrics()
         self._scanner = scanner
         self._directory = directory
         self._records = records
@@ -129,7 +139,8 @@ class FileChanges:
                 return
             target = self._target(machine)
             if not target.baseline.exists():
-                await self._scanner.baseline(target)
+                with self._scanning("baseline"):
+                    await self._scanner.baseline(target)
             machine.has_baseline = True
 
     async def after_command(self, machine: Machine, execution_id: UUID) -> dict[str, Any]:
@@ -138,7 +149,8 @@ class FileChanges:
         assert instance_id is not None  # noqa: S101 - see _target
         result = self.folder(instance_id) / f"{execution_id}.changes"
         async with machine.scan_lock:
-            found = await self._scanner.changes(self._target(machine), result=result, limit=ROWS_IN_ANSWER)
+            with self._scanning("changes"):
+                found = await self._scanner.changes(self._target(machine), result=result, limit=ROWS_IN_ANSWER)
         if found.total == 0:
             return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
         rows = await self._rows(machine, found.rows)
@@ -148,6 +160,16 @@ class FileChanges:
             "files_changed_total": found.total,
             "files_changed_truncated": found.total > len(rows),
         }
+
+    @contextlib.contextmanager
+    def _scanning(self, kind: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        except ChangeScanError as error:
+            self._metrics.count_failed_scan(error.code)
+            raise
+        self._metrics.observe_scan(kind, time.monotonic() - began)
 
     async def page(
         self, machine: Machine | None, instance_id: UUID, execution_id: UUID, *, cursor: int, limit: int

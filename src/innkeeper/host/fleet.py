@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -26,8 +27,10 @@ from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directo
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Steps
+from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
 from innkeeper.host.warm import WarmPools
 from innkeeper.wire.frames import ProtocolError
+from innkeeper.wire.link import Link
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -50,7 +53,9 @@ class Fleet:
         max_starts: int,
         on_failure: OnFailure,
         on_pool_ready: Callable[[str], None],
+        metrics: HostMetrics,
     ) -> None:
+        self._metrics = metrics
         self._directories = directories
         self._builder = builder
         self._admission = admission
@@ -74,6 +79,7 @@ class Fleet:
             busy=lambda: self._waiting_cold > 0 or time.monotonic() - self._touched < QUIET_SECONDS,
             parallel=max_starts,
             on_ready=on_pool_ready,
+            metrics=metrics,
         )
 
     # --- looking up ------------------------------------------------------------------------------------------------
@@ -85,6 +91,11 @@ class Fleet:
         if machine is None or machine.failure is not None or not machine.record.configured:
             raise InstanceNotFoundError
         return machine
+
+    @property
+    def waiting_starts(self) -> int:
+        """Cold starts that are under way or wait for their turn."""
+        return self._waiting_cold
 
     def machines(self) -> list[Machine]:
         """The machines of instances."""
@@ -147,10 +158,17 @@ class Fleet:
             claimed = False
             if machine is None or machine.failure is not None:
                 steps = Steps(on_step)
-                machine, claimed = await self._obtain(request, steps)
+                try:
+                    machine, start = await self._obtain(request, steps)
+                except Exception as error:
+                    code = error.code if isinstance(error, InnkeeperError) else InnkeeperError.code
+                    self._metrics.count_failed_start(code)
+                    raise
+                claimed = start == CLAIMED
                 steps.stamp_remaining()
                 steps.stamp(InstanceState.READY)
                 machine.record.boot_trace = steps.trace
+                self._metrics.observe_start(steps.trace, start)
                 self._serve(machine)
                 if not claimed:
                     self.resume(machine)
@@ -160,7 +178,7 @@ class Fleet:
                 "claimed": claimed,
             }
 
-    async def _obtain(self, request: EnsureMachine, steps: Steps) -> tuple[Machine, bool]:
+    async def _obtain(self, request: EnsureMachine, steps: Steps) -> tuple[Machine, str]:
         disk = self._directories.disk_of(request.instance_id)
         if disk is None:
             warm = self.warm.claim(request.shape)
@@ -174,7 +192,7 @@ class Fleet:
                         raise
                     log.warning("a warm guest could not be claimed", machine=warm.id, error=str(error))
                 else:
-                    return warm, True
+                    return warm, CLAIMED
         elif (leaving := self._leaving.get(disk)) is not None:
             # Mounted twice, a disk shows the second mount what was there before the first one wrote back, and is ruined.
             await asyncio.wait([leaving])
@@ -195,7 +213,7 @@ class Fleet:
             else:
                 self._leave(machine)
             raise
-        return machine, False
+        return machine, COLD if disk is None else RESTARTED
 
     async def _bind(self, machine: Machine, request: EnsureMachine) -> None:
         """Give a machine to an instance: records first, so that a crash at any point is cleaned or taken up, then its identity."""
@@ -288,9 +306,13 @@ class Fleet:
     def _watch(self, machine: Machine) -> None:
         """Notice the end of a machine and an agent that breaks the protocol."""
         self._held.add(machine)
-        machine.endpoint.on_link(
-            lambda link: link.closed.add_done_callback(lambda closed: self._link_closed(machine, closed.result()))
-        )
+        links = itertools.count()
+
+        def on_link(link: Link) -> None:
+            self._metrics.count_link(again=next(links) > 0)
+            link.closed.add_done_callback(lambda closed: self._link_closed(machine, closed.result()))
+
+        machine.endpoint.on_link(on_link)
         machine.when_failed = lambda reason: self._failed(machine, reason)
         machine.running.exited.add_done_callback(lambda _: machine.fail(machine.running.why()))
 
@@ -299,6 +321,7 @@ class Fleet:
             machine.fail(f"The guest agent broke the protocol: {reason}")
 
     def _failed(self, machine: Machine, reason: str) -> None:
+        self._metrics.count_machine_failure()
         self.warm.forget(machine)
         instance_id = machine.record.instance_id
         if instance_id is not None and self._by_instance.get(instance_id) is machine:

@@ -13,6 +13,7 @@ from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.host.disks.image_build import ImageBuildFailed, build_image, is_current
 from innkeeper.host.disks.image_recipe import RecipeInvalid
 from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.metrics import HostMetrics
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -38,7 +39,9 @@ class ShippedImages:
         names: Sequence[str],
         on_change: Callable[[str, ImageStatus], None],
         progress: Callable[[str], None],
+        metrics: HostMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or HostMetrics()
         self._store = store
         self._recipes = recipes
         self._names = tuple(names)
@@ -75,7 +78,9 @@ class ShippedImages:
         except (ImageBuildFailed, RecipeInvalid, OSError) as error:
             log.error("image build failed", image=name, error=str(error))
             self._set(name, ImageStatus.FAILED, str(error))
+            self._metrics.count_image_build("failed")
         else:
+            self._metrics.count_image_build("done")
             del self._pending[name]
             self._on_change(name, ImageStatus.READY)
 

@@ -12,6 +12,7 @@ import structlog
 from innkeeper.core.host_verbs import MachineShape, WarmPool
 from innkeeper.errors import InnkeeperError, NoHostError
 from innkeeper.host.machine import Machine
+from innkeeper.host.metrics import HostMetrics
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -40,7 +41,9 @@ class WarmPools:
         busy: Callable[[], bool],
         parallel: int,
         on_ready: Callable[[str], None],
+        metrics: HostMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or HostMetrics()
         self._build = build
         self._discard = discard
         self._busy = busy
@@ -71,7 +74,10 @@ class WarmPools:
             machine = pool.popleft()
             self._wake.set()
             if machine.failure is None:
+                self._metrics.count_claim(found=True)
                 return machine
+        if shape.pool_key in self._desired:
+            self._metrics.count_claim(found=False)
         return None
 
     def evict(self) -> Machine | None:
@@ -96,6 +102,14 @@ class WarmPools:
             {"pool_key": key, "size": pool.size, "ready": len(self._ready.get(key, ()))}
             for key, pool in self._desired.items()
         ]
+
+    def counts(self) -> dict[str, float]:
+        """Guests of all pools together: how many are `wanted`, `ready` and `building`."""
+        return {
+            "wanted": sum(pool.size for pool in self._desired.values()),
+            "ready": sum(map(len, self._ready.values())),
+            "building": sum(self._building.values()),
+        }
 
     async def run(self) -> None:
         """Fill and drain until cancelled."""
@@ -155,6 +169,7 @@ class WarmPools:
             if not isinstance(error, NoHostError):
                 known = isinstance(error, (InnkeeperError, OSError))
                 log.warning("a warm guest could not be made", pool=key, error=str(error), exc_info=not known)
+                self._metrics.count_failed_warm_build()
             self._not_before[key] = time.monotonic() + RETRY_SECONDS
         else:
             self._ready.setdefault(key, deque()).append(machine)

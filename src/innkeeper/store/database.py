@@ -6,6 +6,7 @@ Which engine is behind it is decided by the URL. Queries never know, nor does an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -16,9 +17,22 @@ T = TypeVar("T")
 Query = Callable[Concatenate[sa.Connection, P], T]
 
 
+@dataclass(slots=True)
+class DatabaseLoad:
+    """What a database did since it was opened. Seconds are those that callers waited; a transaction may hold several writes."""
+
+    writes: int = 0
+    write_seconds: float = 0.0
+    transactions: int = 0
+    reads: int = 0
+    read_seconds: float = 0.0
+    waiting: int = 0
+
+
 class Database(Protocol):
     """One database. Every function runs in a transaction of its own, off the event loop."""
 
+    load: DatabaseLoad
     # One process owns the database: leases that it finds at its start are its own dead ones.
     exclusive: bool
 

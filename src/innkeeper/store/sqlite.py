@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
-from innkeeper.store.database import P, Query
+from innkeeper.store.database import DatabaseLoad, P, Query
 from innkeeper.store.migrate import migrate
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class SqliteDatabase:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._writer = threading.Thread(target=self._write_loop, name="store-write", daemon=True)
         self._closed = False
+        self.load = DatabaseLoad()
         self._writer.start()
 
     @classmethod
@@ -62,10 +64,20 @@ class SqliteDatabase:
         if self._closed:
             raise RuntimeError("the database is closed")
         write = _Write(lambda connection: query(connection, *args, **kwargs))
+        self.load.waiting += 1
+        began = time.monotonic()
+        answer = asyncio.wrap_future(write.future)
+        # On the event loop, also for a caller that is cancelled meanwhile.
+        answer.add_done_callback(lambda _: self._note_write(time.monotonic() - began))
         self._writes.put(write)
         # Shielded: cancelling a ThreadFuture that nobody runs yet would drop the write of a client that disconnected.
-        result: T = await asyncio.shield(asyncio.wrap_future(write.future))
+        result: T = await asyncio.shield(answer)
         return result
+
+    def _note_write(self, seconds: float) -> None:
+        self.load.waiting -= 1
+        self.load.writes += 1
+        self.load.write_seconds += seconds
 
     async def read(self, query: Query[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Database.read`."""
@@ -74,7 +86,12 @@ class SqliteDatabase:
             with self._read_engine.begin() as connection:
                 return query(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+        began = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+        finally:
+            self.load.reads += 1
+            self.load.read_seconds += time.monotonic() - began
 
     async def close(self) -> None:
         """See `Database.close`."""
@@ -105,6 +122,7 @@ class SqliteDatabase:
                         break
                     group.append(following)
                 _commit(connection, group)
+                self.load.transactions += 1
 
 
 def _commit(connection: sa.Connection, group: list[_Write]) -> None:

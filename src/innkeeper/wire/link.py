@@ -129,6 +129,11 @@ class Link(asyncio.Protocol):
             # Many senders wait for one future: without the shield, one that is cancelled would cancel them all.
             await asyncio.shield(self._writable)
 
+    @property
+    def open_streams(self) -> int:
+        """Streams in both directions that have not ended."""
+        return len(self._streams)
+
     def serves(self, stream: Stream) -> bool:
         """Whether this end serves the stream (the peer opened it)."""
         return stream.id in self._served

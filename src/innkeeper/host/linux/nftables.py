@@ -36,6 +36,16 @@ async def set_elements(family: str, table: str, name: str, *, inside: str | None
     return []
 
 
+async def counters(family: str, table: str, *, inside: str | None = None) -> dict[str, int]:
+    """The packets of each named counter of a table; empty when there is no such table."""
+    argv = ["nft", "--json", "list", "counters", "table", family, table]
+    completed = await netns.run_inside(inside, argv, check=False)
+    if completed.returncode != 0:
+        return {}
+    found = (entry["counter"] for entry in json.loads(completed.stdout)["nftables"] if "counter" in entry)
+    return {str(one["name"]): int(one["packets"]) for one in found}
+
+
 async def delete_table(family: str, table: str, *, inside: str | None = None) -> None:
     """Remove a table with everything in it; harmless when it is not there."""
     # Adding it first makes the deletion succeed either way, in the same transaction.

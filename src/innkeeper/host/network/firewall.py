@@ -76,6 +76,8 @@ table ip6 {TABLE}
 delete table ip6 {TABLE}
 
 table ip {TABLE} {{
+    counter refused {{ }}
+    counter spoofed {{ }}
     set guests {{ type ifname . ether_addr . ipv4_addr; {_elements(guests)} }}
     set online {{ type ifname; {_elements([_name(slot) for slot in online])} }}
     set allowed {{ type ipv4_addr; flags interval; auto-merge; {_elements(limits.allowed_cidrs)} }}
@@ -93,7 +95,7 @@ table ip {TABLE} {{
     chain arrival {{
         type filter hook prerouting priority -450; policy drop;
         iifname {{ "lo", "{UPLINK}" }} accept
-        iifname . ether saddr . ip saddr != @guests drop
+        iifname . ether saddr . ip saddr != @guests counter name spoofed drop
         ip frag-off & 0x3fff != 0 add @pieces {{ ip saddr {pieces} }} drop
         accept
     }}
@@ -143,7 +145,7 @@ table ip {TABLE} {{
         accept
     }}
     chain refuse {{
-        counter
+        counter name refused
         meta l4proto tcp reject with tcp reset
         meta l4proto udp reject with icmp port-unreachable
         reject with icmp admin-prohibited

@@ -130,6 +130,10 @@ class Network:
         """How many slots `acquire` can hand out at once."""
         return len(self._ready)
 
+    async def refused_packets(self) -> dict[str, int]:
+        """Packets of guests that were `refused` by the policy, or dropped because their sender was `spoofed`, since the rules were loaded."""
+        return await nftables.counters("ip", firewall.TABLE, inside=self.plan.router_netns)
+
     async def acquire(self, policy: PolicyClass = PolicyClass.INTERNET) -> Slot:
         """A fresh slot: at once from the pool with the internet policy, one nft process later with another.
 

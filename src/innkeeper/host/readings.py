@@ -1,0 +1,117 @@
+"""What the daemon's metrics read of its queues, pools and resources when somebody asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from innkeeper.core.metric import Reading, by_label, counter, gauge
+from innkeeper.errors import InnkeeperError
+from innkeeper.host.admission import Admission, committed_mb
+from innkeeper.host.change_scanner import ChangeScanner
+from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.fleet import Fleet
+from innkeeper.host.linux.command import CommandFailed
+from innkeeper.host.network.network import Network
+from innkeeper.host.turns import Turns
+from innkeeper.vitals import Vitals
+
+MIB = 1_048_576
+SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostReadings:
+    """The parts of a running daemon that have something to say."""
+
+    fleet: Fleet
+    admission: Admission
+    turns: Turns
+    network: Network
+    disks: DiskPool
+    scanner: ChangeScanner
+    vitals: Vitals
+
+    async def __call__(self) -> Iterable[Reading]:
+        """All readings, now."""
+        return [
+            *self._queues(),
+            gauge(
+                "admission_memory_limit_bytes",
+                "Memory that guests may be promised.",
+                self.admission.memory_limit_mb() * MIB,
+            ),
+            gauge(
+                "admission_memory_committed_bytes",
+                "Memory that guests are promised, frozen ones counted as admission does.",
+                committed_mb(self.fleet.loads()) * MIB,
+            ),
+            *self._network(),
+            *await self._packets(),
+            gauge("disk_pool_free_bytes", "Room for new data on guests' disks.", self.disks.free_bytes()),
+            gauge("disks", "Guests' disks.", len(self.disks.disks())),
+            counter("scans_saved", "Scans that were not needed because nothing had been written.", self.scanner.saved),
+            counter(
+                "scanner_starts",
+                "Processes that were started to scan: more than one means that one died.",
+                self.scanner.started,
+            ),
+            *self.vitals.readings(),
+        ]
+
+    def _queues(self) -> list[Reading]:
+        machines = self.fleet.machines()
+        return [
+            by_label(
+                "gauge",
+                "guests",
+                "Guests of instances by whether they have processor time.",
+                "state",
+                {
+                    "running": sum(not machine.frozen for machine in machines),
+                    "frozen": sum(machine.frozen for machine in machines),
+                },
+            ),
+            by_label(
+                "gauge",
+                "warm_guests",
+                "Guests of warm pools: how many there should be and are.",
+                "state",
+                self.fleet.warm.counts(),
+            ),
+            gauge(
+                "starts_waiting", "Cold starts that are under way or wait for their turn.", self.fleet.waiting_starts
+            ),
+            gauge("executions_waiting", "Commands that wait for their turn to start.", self.turns.waiting),
+        ]
+
+    def _network(self) -> list[Reading]:
+        used, ready = len(self.network.in_use), self.network.ready
+        text = "Places on the network: handed out, made ahead, and how many the subnet has."
+        return [
+            by_label(
+                "gauge",
+                "network_slots",
+                text,
+                "state",
+                {"used": used, "ready": ready, "total": self.network.plan.capacity},
+            )
+        ]
+
+    async def _packets(self) -> list[Reading]:
+        try:
+            async with asyncio.timeout(SECONDS):
+                found = await self.network.refused_packets()
+        except (CommandFailed, InnkeeperError, OSError, TimeoutError):
+            return []
+        text = "Packets of guests that were refused by the egress policy, or dropped for a false sender, since the rules were loaded."
+        return [
+            by_label(
+                "counter",
+                "egress_refused_packets",
+                text,
+                "reason",
+                {name: float(count) for name, count in found.items()},
+            )
+        ]
