@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from server_fixture import Api, Room, Server, all_pids, children, fresh
 
-
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 

@@ -32,6 +32,8 @@ RANGES = {
     "max_execs": (1, None),
     "public_files_per_minute": (1, None),
     "stop_seconds": (0, 3_600),
+    "max_connections": (16, None),
+    "max_requests_per_organization": (1, None),
     "log_file_mb": (0, 10_240),
     "log_files_kept": (1, 1_000),
 }
