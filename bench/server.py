@@ -23,6 +23,8 @@ from innkeeper.settings import Settings
 
 READY_SECONDS = 60
 STOP_SECONDS = 60
+# Well below the time after which the server closes a connection that nothing is asked on.
+KEPT_SECONDS = 10.0
 REPORT_END = "Stop with Ctrl-C"
 MEMORY_MB = 512
 VCPU_COUNT = 1
@@ -45,6 +47,7 @@ class Server:
         self.log = home / "bench-server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._http: http.client.HTTPConnection | None = None
+        self._used_at = 0.0
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -93,7 +96,13 @@ class Server:
     def raw(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """One request on the kept connection. Raises RefusedError."""
         assert self._http is not None
-        return self.raw_on(self._http, method, path, body)
+        if time.monotonic() - self._used_at > KEPT_SECONDS:
+            self._http.close()
+            self._http.connect()
+        try:
+            return self.raw_on(self._http, method, path, body)
+        finally:
+            self._used_at = time.monotonic()
 
     def connect(self) -> http.client.HTTPConnection:
         """One more connection, for a client of its own."""
