@@ -12,11 +12,12 @@ import re
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from uuid import UUID
 
-from server_fixture import CONTROL_GROUPS, Server, all_pids, command_line
+from server_fixture import CONTROL_GROUPS, all_pids, command_line
+from tests.leaks import server_id
 
 # Slots that are ready ahead, and one batch that is on its way in or out.
 SPARE_SLOTS = 4
@@ -24,39 +25,42 @@ PATIENCE_SECONDS = 30.0
 TEMPORARY = ("**/*.new", "**/.template-*", "**/.pool-*", "**/.reflink-*", "trash/*")
 
 
-def unaccounted(server: Server) -> list[str]:
-    """One line per thing that belongs to no machine, disk or image of the server's records. The server may be up or down."""
-    host = server.home / "host"
+def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list[str]:
+    """One line per thing that belongs to no machine, disk or image of the records below `home`. The server may be up or down.
+
+    `instances` are the ids of those that live; without them the database is asked.
+    """
+    host = home / "host"
     records = dict(_records(host))
     machines = set(records)
     return sorted(
         [
-            *_processes(server, machines),
-            *_groups(server, machines),
+            *_processes(home, machines),
+            *_groups(home, machines),
             *_mounts(host, machines),
-            *_loop_devices(server),
+            *_loop_devices(home),
             *_disks(host, records),
-            *_namespaces(server, records),
-            *_slot_elements(server),
-            *_folders(server, machines),
+            *_namespaces(home, records),
+            *_slot_elements(home),
+            *_folders(host, machines, _alive(home) if instances is None else set(instances)),
             *(f"temporary file {path}" for pattern in TEMPORARY for path in host.glob(pattern)),
         ]
     )
 
 
-def wait_for_none(server: Server) -> list[str]:
+def wait_for_none(home: Path, *, instances: Collection[str] | None = None) -> list[str]:
     """`unaccounted`, asked again while pools are filled and guests are taken apart."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (found := unaccounted(server)) and time.monotonic() < deadline:
+    while (found := unaccounted(home, instances=instances)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
 
 
-def runsc_pids(server: Server, kind: str = "") -> list[int]:
+def runsc_pids(home: Path, kind: str = "") -> list[int]:
     """The server's runsc processes; `kind` is `sandbox` or `gofer`."""
-    home = os.fsencode(server.home) + b"/"
+    mark = os.fsencode(home) + b"/"
     name = f"runsc-{kind}".encode() if kind else b"runsc"
-    return [pid for pid in all_pids() if home in (line := command_line(pid)) and line.startswith(name)]
+    return [pid for pid in all_pids() if mark in (line := command_line(pid)) and line.startswith(name)]
 
 
 def _records(host: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -68,12 +72,12 @@ def _records(host: Path) -> Iterator[tuple[str, dict[str, object]]]:
         yield folder.name, record
 
 
-def _processes(server: Server, machines: set[str]) -> Iterator[str]:
-    home = os.fsencode(server.home) + b"/"
+def _processes(home: Path, machines: set[str]) -> Iterator[str]:
+    mark = os.fsencode(home) + b"/"
     scanners = 0
     for pid in all_pids():
         line = command_line(pid)
-        if home not in line or pid == os.getpid():
+        if mark not in line or pid == os.getpid():
             continue
         text = line.replace(b"\0", b" ").decode(errors="replace")
         if b"inn-agent" in line and line.rstrip(b"\0").endswith(b"scan"):
@@ -84,8 +88,8 @@ def _processes(server: Server, machines: set[str]) -> Iterator[str]:
             yield f"process {pid}: {text[:300]}"
 
 
-def _groups(server: Server, machines: set[str]) -> Iterator[str]:
-    for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server.server_id}/*"):
+def _groups(home: Path, machines: set[str]) -> Iterator[str]:
+    for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}/*"):
         if path.is_dir() and path.name not in machines:
             yield f"control group {path}"
 
@@ -99,7 +103,7 @@ def _mounts(host: Path, machines: set[str]) -> Iterator[str]:
             yield f"mount {target}"
 
 
-def _loop_devices(server: Server) -> Iterator[str]:
+def _loop_devices(home: Path) -> Iterator[str]:
     mounted = {line.split(" - ")[1].split(" ")[1] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
@@ -107,7 +111,7 @@ def _loop_devices(server: Server) -> Iterator[str]:
         except OSError:
             continue
         device = f"/dev/{file.parts[3]}"
-        if backing.startswith(f"{server.home}/") and (device not in mounted or backing.endswith("(deleted)")):
+        if backing.startswith(f"{home}/") and (device not in mounted or backing.endswith("(deleted)")):
             yield f"loop device {device} of {backing}"
 
 
@@ -120,9 +124,9 @@ def _disks(host: Path, records: dict[str, dict[str, object]]) -> Iterator[str]:
             yield f"disk {disk.name}"
 
 
-def _namespaces(server: Server, records: dict[str, dict[str, object]]) -> Iterator[str]:
+def _namespaces(home: Path, records: dict[str, dict[str, object]]) -> Iterator[str]:
     held = {record.get("slot_index") for record in records.values()}
-    prefix = f"ik{server.server_id}-s"
+    prefix = f"ik{server_id(home)}-s"
     spare = [
         name
         for name in _names(Path("/run/netns"))
@@ -132,11 +136,11 @@ def _namespaces(server: Server, records: dict[str, dict[str, object]]) -> Iterat
         yield f"network namespaces {sorted(spare)}, of which {SPARE_SLOTS} may be ready ahead"
 
 
-def _slot_elements(server: Server) -> Iterator[str]:
+def _slot_elements(home: Path) -> Iterator[str]:
     """Elements of nft sets, and interfaces, of slots whose namespace is gone."""
-    router = f"ik{server.server_id}-router"
+    router = f"ik{server_id(home)}-router"
     existing = {
-        name.rpartition("-s")[2] for name in _names(Path("/run/netns")) if name.startswith(f"ik{server.server_id}-s")
+        name.rpartition("-s")[2] for name in _names(Path("/run/netns")) if name.startswith(f"ik{server_id(home)}-s")
     }
     enter = ["nsenter", f"--net=/run/netns/{router}"]
     rules = subprocess.run([*enter, "nft", "list", "ruleset"], capture_output=True, text=True).stdout
@@ -150,11 +154,13 @@ def _slot_elements(server: Server) -> Iterator[str]:
             yield f"interface of slot {name}"
 
 
-def _folders(server: Server, machines: set[str]) -> Iterator[str]:
-    host = server.home / "host"
-    with contextlib.closing(sqlite3.connect(server.home / "api" / "innkeeper.db")) as database:
+def _alive(home: Path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(home / "api" / "innkeeper.db")) as database:
         rows = database.execute("select id from instances where state != 'destroyed'").fetchall()
-    instances = {str(UUID(row)) for (row,) in rows}
+    return {str(UUID(row)) for (row,) in rows}
+
+
+def _folders(host: Path, machines: set[str], instances: set[str]) -> Iterator[str]:
     for name in _names(host / "instances"):
         if name not in instances:
             yield f"folder of instance {name}"

@@ -68,7 +68,7 @@ def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
         wrong += audit(running, clients)
         times.append(time.monotonic())
         # It waits until pools are full again.
-        left = census.wait_for_none(running) if count_each_time or number + 1 == kills else []
+        left = census.wait_for_none(running.home) if count_each_time or number + 1 == kills else []
         times.append(time.monotonic())
         storming, returning, auditing, counting = (after - before for before, after in itertools.pairwise(times))
         print(f"{victim:8} storm {storming:.1f} s, return {returning:.1f}, audit {auditing:.1f}, census {counting:.1f}")
@@ -85,14 +85,14 @@ def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
     for book in books:
         if book.standing is not Standing.GONE:
             assert book.room(running.client()).delete().status_code == 204
-    assert census.wait_for_none(running) == []
+    assert census.wait_for_none(running.home) == []
 
 
 def kill(running: Server, victim: str, chance: random.Random) -> list[int]:
     """`kill -9`; the pids."""
     assert running.process is not None
     if victim in ("sandbox", "gofer", "runsc"):
-        found = census.runsc_pids(running, "" if victim == "runsc" else victim)
+        found = census.runsc_pids(running.home, "" if victim == "runsc" else victim)
         pids = [chance.choice(found)] if found else []
     else:
         pids = [running.api_pid()] if victim != "daemon" else []

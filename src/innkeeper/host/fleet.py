@@ -164,12 +164,13 @@ class Fleet:
                     code = error.code if isinstance(error, InnkeeperError) else InnkeeperError.code
                     self._metrics.count_failed_start(code)
                     raise
+                # First of all: from here on it is the instance's, whatever else fails.
+                self._serve(machine)
                 claimed = start == CLAIMED
+                machine.record.boot_trace = steps.trace
                 steps.stamp_remaining()
                 steps.stamp(InstanceState.READY)
-                machine.record.boot_trace = steps.trace
                 self._metrics.observe_start(steps.trace, start)
-                self._serve(machine)
                 if not claimed:
                     self.resume(machine)
             return {

@@ -1,0 +1,308 @@
+"""A fault at any step of building, claiming and destroying a machine, or of filling a pool, leaves nothing but what was there before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from tests.faults import census
+from tests.integration.daemon_fixture import NEEDS_RUNSC, REPOSITORY, Host, eventually, running_host
+
+from innkeeper.core import host_verbs as verbs
+from innkeeper.core.instance import BootStep, InstanceState
+from innkeeper.errors import InnkeeperError
+from innkeeper.host import machine_builder
+
+pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
+
+STEPS = (
+    InstanceState.ACTIVE,
+    InstanceState.NETWORK_ALLOCATED,
+    InstanceState.FTAP_CREATED,
+    InstanceState.IMAGE_GENERATED,
+    InstanceState.VM_STARTED,
+    InstanceState.VM_BOOTED,
+    InstanceState.READY,
+)
+# A runsc that fails in the way that a file beside it says: before it began, after it was done, killed in between, not at all.
+FAULTY_RUNSC = """#!/bin/sh
+case "$(cat "$(dirname "$0")/fault")" in
+    before) exit 3 ;;
+    after) {runsc} "$@"; exit 3 ;;
+    between) {runsc} "$@" & sleep 0.1; kill -9 $! ; kill -9 $$ ;;
+esac
+exec {runsc} "$@"
+"""
+
+
+class InjectedError(Exception):
+    """The fault of a test."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faulty")
+    script = folder / "runsc"
+    script.write_text(FAULTY_RUNSC.format(runsc=shutil.which("runsc")))
+    script.chmod(0o755)
+    (folder / "fault").write_text("none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+async def faulty(base: Path) -> AsyncIterator[Host]:
+    async with running_host(base / "home", runsc=str(base / "runsc")) as host:
+        yield host
+
+
+@pytest.fixture
+def fault(base: Path) -> AsyncIterator[Callable[[str], int]]:
+    yield (base / "fault").write_text
+    (base / "fault").write_text("none")
+
+
+async def nothing_but(host: Host, *instances: object) -> None:
+    """Only the machines of these instances are there, and nothing is left of others."""
+    alive = {str(instance) for instance in instances}
+    machines = host.settings.host_dir / "machines"
+    await eventually(lambda: len(os.listdir(machines)) == len(alive))
+    left = await asyncio.to_thread(census.wait_for_none, host.settings.home, instances=alive)
+    assert left == []
+    assert {entry.name for entry in host.settings.host_dir.joinpath("instances").iterdir()} == alive
+    assert (await host.status())["leaked"] == 0
+
+
+@pytest.mark.parametrize("step", STEPS[:-1])
+async def test_a_fault_after_each_step_leaves_nothing(faulty: Host, step: InstanceState) -> None:
+    def fail(reached: BootStep) -> None:
+        if reached.step == step.value:
+            raise InjectedError
+
+    request = verbs.EnsureMachine(uuid4(), faulty.shape(), "guest")
+    with pytest.raises(InjectedError):
+        await faulty.daemon.fleet.ensure(request, fail)
+    await nothing_but(faulty)
+
+
+async def test_a_fault_after_the_last_step_leaves_the_machine_to_its_instance(faulty: Host) -> None:
+    def fail(reached: BootStep) -> None:
+        if reached.step == InstanceState.READY.value:
+            raise InjectedError
+
+    request = verbs.EnsureMachine(instance := uuid4(), faulty.shape(), "guest")
+    with pytest.raises(InjectedError):
+        await faulty.daemon.fleet.ensure(request, fail)
+    machine = faulty.machine(instance)
+    await faulty.ensure(instance)
+    assert faulty.machine(instance) is machine
+    await faulty.ok(instance, "true")
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+@pytest.mark.parametrize(
+    "step", [InstanceState.VM_STARTED, *(pytest.param(step, marks=pytest.mark.long) for step in STEPS[:-1])]
+)
+async def test_a_cancellation_at_each_step_leaves_nothing(faulty: Host, step: InstanceState) -> None:
+    def cancel(reached: BootStep) -> None:
+        if reached.step == step.value:
+            building.cancel()
+
+    request = verbs.EnsureMachine(uuid4(), faulty.shape(), "guest")
+    building = asyncio.ensure_future(faulty.daemon.fleet.ensure(request, cancel))
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    await nothing_but(faulty)
+
+
+@pytest.mark.parametrize(
+    "kind", ["after", pytest.param("before", marks=pytest.mark.long), pytest.param("between", marks=pytest.mark.long)]
+)
+async def test_a_runsc_that_fails_leaves_nothing(faulty: Host, fault: Callable[[str], int], kind: str) -> None:
+    fault(kind)
+    with pytest.raises(InnkeeperError, match="could not be started"):
+        await faulty.ensure(instance := uuid4())
+    await nothing_but(faulty)
+    # The same instance, once the fault is over.
+    fault("none")
+    await faulty.ensure(instance)
+    await faulty.ok(instance, "true")
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+async def test_an_agent_that_never_dials_in_leaves_nothing(
+    faulty: Host, fault: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_builder, "LINK_SECONDS", 0.0001)
+    with pytest.raises(InnkeeperError, match="did not answer"):
+        await faulty.ensure()
+    await nothing_but(faulty)
+
+
+@pytest.mark.long
+async def test_a_disk_that_cannot_be_mounted_leaves_nothing(faulty: Host) -> None:
+    shape = faulty.shape(disk_mb=64)
+    template = faulty.settings.host_dir / "pool" / "templates" / "ext4-v1-64m.img"
+    instance = await faulty.ensure(shape=shape)
+    await faulty.destroy(instance)
+    content = template.read_bytes()
+    template.chmod(0o600)
+    template.write_bytes(bytes(1 << 20))
+    with pytest.raises((InnkeeperError, OSError)):
+        await faulty.ensure(shape=shape)
+    await nothing_but(faulty)
+    template.write_bytes(content)
+    instance = await faulty.ensure(shape=shape)
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+@pytest.mark.long
+async def test_a_fault_keeps_the_disk_that_a_room_had_before(faulty: Host, fault: Callable[[str], int]) -> None:
+    instance = await faulty.ensure()
+    await faulty.ok(instance, "echo kept > file; sync")
+    for kind in ("before", "after", "between"):
+        await faulty.destroy(instance, keep_disk=True)
+        fault(kind)
+        with pytest.raises(InnkeeperError):
+            await faulty.ensure(instance)
+        fault("none")
+        await faulty.ensure(instance)
+        assert (await faulty.ok(instance, "cat file")).text == "kept\n"
+    await nothing_but(faulty, instance)
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+async def test_pools_that_cannot_be_filled_leave_nothing(
+    faulty: Host, fault: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innkeeper.host.warm.RETRY_SECONDS", 0.1)
+    for kind in ("before", "after"):
+        fault(kind)
+        await faulty.request(verbs.SetPools((verbs.WarmPool(faulty.shape(f"pool-{kind}"), 1),)))
+        await asyncio.sleep(1)
+        assert faulty.daemon.fleet.warm.machines() == []
+        await faulty.request(verbs.SetPools())
+        await nothing_but(faulty)
+    # A guest that comes up and cannot be given its identity.
+    fault("none")
+    await faulty.request(verbs.SetPools((verbs.WarmPool(faulty.shape("pool-user"), 1, user="nobodyhere"),)))
+    await asyncio.sleep(2)
+    assert faulty.daemon.fleet.warm.machines() == []
+    await faulty.request(verbs.SetPools())
+    await nothing_but(faulty)
+
+
+async def test_a_claim_that_fails_at_its_records_takes_its_guest_along(faulty: Host) -> None:
+    shape = faulty.shape("pool-claim")
+    await faulty.request(verbs.SetPools((verbs.WarmPool(shape, 1),)))
+    (warm,) = await eventually(faulty.daemon.fleet.warm.machines)
+    instance = uuid4()
+    folder = faulty.settings.host_dir / "instances" / str(instance)
+    folder.mkdir()
+    (folder / "journals").write_text("a file where a folder is to be made")
+    answer = await faulty.ensure_answer(instance, shape=shape)
+    assert not answer["claimed"]
+    assert faulty.machine(instance).id != warm.id
+    await faulty.request(verbs.SetPools())
+    await nothing_but(faulty, instance)
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+async def test_a_guest_that_ends_while_it_is_claimed_leaves_no_disk(faulty: Host) -> None:
+    shape = faulty.shape("pool-end")
+    await faulty.request(verbs.SetPools((verbs.WarmPool(shape, 1),)))
+    (warm,) = await eventually(faulty.daemon.fleet.warm.machines)
+    instance = uuid4()
+    # The claim waits for a sign of life of a guest that is dead and whose end nobody has noticed yet.
+    await faulty.daemon.driver.stop(warm.id)
+    answer = await faulty.ensure_answer(instance, shape=shape)
+    assert not answer["claimed"]
+    await faulty.request(verbs.SetPools())
+    await nothing_but(faulty, instance)
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+async def test_a_disk_that_somebody_holds_busy_is_waited_for(faulty: Host) -> None:
+    instance = await faulty.ensure()
+    await faulty.ok(instance, "echo kept > file; sync")
+    (upper,) = faulty.settings.host_dir.glob("mounts/machines/*/disk/u/home/user/file")
+    with upper.open("rb"):
+        await faulty.destroy(instance, keep_disk=True)
+        again = asyncio.ensure_future(faulty.ensure(instance))
+        await asyncio.sleep(0.5)
+        assert not again.done()
+    await again
+    assert (await faulty.ok(instance, "cat file")).text == "kept\n"
+    await faulty.destroy(instance)
+    await nothing_but(faulty)
+
+
+DIES = """
+import asyncio, os, sys
+from pathlib import Path
+from uuid import uuid4
+sys.path.insert(0, {repository!r})
+from tests.integration.daemon_fixture import running_host
+from innkeeper.core import host_verbs as verbs
+
+async def main():
+    async with running_host(Path({home!r}), agent=Path({agent!r}), keep_running=True) as host:
+        if {step!r} == "warm":
+            await host.request(verbs.SetPools((verbs.WarmPool(host.shape("pool"), 1),)))
+            while not any(Path({home!r}).glob("host/machines/*/sandbox.pid")):
+                await asyncio.sleep(0.001)
+            os._exit(9)
+        def die(reached):
+            if reached.step == {step!r}:
+                os._exit(9)
+        await host.daemon.fleet.ensure(verbs.EnsureMachine(uuid4(), host.shape(), "guest"), die)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "image_generated",
+        "warm",
+        *(
+            pytest.param(step.value, marks=pytest.mark.long)
+            for step in STEPS
+            if step is not InstanceState.IMAGE_GENERATED
+        ),
+    ],
+)
+async def test_a_daemon_that_dies_at_a_step_leaves_nothing_for_the_next_one(
+    tmp_path_factory: pytest.TempPathFactory, step: str
+) -> None:
+    from tests.integration.daemon_fixture import built_agent
+
+    home = tmp_path_factory.mktemp("home")
+    program = DIES.format(repository=str(REPOSITORY), home=str(home), agent=str(built_agent()), step=step)
+    died = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert died.returncode == 9, died.stderr[-3000:]
+    async with running_host(home) as host:
+        ready = step == InstanceState.READY.value
+        assert host.daemon.recovered.adopted == ready
+        if not ready and step != "active":
+            assert host.daemon.recovered.removed > 0
+        assert host.daemon.fleet.warm.machines() == []
+        # One that has reached `ready` waits for whoever owns its row to say that there is none.
+        for instance in host.daemon.fleet.disks():
+            await host.destroy(instance)
+        await nothing_but(host)
