@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
 import sys
@@ -72,7 +71,7 @@ async def nothing_but(host: Host, *instances: object) -> None:
     """Only the machines of these instances are there, and nothing is left of others."""
     alive = {str(instance) for instance in instances}
     machines = host.settings.host_dir / "machines"
-    await eventually(lambda: len(os.listdir(machines)) == len(alive))
+    await eventually(lambda: len(list(machines.iterdir())) == len(alive))
     left = await asyncio.to_thread(census.wait_for_none, host.settings.home, instances=alive)
     assert left == []
     assert {entry.name for entry in host.settings.host_dir.joinpath("instances").iterdir()} == alive

@@ -11,7 +11,8 @@ from innkeeper.control import hosts, tokens
 from innkeeper.control.hosts import HostView
 from innkeeper.core.host_verbs import ReadMetrics, to_wire
 from innkeeper.core.instance import InstanceState
-from innkeeper.core.metric import Reading, by_label, counter, families, gauge
+from innkeeper.core.leak import LeakKind
+from innkeeper.core.metric import Reading, Rows, by_label, counter, families, gauge
 from innkeeper.errors import InnkeeperError
 
 if TYPE_CHECKING:
@@ -120,4 +121,19 @@ def _hosts(views: list[HostView]) -> list[Reading]:
         told("host_draining", "Whether the host is being drained.", lambda view: view.host.draining),
         told("host_open_calls", "Requests that are going on in the guests of a host.", lambda view: view.open_calls),
         *(Reading(name, "gauge", text, rows(field, factor)) for field, (name, text, factor) in _HOST_GAUGES.items()),
+        Reading("leaked_resources", "gauge", "What a host has and nobody uses; must be 0.", _leaks(views)),
     ]
+
+
+def _leaks(views: list[HostView]) -> Rows:
+    """Every kind of every host that answers, with 0 where there is none."""
+    counts = {
+        view.host.name: Counter(leak["kind"] for leak in view.status.get("leaks", ()))
+        for view in views
+        if view.reachable
+    }
+    return tuple(
+        ({"host": name, "kind": kind.value}, float(count[kind.value]))
+        for name, count in counts.items()
+        for kind in LeakKind
+    )

@@ -217,7 +217,8 @@ class HostStatus:
     """What the host is and holds.
 
     Answer: `{"host_id", "name", "driver", "platform", "isolation_level", "reason", "cpus", "memory_mb", "memory_committed_mb", "disk_free_mb",
-    "machines", "frozen", "pools": [{"pool_key", "size", "ready"}], "leaked", "version"}`.
+    "machines", "frozen", "pools": [{"pool_key", "size", "ready"}], "leaked",
+    "leaks": [{"kind", "name", "owner"}], "version"}`.
     """
 
     verb: ClassVar[str] = "host.status"

@@ -10,7 +10,7 @@ import pwd
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import structlog
 
 from innkeeper import __version__
 from innkeeper.bus.contract import Handler
+from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
 from innkeeper.host import recovery
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
@@ -33,7 +34,7 @@ from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.inventory import choose_platform
-from innkeeper.host.leaks import find_leaks
+from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 from innkeeper.host.machine_builder import MachineBuilder
@@ -53,6 +54,8 @@ from innkeeper.vitals import Vitals
 log = structlog.stdlib.get_logger(__name__)
 
 MIB = 1_048_576
+# Of those that are named; all are counted.
+MAX_LEAKS = 1_000
 # Debian's `nobody`: the scanner owns nothing but its instances' folders, which no other process of that user can reach.
 SCANNER_USER = "nobody"
 
@@ -162,8 +165,8 @@ async def run_daemon(
         recovered = await recovery.recover(
             directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
         )
-        in_use = fleet.images_in_use()
-        for digest in {} if in_use is None else await store.collect(in_use):
+        images_in_use = fleet.images_in_use()
+        for digest in {} if images_in_use is None else await store.collect(images_in_use):
             log.info("removed an image that nothing stands on", digest=digest[:12])
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
@@ -175,22 +178,32 @@ async def run_daemon(
             removed = {} if used is None else await store.collect(used)
             return {"removed": sorted(removed), "freed_bytes": sum(removed.values())}
 
-        async def status() -> dict[str, Any]:
-            found_by_driver = await driver.found()
-            machines, held = fleet.machines(), fleet.held()
-            leaks = find_leaks(
-                directories=directories,
-                found_by_driver=found_by_driver,
-                network=network,
-                disks=pool,
-                living={machine.id for machine in held} | builder.under_way,
+        def in_use() -> InUse:
+            held = fleet.held()
+            return InUse(
+                machines={machine.id for machine in held} | builder.under_way,
+                disks=_owned(fleet, pool),
                 # A machine on its way up holds a slot that only its builder knows.
-                slots={machine.record.slot_index for machine in held}
-                | (network.in_use.keys() if builder.under_way else set()),
-                owned_disks=_owned(fleet, pool),
+                slots=network.accounted(
+                    network.in_use if builder.under_way else {machine.record.slot_index for machine in held}
+                ),
             )
-            if leaks:
-                log.warning("leaked resources", leaks=leaks)
+
+        async def find() -> list[Leak]:
+            """What was in use before the look or after it is none: it may have come up or gone down meanwhile."""
+            before = in_use()
+            found = await find_leaks(before, directories=directories, driver=driver, plan=network.plan, disks=pool)
+            if found:
+                found = await find_leaks(
+                    before | in_use(), directories=directories, driver=driver, plan=network.plan, disks=pool
+                )
+            if found:
+                log.warning("leaked resources", leaks=[f"{leak.kind} {leak.name}" for leak in found])
+            return found
+
+        async def status() -> dict[str, Any]:
+            machines = fleet.machines()
+            leaks = await find()
             return {
                 "host_id": str(host_id),
                 "name": os.uname().nodename,
@@ -208,6 +221,7 @@ async def run_daemon(
                 "pools": fleet.warm.levels(),
                 "execs_waiting": turns.waiting,
                 "leaked": len(leaks),
+                "leaks": [asdict(leak) for leak in leaks[:MAX_LEAKS]],
                 "version": __version__,
             }
 

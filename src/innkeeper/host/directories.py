@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,18 @@ class Directories:
     def image_of(self, instance_id: UUID) -> str | None:
         """The digest of the image that the instance's disk stands on."""
         return self._recorded(instance_id, "image_digest")
+
+    def instance_ids(self) -> list[UUID]:
+        """Instances that have a record here."""
+        found = []
+        for entry in self.instances.iterdir():
+            with contextlib.suppress(ValueError):
+                found.append(UUID(entry.name))
+        return found
+
+    def owned_disks(self) -> set[str]:
+        """Names of the disks that instances own. Raises InstanceFailedError when a record cannot be read."""
+        return {disk for instance_id in self.instance_ids() if (disk := self.disk_of(instance_id)) is not None}
 
     def _recorded(self, instance_id: UUID, field: str) -> str | None:
         """A field of the instance's record, or None where there is no record.

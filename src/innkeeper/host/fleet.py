@@ -103,11 +103,7 @@ class Fleet:
 
     def disks(self) -> list[UUID]:
         """Instances that have a disk here."""
-        found = []
-        for entry in self._directories.instances.iterdir():
-            with contextlib.suppress(ValueError):
-                found.append(UUID(entry.name))
-        return found
+        return self._directories.instance_ids()
 
     def held(self) -> set[Machine]:
         """Every machine of which something exists, those on their way down included."""
@@ -128,8 +124,7 @@ class Fleet:
 
     def owned_disks(self) -> set[str]:
         """Names of the disks that instances and machines own. Raises InstanceFailedError when a record cannot be read."""
-        recorded = {self._directories.disk_of(instance_id) for instance_id in self.disks()}
-        return {name for name in recorded if name is not None} | {machine.record.disk for machine in self._held}
+        return self._directories.owned_disks() | {machine.record.disk for machine in self._held}
 
     def journals_of(self, machine: Machine) -> Path:
         """The folder of the journals of a machine's instance."""

@@ -1,43 +1,113 @@
-"""Leaks: what exists on the host in this server's name and belongs to nothing that lives. The number must read 0."""
+"""Leaks: what exists on the host in this server's name and belongs to nothing that lives. The number must read 0.
+
+Whatever the server makes on a host is looked for here, by its kind; a running daemon says what is in use, and `inn doctor` finds out without one.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
 
+from innkeeper.core.leak import Leak, LeakKind
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
-from innkeeper.host.linux.mounts import mounts_under
-from innkeeper.host.network.network import Network
+from innkeeper.host.drivers.contract import Driver
+from innkeeper.host.linux.loop_device import devices_backed_by
+from innkeeper.host.linux.mounts import all_mounts, mounts_under
+from innkeeper.host.network import router
+from innkeeper.host.network.addressing import ServerPlan
+
+SERVER = "server"
+# Half-made files of a name that only lasts for a moment. Journals are left out: there may be ten thousand of them, and their own are overwritten.
+TEMPORARY = (
+    "*.new",
+    ".pool-*",
+    "machines/*/*.new",
+    "instances/*/*.new",
+    "pool/.reflink-*",
+    "pool/templates/.template-*",
+)
 
 
-def find_leaks(
-    *,
-    directories: Directories,
-    found_by_driver: AbstractSet[str],
-    network: Network,
-    disks: DiskPool,
-    living: AbstractSet[str],
-    slots: AbstractSet[int],
-    owned_disks: AbstractSet[str],
-) -> list[str]:
-    """A line per leaked resource.
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """What somebody holds at one moment: machines (also those on their way up and down), the disks of these and of instances, network slots."""
 
-    `found_by_driver` is what the driver's `found` says. `living` are machines that somebody holds, those on their way up
-    and down included; `slots` and `owned_disks` are theirs and their instances'.
+    machines: AbstractSet[str]
+    disks: AbstractSet[str]
+    slots: AbstractSet[int]
+
+    def __or__(self, other: InUse) -> InUse:
+        return InUse(self.machines | other.machines, self.disks | other.disks, self.slots | other.slots)
+
+
+async def find_leaks(
+    in_use: InUse, *, directories: Directories, driver: Driver, plan: ServerPlan | None, disks: DiskPool | None
+) -> list[Leak]:
+    """Every leaked resource, sorted. What is being made or taken apart at this moment may be among them: whoever must be sure looks twice.
+
+    `plan` None: the server never had a network; `disks` None: it has no pool, or none that is mounted.
     """
-    found = [f"driver state of machine {machine_id}" for machine_id in found_by_driver - living]
-    found += [
-        f"folder of machine {entry.name}" for entry in os.scandir(directories.machines) if entry.name not in living
+    found = [
+        Leak(kind, name, f"machine {machine_id}")
+        for kind, name, machine_id in await asyncio.to_thread(driver.leftovers, in_use.machines)
     ]
-    for entry in os.scandir(directories.changes):
-        if entry.name not in living and not (directories.instances / entry.name).exists():
-            found.append(f"baseline folder {entry.name}")
+    found += await asyncio.to_thread(lambda: list(_on_disk(in_use, directories, disks)))
+    if plan is not None:
+        present = {slot.index for slot in router.slots_present(plan)}
+        found += [
+            Leak(LeakKind.NETWORK_NAMESPACE, plan.slot(index).netns, f"slot {index}")
+            for index in present - in_use.slots
+        ]
+        named = await router.slots_in_firewall(plan)
+        found += [
+            Leak(LeakKind.FIREWALL_ELEMENT, plan.slot(index).router_interface, f"slot {index}")
+            for index in named - present - in_use.slots
+        ]
+    return sorted(found)
+
+
+def _on_disk(in_use: InUse, directories: Directories, disks: DiskPool | None) -> Iterator[Leak]:
+    for entry in _entries(directories.machines):
+        if entry.name not in in_use.machines:
+            yield Leak(LeakKind.FOLDER, entry.path, f"machine {entry.name}")
+    for entry in _entries(directories.changes):
+        if entry.name not in in_use.machines and not (directories.instances / entry.name).exists():
+            yield Leak(LeakKind.FOLDER, entry.path, f"instance {entry.name}")
+    for entry in _entries(directories.trash):
+        yield Leak(LeakKind.FOLDER, entry.path, SERVER)
     prefix = os.path.realpath(directories.mounts) + "/"
     for mount in mounts_under(directories.mounts):
         machine_id = mount.target.removeprefix(prefix).partition("/")[0]
-        if machine_id not in living:
-            found.append(f"mount {mount.target}")
-    found += [f"disk {name}" for name in disks.disks() if name not in owned_disks and name not in living]
-    found += [f"network slot {index}" for index in network.unaccounted(slots)]
-    return sorted(found)
+        if machine_id not in in_use.machines:
+            yield Leak(LeakKind.MOUNT, mount.target, f"machine {machine_id}")
+    for device, backing in unmounted_devices(directories.host).items():
+        if backing.stem not in in_use.disks:
+            yield Leak(LeakKind.LOOP_DEVICE, f"{device} of {backing}", f"disk {backing.stem}")
+    for name in disks.disks() if disks is not None else ():
+        if name not in in_use.disks and name not in in_use.machines:
+            yield Leak(LeakKind.DISK, name, f"disk {name}")
+    for path in temporary_files(directories.host):
+        yield Leak(LeakKind.TEMPORARY_FILE, str(path), SERVER)
+
+
+def unmounted_devices(host: Path) -> dict[Path, Path]:
+    """Loop device -> file below `host`, of those that no mount of ours needs."""
+    mounted = {mount.source for mount in all_mounts()}
+    return {device: file for device, file in devices_backed_by(host).items() if str(device) not in mounted}
+
+
+def temporary_files(host: Path) -> list[Path]:
+    """Half-made files. While no server runs they are nobody's."""
+    return [path for pattern in TEMPORARY for path in host.glob(pattern)]
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(directory))
+    except FileNotFoundError:
+        return []

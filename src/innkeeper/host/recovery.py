@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from dataclasses import dataclass
 
 import structlog
@@ -14,6 +15,8 @@ from innkeeper.host.disks import rootfs
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.fleet import Fleet
+from innkeeper.host.leaks import temporary_files, unmounted_devices
+from innkeeper.host.linux import loop_device
 from innkeeper.host.machine import MachineRecord, load_machine_record
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.network.network import Network
@@ -23,10 +26,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a start found: machines adopted, and leftovers removed."""
+    """What a start found: machines adopted, and leftovers removed; and how long that took."""
 
     adopted: int
     removed: int
+    seconds: float
 
 
 async def recover(
@@ -39,6 +43,7 @@ async def recover(
     fleet: Fleet,
 ) -> Recovered:
     """Adopt live machines and clean the rest. Safe to repeat and to be killed at any point."""
+    began = time.monotonic()
     removed = 0
     records: dict[str, MachineRecord | None] = {
         entry.name: load_machine_record(entry) for entry in directories.machines.iterdir()
@@ -85,9 +90,15 @@ async def recover(
     for entry in directories.trash.iterdir():
         removed += 1
         await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
+    for path in temporary_files(directories.host):
+        removed += 1
+        path.unlink(missing_ok=True)
+    for device in unmounted_devices(directories.host):
+        loop_device.detach(device)
+    seconds = time.monotonic() - began
     if adopted or removed:
-        log.info("recovered", adopted=len(adopted), removed=removed)
-    return Recovered(adopted=len(adopted), removed=removed)
+        log.info("recovered", adopted=len(adopted), removed=removed, seconds=round(seconds, 3))
+    return Recovered(adopted=len(adopted), removed=removed, seconds=seconds)
 
 
 def _may_be_adopted(record: MachineRecord, owned_disks: set[str] | None) -> bool:

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from innkeeper.core.host_verbs import path_to_wire
 from innkeeper.errors import InstanceFailedError, InvalidRequestError, NoHostError
-from innkeeper.host import admission, leaks
+from innkeeper.host import admission
 from innkeeper.host.admission import MIB, Admission, Load, committed_mb, free_bytes
 from innkeeper.host.directories import INSTANCE_RECORD, Directories
 from innkeeper.host.file_changes import FileChanges, mime_by_name
-from innkeeper.host.leaks import find_leaks
 from innkeeper.host.wire_paths import PATH_MAX, guest_path, guest_path_params, name_from_entry, path_param
 
 
@@ -165,34 +164,3 @@ def test_folders_and_their_records(tmp_path):
         # Not the same as no record: its disk is somebody's.
         with pytest.raises(InstanceFailedError):
             directories.disk_of(instance_id)
-
-
-def test_leaks_are_what_nobody_holds(tmp_path, monkeypatch):
-    directories = Directories(tmp_path)
-    directories.make()
-    for name in ("m1", "m2"):
-        (directories.machines / name).mkdir()
-    for name in ("m1", "of-an-instance", "of-nothing"):
-        (directories.changes / name).mkdir()
-    (directories.instances / "of-an-instance").mkdir()
-    targets = [f"{directories.mounts}/{name}/disk" for name in ("m1", "m3")]
-    monkeypatch.setattr(leaks, "mounts_under", lambda _: [SimpleNamespace(target=target) for target in targets])
-    asked = []
-    found = find_leaks(
-        directories=directories,
-        found_by_driver={"m1", "m4"},
-        network=SimpleNamespace(unaccounted=lambda slots: asked.append(slots) or [7]),
-        disks=SimpleNamespace(disks=lambda: ["d1", "d2", "m1"]),
-        living={"m1"},
-        slots={1, 2},
-        owned_disks={"d1"},
-    )
-    assert found == [
-        "baseline folder of-nothing",
-        "disk d2",
-        "driver state of machine m4",
-        "folder of machine m2",
-        f"mount {targets[1]}",
-        "network slot 7",
-    ]
-    assert asked == [{1, 2}]

@@ -176,6 +176,16 @@ class PoolAnswer(BaseModel):
     ready: int
 
 
+class LeakAnswer(BaseModel):
+    """Something that a host has and nobody uses."""
+
+    kind: str
+    name: str
+    owner: str = Field(
+        description="Whom it belonged to: `machine <id>`, `instance <id>`, `disk <name>`, `slot <number>` or `server`."
+    )
+
+
 class HostAnswer(BaseModel):
     """A host; the fields after `reachable` are null when it is not."""
 
@@ -200,6 +210,7 @@ class HostAnswer(BaseModel):
     frozen: int | None = None
     pools: list[PoolAnswer] | None = None
     leaked: int | None = Field(None, description="Resources that belong to no instance; must be 0.")
+    leaks: list[LeakAnswer] | None = Field(None, description="The first 1,000 of them.")
     version: str | None = None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from innkeeper.core.instance import Isolation
+from innkeeper.core.leak import LeakKind
 
 AGENT_DIRECTORY = "/.innkeeper/bin"
 LINK_DIRECTORY = "/.innkeeper/link"
@@ -90,6 +91,10 @@ class Driver(Protocol):
 
     async def found(self) -> set[str]:
         """Ids of machines of this server that exist in any form (processes, cgroups, runtime files)."""
+        ...
+
+    def leftovers(self, keep: Set[str]) -> list[tuple[LeakKind, str, str]]:
+        """What exists of machines that are not in `keep`: its kind, what it is, the machine's id. Takes milliseconds: call it in a thread."""
         ...
 
     async def end_strays(self, keep: Set[str]) -> int:

@@ -8,13 +8,14 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from innkeeper.core.instance import Isolation
+from innkeeper.core.leak import LeakKind
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.drivers.contract import Capabilities, MachinePlan
 from innkeeper.host.drivers.gvisor_spec import oci_spec
@@ -155,15 +156,17 @@ class GvisorDriver:
 
     async def adopt(self, machine_id: str, state_dir: Path) -> GvisorMachine | None:
         """Take over a sandbox that survived a restart of the daemon."""
-        group = self._parent.child(machine_id)
+        pid = self.running_pid(machine_id, state_dir)
+        return None if pid is None else self._watch(machine_id, self._parent.child(machine_id), pid)
+
+    def running_pid(self, machine_id: str, state_dir: Path) -> int | None:
+        """The sandbox's process, or None when it does not run."""
         try:
             pid = int((state_dir / SANDBOX_PID).read_text())
         except (OSError, ValueError):
             return None
         # The pid alone proves nothing after a reboot: it must be in this machine's group.
-        if pid not in group.procs():
-            return None
-        return self._watch(machine_id, group, pid)
+        return pid if pid in self._parent.child(machine_id).procs() else None
 
     async def freeze(self, machine_id: str) -> None:
         """Freeze the sandbox's processes: systrap burns 4 % of a core even when it is idle."""
@@ -202,19 +205,39 @@ class GvisorDriver:
 
     async def found(self) -> set[str]:
         """Ids with a group or runtime files."""
-        ids = set(self._parent.children())
+        return set(self._parent.children()) | {machine_id for _, machine_id in self._runtime_state()}
+
+    def _runtime_state(self) -> Iterator[tuple[str, str]]:
+        """The names of runsc's own files, each with the machine's id."""
         with contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(self._root):
                 if entry.name.endswith((".state", ".lock")):
-                    ids.add(entry.name.partition("_sandbox:")[0])
+                    yield entry.name, entry.name.partition("_sandbox:")[0]
                 elif entry.name.startswith("runsc-"):
-                    ids.add(entry.name.removeprefix("runsc-").removesuffix(".sock"))
-        return ids
+                    yield entry.name, entry.name.removeprefix("runsc-").removesuffix(".sock")
+
+    def leftovers(self, keep: Set[str]) -> list[tuple[LeakKind, str, str]]:
+        """See Driver."""
+        found = [
+            (LeakKind.CONTROL_GROUP, self._parent.child(name).path, name)
+            for name in self._parent.children()
+            if name not in keep
+        ]
+        found += [
+            (LeakKind.RUNTIME_FILE, str(self._root / name), machine_id)
+            for name, machine_id in self._runtime_state()
+            if machine_id not in keep
+        ]
+        for process, line in self._strays(keep):
+            with process:
+                named = [word for word in line.split(b"\0") if b"/machines/" in word]
+                machine_id = named[0].partition(b"/machines/")[2].partition(b"/")[0].decode() if named else "unknown"
+                found.append((LeakKind.PROCESS, f"{process.pid} {_words(line)}", machine_id))
+        return found
 
     async def end_strays(self, keep: Set[str]) -> int:
         """See Driver. A `runsc run` whose daemon was killed goes on, outside of any group until late; it is known by our state directory."""
-        kept = [os.fsencode(machine_id) for machine_id in keep]
-        strays = [process for pid in _pids() if (process := self._stray(pid, kept)) is not None]
+        strays = [process for process, _ in self._strays(keep)]
         try:
             for process in strays:
                 process.send_signal(signal.SIGKILL)
@@ -226,8 +249,15 @@ class GvisorDriver:
                 process.close()
         return len(strays)
 
-    def _stray(self, pid: int, kept: Sequence[bytes]) -> PidFd | None:
-        """The process, if it is one of runsc's for this server, and root's, since anybody may have such a command line; and names no machine of `kept`."""
+    def _strays(self, keep: Set[str]) -> list[tuple[PidFd, bytes]]:
+        kept = [os.fsencode(machine_id) for machine_id in keep]
+        return [stray for pid in _pids() if (stray := self._stray(pid, kept)) is not None]
+
+    def _stray(self, pid: int, kept: Sequence[bytes]) -> tuple[PidFd, bytes] | None:
+        """A process and its command line, if it is one of runsc's for this server and names no machine of `kept`.
+
+        And root's, since anybody may have such a command line.
+        """
         path, mark = Path(f"/proc/{pid}"), os.fsencode(f"--root={self._root}")
         try:
             if mark not in (path / "cmdline").read_bytes():
@@ -239,7 +269,7 @@ class GvisorDriver:
             # Again, now that the pid cannot become another process's.
             line = (path / "cmdline").read_bytes()
             if mark in line.split(b"\0") and path.stat().st_uid == 0 and not any(word in line for word in kept):
-                return process
+                return process, line
         except OSError:
             pass
         process.close()
@@ -262,6 +292,10 @@ class GvisorDriver:
         self._machines.clear()
         if not keep_running:
             await self._parent.remove()
+
+
+def _words(line: bytes) -> str:
+    return line.replace(b"\0", b" ").decode(errors="replace")[:120].strip()
 
 
 def _pids() -> list[int]:

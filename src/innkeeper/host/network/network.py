@@ -186,11 +186,9 @@ class Network:
         await self.settle()
         return len(doomed)
 
-    def unaccounted(self, held: Collection[int]) -> set[int]:
-        """Slots that exist, or count as in use, although nobody holds them."""
-        free = set(self._free)
-        present = {slot.index for slot in router.slots_present(self.plan)}
-        return (present & free) | (self._in_use.keys() - set(held))
+    def accounted(self, held: Collection[int]) -> set[int]:
+        """Slots that may exist: those in use by whoever is in `held`, those ready, being made, and waiting to be taken apart."""
+        return set(range(self.plan.capacity)) - set(self._free) - (self._in_use.keys() - set(held))
 
     async def settle(self) -> None:
         """Return when the pool is full and nothing waits to be taken apart."""

@@ -185,6 +185,27 @@ async def _inspect(plan: ServerPlan, host_netns: str | None) -> Found:
     return Found(True, complete, tuple(slot for slot in present if slot not in complete), online, False)
 
 
+async def slots_in_firewall(plan: ServerPlan) -> set[int]:
+    """The slots that the router's sets name, whether their namespaces exist or not."""
+    if not netns.exists(plan.router_netns):
+        return set()
+    found = set()
+    for entry in await nftables.list_ruleset(inside=plan.router_netns):
+        for element in entry.get("set", {}).get("elem", ()):
+            # The name alone, or joined with the addresses that go with it.
+            parts = element["concat"] if isinstance(element, dict) and "concat" in element else [element]
+            name = parts[0]
+            if isinstance(name, str) and name[:1] == "s" and name[1:].isdecimal():
+                found.add(int(name[1:]))
+    return found
+
+
+def known_plan(server_id: str, run_directory: Path) -> ServerPlan | None:
+    """The plan that an earlier run of the server kept, or None."""
+    subnet = _read_subnet(run_directory / PLAN_FILE)
+    return None if subnet is None else ServerPlan(server_id, subnet)
+
+
 def slots_present(plan: ServerPlan) -> list[Slot]:
     """The slots whose namespaces exist."""
     candidates: Iterable[Slot | None] = map(plan.slot_of_netns, netns.names(plan.slot_netns_prefix))

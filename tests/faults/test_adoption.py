@@ -1,0 +1,61 @@
+"""A daemon that starts again adopts its frozen guests within moments, and leaves them frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, running_host
+
+pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
+
+AT_ONCE = 4
+# The budget is 2 s for 100 guests; the bound here only catches what grows with their square, on a machine with whatever else to do.
+BOUND_SECONDS = 20.0
+
+
+async def test_frozen_guests_are_adopted_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    await adopt(tmp_path_factory.mktemp("home"), 6)
+
+
+@pytest.mark.long
+async def test_a_hundred_frozen_guests_are_adopted_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    await adopt(tmp_path_factory.mktemp("home"), 100)
+
+
+async def adopt(home: Path, count: int) -> None:
+    async with running_host(home, keep_running=True, memory_overcommit=16) as first:
+        shape = first.shape(memory_mb=128, disk_mb=256)
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def make(number: int) -> object:
+            async with turns:
+                instance = await first.ensure(shape=shape)
+                await first.ok(instance, f"echo {number} > number")
+                return instance
+
+        instances = await asyncio.gather(*map(make, range(count)))
+        await eventually(lambda: frozen(first) == count, seconds=60)
+        processes = {str(instance): sentry(first, instance) for instance in instances}
+    began = time.monotonic()
+    async with running_host(home, memory_overcommit=16) as second:
+        started = time.monotonic() - began
+        recovered = second.daemon.recovered
+        print(f"{count} frozen guests: adopted in {recovered.seconds:.2f} s, the daemon ready after {started:.2f} s")
+        assert recovered.adopted == count
+        assert frozen(second) == count
+        assert started < BOUND_SECONDS
+        assert {str(instance): sentry(second, instance) for instance in instances} == processes
+        for number in (0, count // 2, count - 1):
+            assert (await second.ok(instances[number], "cat number")).text == f"{number}\n"
+        assert (await second.status())["leaked"] == 0
+
+
+def frozen(host: Host) -> int:
+    return sum(machine.frozen for machine in host.daemon.fleet.machines())
+
+
+def sentry(host: Host, instance: object) -> int:
+    return int((host.machine(instance).state_dir / "sandbox.pid").read_text())
