@@ -1,7 +1,7 @@
 # Every command of the project. `make run` and `make test` work on a bare Debian 12 or 13, as root.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run prepare agent demo test test-long lint format bench package clean
+.PHONY: help run prepare agent demo test test-long lint format bench package bundle clean
 
 # Arguments for pytest: make test PYTEST_ARGS='-k disks'
 PYTEST_ARGS ?=
@@ -51,6 +51,10 @@ bench: ## the performance tables
 package: ## the wheel and the Debian package, into dist
 	@setup/prepare.sh package
 	@setup/package.sh
+
+bundle: ## all of it for machines without a network, into dist
+	@setup/prepare.sh package
+	@setup/bundle.sh
 
 clean: ## remove what was built here; images and rooms in the state directory stay
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

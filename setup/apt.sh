@@ -82,6 +82,7 @@ install_packages() {
     # shellcheck disable=SC2064  # the directory of now, whatever the variable says then
     trap "rm -rf '$scratch'" EXIT
     apt update || say 'some package sources could not be read; going on with what is known'
+    # shellcheck disable=SC2119  # this script's own arguments are not for it
     if printf '%s\n' "${wanted[@]}" | grep -qx runsc && ! fresh_enough "$(candidate_release)"; then
         backports_sources "$scratch"
         # The host's own list of sources stays as it is: backports are known to these calls alone.
@@ -96,24 +97,35 @@ install_packages() {
     }
 }
 
+# The release of runsc that apt would install, likewise; it takes options for apt.
+# shellcheck disable=SC2120  # setup/bundle.sh gives some
 candidate_release() {
     local version
-    version=$(apt-cache policy runsc 2> /dev/null | sed -n 's/^ *Candidate: //p')
+    version=$(apt-cache "$@" policy runsc 2> /dev/null | sed -n 's/^ *Candidate: //p')
     [[ $version =~ (20[0-9]{6}) ]] && printf '%s' "${BASH_REMATCH[1]}" || printf '0'
 }
 
 # The host's own sources and, beside them, backports from the mirror that the host uses for Debian itself.
 backports_sources() { # $1: scratch directory
-    local mirror
     mkdir -p "$1/sources" "$1/lists/partial"
     chown _apt "$1/lists/partial" 2> /dev/null || true
     cp -a /etc/apt/sources.list.d/. "$1/sources/" 2> /dev/null || true
     if [ -f /etc/apt/sources.list ]; then cp /etc/apt/sources.list "$1/sources/host.list"; fi
-    # shellcheck disable=SC2016  # apt expands $(REPO_URI) itself
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $codename" 'Origin: Debian' \
-        2> /dev/null | head -n 1 || true)
+    backports_line > "$1/sources/innkeeper-backports.list"
+}
+
+backports_line() {
+    local mirror
+    mirror=$(debian_sources "Codename: $codename" | cut -d ' ' -f 3 | head -n 1)
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s-backports main\n' \
-        "${mirror:-http://deb.debian.org/debian/}" "$codename" > "$1/sources/innkeeper-backports.list"
+        "${mirror:-http://deb.debian.org/debian/}" "$codename"
+}
+
+# Of the host's sources those of Debian itself, a line each, whatever form they are written in; narrowed by apt's filters.
+debian_sources() {
+    # shellcheck disable=SC2016  # apt expands these itself
+    apt-get indextargets --format 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)' \
+        'Created-By: Packages' 'Origin: Debian' "$@" 2> /dev/null | sort -u || true
 }
 
 ensure_packages() {

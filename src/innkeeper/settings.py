@@ -132,6 +132,12 @@ class Settings(BaseModel):
     images_dir: Annotated[
         Path | None, Field(description="Recipes of the shipped images; default: the ones that came with the server.")
     ] = None
+    ready_images_dir: Annotated[
+        Path | None,
+        Field(
+            description="Shipped images built elsewhere, taken in place of a build of the same recipe; default: the package innkeeper-images."
+        ),
+    ] = None
     agent_binary: Annotated[
         Path | None, Field(description="The guest agent; default: the one that came with the server.")
     ] = None

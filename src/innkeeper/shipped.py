@@ -8,6 +8,8 @@ from innkeeper.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parents[1]
+# Where the Debian package innkeeper-images puts them.
+READY_IMAGES = Path("/usr/share/innkeeper/images")
 
 
 def agent_binary(settings: Settings) -> Path | None:
@@ -18,6 +20,11 @@ def agent_binary(settings: Settings) -> Path | None:
 def recipes(settings: Settings) -> Path | None:
     """The folder with the recipes of the shipped images."""
     return _first(settings.images_dir, PACKAGE / "shipped" / "images", CHECKOUT / "images")
+
+
+def ready_images(settings: Settings) -> Path | None:
+    """The folder with shipped images that were built elsewhere, or None where there is none."""
+    return _first(settings.ready_images_dir, READY_IMAGES)
 
 
 def _first(chosen: Path | None, *places: Path) -> Path | None:

@@ -9,10 +9,12 @@ import typer
 from innkeeper.cli.connection import connect, encode_segment
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import human_size, print_fields, print_json, print_table, say
+from innkeeper.cli.shipped_image import build_shipped
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the image, with its tag where it has one.")]
 
 app = typer.Typer(help="Images that rooms start from.", no_args_is_help=True)
+app.command("build-shipped")(build_shipped)
 
 
 @app.callback()

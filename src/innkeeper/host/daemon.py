@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from innkeeper import __version__
+from innkeeper import __version__, shipped
 from innkeeper.bus.contract import Handler
 from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
@@ -108,6 +108,7 @@ async def run_daemon(
     images = ShippedImages(
         store=store,
         recipes=recipes,
+        ready=shipped.ready_images(settings),
         names=comma_separated(settings.images),
         on_change=lambda name, status: watchers.publish({"type": "image.changed", "name": name, "status": status}),
         progress=progress,

@@ -25,6 +25,7 @@ class ShippedImages:
 
     Args:
         recipes: the directory with one recipe folder per image.
+        ready: the directory with images that were built elsewhere, or None.
         names: the images wanted, in the order in which they are built.
         on_change: called with an image's name and status.
         progress: called with a line for people.
@@ -36,6 +37,7 @@ class ShippedImages:
         *,
         store: ImageStore,
         recipes: Path,
+        ready: Path | None = None,
         names: Sequence[str],
         on_change: Callable[[str, ImageStatus], None],
         progress: Callable[[str], None],
@@ -44,6 +46,7 @@ class ShippedImages:
         self._metrics = metrics or HostMetrics()
         self._store = store
         self._recipes = recipes
+        self._ready = ready
         self._names = tuple(names)
         self._on_change = on_change
         self._progress = progress
@@ -74,7 +77,7 @@ class ShippedImages:
             return
         self._set(name, ImageStatus.BUILDING)
         try:
-            await build_image(self._recipes / name, self._store, progress=self._progress)
+            await build_image(self._recipes / name, self._store, progress=self._progress, ready_images=self._ready)
         except (ImageBuildFailed, RecipeInvalid, OSError) as error:
             log.error("image build failed", image=name, error=str(error))
             self._set(name, ImageStatus.FAILED, str(error))

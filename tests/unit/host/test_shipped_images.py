@@ -37,7 +37,8 @@ class World:
             raise RecipeInvalid("no packages")
         return recipe.name in self.ready
 
-    async def build_image(self, recipe, store, *, progress):
+    async def build_image(self, recipe, store, *, progress, ready_images):
+        assert ready_images == self.recipes / "ready"
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(0)
@@ -52,6 +53,7 @@ class World:
         return ShippedImages(
             store=self.store,
             recipes=self.recipes,
+            ready=self.recipes / "ready",
             names=names,
             on_change=lambda name, status: self.told.append((name, status.value)),
             progress=lambda line: None,

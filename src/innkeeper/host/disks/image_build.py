@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shlex
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from innkeeper.host.disks.image_recipe import TREE_SCRIPT, Recipe, load_recipe, tool_versions
 from innkeeper.host.disks.image_store import ImageRecord, ImageStore
+from innkeeper.host.disks.package_lock import DEBIAN, LOCK, Mirrors, PackageLock, installed_packages, listed
+from innkeeper.host.disks.ready_image import ReadyImageDamaged, file_digest, take_ready_image
 from innkeeper.host.linux import command
 
-DEBIAN_MIRROR = "http://deb.debian.org/debian"
-DEBIAN_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 # Of a 575 MB tree on two cores: lz4 in 4 KiB clusters 2.6 s and 341 MB, lz4hc 7.2 s and 310 MB, lz4 in 64 KiB clusters
 # 1.5 s and 316 MB. Guests read through the page cache, so what counts is the build and the first, cold read.
 EROFS_OPTIONS = "-zlz4 -C65536"
@@ -40,55 +40,120 @@ def is_current(recipe_dir: Path, store: ImageStore) -> bool:
     return record is not None and record.recipe_digest == recipe.digest
 
 
-async def build_image(recipe_dir: Path, store: ImageStore, *, progress: Callable[[str], None]) -> ImageRecord:
-    """The image of a recipe: the one in the store when it is current, else built now, its parents first.
+async def build_image(
+    recipe_dir: Path, store: ImageStore, *, progress: Callable[[str], None], ready_images: Path | None = None
+) -> ImageRecord:
+    """The image of a recipe: the one in the store when it is current, else a ready-made one, else built now, its parents first.
 
     `progress` gets one short line per step. Cancelling it kills the build; nothing of it stays behind, whatever ends it.
     Raises RecipeInvalid, ImageBuildFailed; OSError from the state directory.
     """
-    return await _build(load_recipe(recipe_dir), store, progress)
+    return await _build(load_recipe(recipe_dir), store, progress, ready_images)
 
 
-async def _build(recipe: Recipe, store: ImageStore, progress: Callable[[str], None]) -> ImageRecord:
+async def lock_image(
+    recipe_dir: Path, store: ImageStore, *, progress: Callable[[str], None], mirrors: Mirrors = DEBIAN
+) -> ImageRecord:
+    """Build the image of what the mirrors have now, whatever is in the store, and write that down as the recipe's lock.
+
+    Raises as build_image; OSError when the recipe's folder cannot be written.
+    """
+    free = replace(load_recipe(recipe_dir), lock=None)
+    parent = await _build(free.parent, store, progress, None) if free.parent else None
+    async with store.build_lock(free.name):
+        with store.workspace() as work:
+            taken = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+            record = await _build_in(work, free, parent, progress, mirrors)
+            lock = PackageLock(
+                architecture=_architecture(work),
+                taken=taken,
+                source_date_epoch=int((work / "epoch").read_text()),
+                mirrors=mirrors,
+                packages=installed_packages((work / "dpkg-status").read_text(errors="replace")),
+            )
+            fresh = recipe_dir / f"{LOCK}.new"
+            fresh.write_text(lock.text())
+            fresh.replace(recipe_dir / LOCK)
+            return await asyncio.to_thread(store.add, replace(record, recipe_digest=load_recipe(recipe_dir).digest))
+
+
+async def _build(
+    recipe: Recipe, store: ImageStore, progress: Callable[[str], None], ready_images: Path | None
+) -> ImageRecord:
     record = store.get(recipe.name)
     if record is not None and record.recipe_digest == recipe.digest:
         return record
-    parent = await _build(recipe.parent, store, progress) if recipe.parent else None
     async with store.build_lock(recipe.name):
         # Somebody else may have built it while we waited.
         record = store.get(recipe.name)
         if record is not None and record.recipe_digest == recipe.digest:
             return record
+        if ready_images is not None:
+            try:
+                record = await take_ready_image(recipe, ready_images, store)
+            except (ReadyImageDamaged, command.CommandFailed) as error:
+                raise ImageBuildFailed(f"image {recipe.name}: {error}") from error
+            if record is not None:
+                progress(f"image {recipe.name}: taken from {ready_images}")
+                return record
+        parent = await _build(recipe.parent, store, progress, ready_images) if recipe.parent else None
         with store.workspace() as work:
-            (work / "plan.sh").write_text(plan_text(recipe, parent.path if parent else None))
-            await _build_tree(recipe.name, work, progress)
-            image = work / "image.erofs"
-            digest = await asyncio.to_thread(_sha256, image)
-            fresh = ImageRecord(
-                name=recipe.name,
-                digest=digest,
-                recipe_digest=recipe.digest,
-                size_bytes=image.stat().st_size,
-                user=recipe.user,
-                workdir=recipe.workdir,
-                built_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                path=image,
-                env=recipe.env,
-                tools=tool_versions(recipe.tools, (work / "dpkg-status").read_text(errors="replace")),
-            )
-            return await asyncio.to_thread(store.add, fresh)
+            record = await _build_in(work, recipe, parent, progress, DEBIAN)
+            return await asyncio.to_thread(store.add, record)
 
 
-def plan_text(recipe: Recipe, parent: Path | None) -> str:
+async def _build_in(
+    work: Path, recipe: Recipe, parent: ImageRecord | None, progress: Callable[[str], None], mirrors: Mirrors
+) -> ImageRecord:
+    """The image built in `work`, and not yet in a store. A lock of the recipe says which packages, and then which mirrors."""
+    (work / "plan.sh").write_text(plan_text(recipe, parent.path if parent else None, mirrors))
+    if recipe.lock is not None:
+        (work / "preferences").write_text(recipe.lock.preferences())
+    await _build_tree(recipe.name, work, progress)
+    status = (work / "dpkg-status").read_text(errors="replace")
+    if recipe.lock is not None:
+        _check_lock(recipe.name, recipe.lock, status, _architecture(work))
+    image = work / "image.erofs"
+    return ImageRecord(
+        name=recipe.name,
+        digest=await asyncio.to_thread(file_digest, image),
+        recipe_digest=recipe.digest,
+        size_bytes=image.stat().st_size,
+        user=recipe.user,
+        workdir=recipe.workdir,
+        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        path=image,
+        env=recipe.env,
+        tools=tool_versions(recipe.tools, status),
+    )
+
+
+def _check_lock(name: str, lock: PackageLock, dpkg_status: str, architecture: str) -> None:
+    if lock.architecture != architecture:
+        raise ImageBuildFailed(f"image {name}: {LOCK} is for {lock.architecture}, this host is {architecture}")
+    if differences := lock.differences(installed_packages(dpkg_status)):
+        raise ImageBuildFailed(f"image {name}: not the packages of {LOCK}:\n{listed(differences)}")
+
+
+def _architecture(work: Path) -> str:
+    return (work / "architecture").read_text().strip()
+
+
+def plan_text(recipe: Recipe, parent: Path | None, mirrors: Mirrors = DEBIAN) -> str:
     """The shell assignments that image_tree.sh reads."""
+    lock = recipe.lock
+    source = lock.mirrors if lock else mirrors
     values = {
         "recipe": recipe.directory.resolve(),
         "suite": recipe.suite,
-        "mirror": DEBIAN_MIRROR,
-        "security_mirror": DEBIAN_SECURITY_MIRROR,
+        "mirror": source.main,
+        "security_mirror": source.security,
+        # Lists of another day are past their date by intention.
+        "source_options": "[check-valid-until=no] " if lock or mirrors != DEBIAN else "",
+        "epoch": lock.source_date_epoch if lock else "",
         "parent": parent or "",
         "erofs_options": EROFS_OPTIONS,
-        "uuid": uuid.uuid5(uuid.NAMESPACE_OID, recipe.digest),
+        "uuid": uuid.uuid5(uuid.NAMESPACE_OID, recipe.identity),
     }
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in values.items()]
     return "\n".join([*lines, f"packages=({shlex.join(recipe.packages)})", ""])
@@ -133,8 +198,3 @@ async def _build_tree(name: str, work: Path, progress: Callable[[str], None]) ->
         await asyncio.shield(command.end(process))
     if status != 0:
         raise ImageBuildFailed(f"image {name}: {command.describe_status(status)}:\n" + "\n".join(tail))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from innkeeper.host.disks.package_lock import LOCK, PACKAGE, LockInvalid, PackageLock, installed_packages, load_lock
+
 TREE_SCRIPT = Path(__file__).with_name("image_tree.sh")
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 KNOWN_KEYS = frozenset({"from", "suite", "packages", "user", "workdir", "env", "tools"})
 MAX_DEPTH = 8
 
@@ -27,7 +28,8 @@ class Recipe:
     """One image's recipe with everything it takes over from the image below it.
 
     `packages` are its own; `env` and `tools` (name -> Debian package that carries the version) include the parent's.
-    `digest` changes with any file of the folder, of the parents' folders, and of the code that builds them.
+    `digest` changes with any file of the folder, of the parents' folders, and of the code that builds them. `identity` is the
+    same without the locks: it goes into the image, and an image that was built to be locked has to come out again of its lock.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Recipe:
     env: dict[str, str]
     tools: dict[str, str]
     digest: str
+    identity: str
+    lock: PackageLock | None
 
 
 def load_recipe(directory: Path) -> Recipe:
@@ -74,6 +78,11 @@ def _load(directory: Path, depth: int) -> Recipe:
     packages = tuple(table.get("packages", ()))
     if bad := [name for name in packages if not isinstance(name, str) or not PACKAGE.fullmatch(name)]:
         raise RecipeInvalid(f"{path}: not a package: {bad[0]!r}")
+    try:
+        lock = load_lock(directory / LOCK)
+    except LockInvalid as error:
+        raise RecipeInvalid(str(error)) from error
+    identity = _identity(directory, parent)
     return Recipe(
         name=directory.name,
         directory=directory,
@@ -84,7 +93,9 @@ def _load(directory: Path, depth: int) -> Recipe:
         workdir=table.get("workdir", parent.workdir if parent else "/"),
         env=(parent.env if parent else {}) | _strings(path, table, "env"),
         tools=(parent.tools if parent else {}) | _strings(path, table, "tools"),
-        digest=_digest(directory, parent),
+        digest=_digest(identity, parent, lock),
+        identity=identity,
+        lock=lock,
     )
 
 
@@ -95,11 +106,18 @@ def _strings(path: Path, table: dict[str, Any], key: str) -> dict[str, str]:
     return value
 
 
-def _digest(directory: Path, parent: Recipe | None) -> str:
+def _digest(identity: str, parent: Recipe | None, lock: PackageLock | None) -> str:
+    parts = (identity, parent.digest if parent else "", lock.text() if lock else "")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _identity(directory: Path, parent: Recipe | None) -> str:
     digest = hashlib.sha256(TREE_SCRIPT.read_bytes())
     if parent:
-        digest.update(parent.digest.encode())
+        digest.update(parent.identity.encode())
     for path in sorted(directory.rglob("*")):
+        if path == directory / LOCK:
+            continue
         if path.is_symlink() or path.is_file():
             content = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
             executable = path.lstat().st_mode & 0o111 != 0
@@ -110,11 +128,7 @@ def _digest(directory: Path, parent: Recipe | None) -> str:
 
 def tool_versions(tools: dict[str, str], dpkg_status: str) -> tuple[str, ...]:
     """`Python 3.13.5` for every tool whose package a dpkg status file lists as installed, in the recipe's order."""
-    installed = {}
-    for stanza in dpkg_status.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version|Status): (.*)$", stanza, re.MULTILINE))
-        if fields.get("Status", "").endswith(" installed"):
-            installed[fields["Package"]] = fields["Version"]
+    installed = installed_packages(dpkg_status)
     return tuple(
         f"{name} {upstream_version(installed[package])}" for name, package in tools.items() if package in installed
     )

@@ -53,6 +53,18 @@ class ImageRecord:
         )
 
 
+def read_record(directory: Path, name: str) -> ImageRecord | None:
+    """The image that `NAME.json` in the directory describes, when its `DIGEST.erofs` is there in its whole size; else None."""
+    try:
+        table = json.loads((directory / f"{name}.json").read_text())
+        path = directory / f"{table['digest']}.erofs"
+        if path.stat().st_size != table["size_bytes"]:
+            return None
+        return ImageRecord(**{**table, "tools": tuple(table["tools"])}, path=path)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 class ImageStore:
     """Images under `<host_dir>/images`, mounted under `<host_dir>/mounts/images`.
 
@@ -74,14 +86,7 @@ class ImageStore:
 
     def get(self, name: str) -> ImageRecord | None:
         """The image called `name`, or None. Costs well under a millisecond."""
-        try:
-            table = json.loads((self.directory / f"{name}.json").read_text())
-            path = self.directory / f"{table['digest']}.erofs"
-            if path.stat().st_size != table["size_bytes"]:
-                return None
-            return ImageRecord(**{**table, "tools": tuple(table["tools"])}, path=path)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        return read_record(self.directory, name)
 
     def by_digest(self, digest: str) -> ImageRecord | None:
         """The image with that digest, or None."""

@@ -2,15 +2,16 @@
 # Builds one image: a tree of packages and files, then the EROFS file of it. Called by image_build.py, as root, inside
 # mount and pid namespaces of its own: whatever it mounts or starts is gone when it ends, however it ends.
 #
-#   image_tree.sh WORK      reads WORK/plan.sh, writes WORK/image.erofs and WORK/dpkg-status
+#   image_tree.sh WORK      reads WORK/plan.sh and, where it is there, apt's WORK/preferences;
+#                           writes WORK/image.erofs, WORK/dpkg-status, WORK/architecture and WORK/epoch
 #
 # Lines on stdout that start with "> " are progress for people; everything else is the tools' own talk.
 set -euo pipefail
 
 work=$1
 tree=$work/tree
-# What plan.sh says; parent is an EROFS file, or empty for a bootstrap.
-recipe='' suite='' mirror='' security_mirror='' parent='' packages=() erofs_options='' uuid=''
+# What plan.sh says; parent is an EROFS file, or empty for a bootstrap; epoch is empty where no lock says it.
+recipe='' suite='' mirror='' security_mirror='' source_options='' epoch='' parent='' packages=() erofs_options='' uuid=''
 # shellcheck source=/dev/null
 . "$work/plan.sh"
 
@@ -23,14 +24,18 @@ done
 
 say() { printf '> %s\n' "$*"; }
 
-sources() { # $1: mirror, $2: security mirror
-    printf 'deb %s %s main\n' "$1" "$suite"
-    printf 'deb %s %s-updates main\n' "$1" "$suite"
-    printf 'deb %s %s-security main\n' "$2" "$suite"
+sources() { # $1: mirror, $2: security mirror, $3: options in brackets
+    printf 'deb %s%s %s main\n' "${3:-}" "$1" "$suite"
+    printf 'deb %s%s %s-updates main\n' "${3:-}" "$1" "$suite"
+    printf 'deb %s%s %s-security main\n' "${3:-}" "$2" "$suite"
 }
+
+pins=$tree/etc/apt/preferences.d/innkeeper-lock
 
 copy_files() {
     if [ -d "$recipe/files" ]; then cp -a --no-preserve=ownership "$recipe/files/." "$tree/"; fi
+    # In the tree, where every apt of the build looks for it.
+    if [ -f "$work/preferences" ]; then install -D -m 0644 "$work/preferences" "$pins"; fi
 }
 
 # The host's apt works on the tree, so the host's proxy settings and certificates do their part and none of them ever
@@ -48,7 +53,7 @@ if [ -z "$parent" ]; then
     say "bootstrapping Debian $suite with ${#packages[@]} packages"
     mkdir "$tree"
     copy_files
-    sources "$mirror" "$security_mirror" | mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty,cleanup/apt/lists \
+    sources "$mirror" "$security_mirror" "$source_options" | mmdebstrap --quiet --variant=apt --mode=root --skip=check/empty,cleanup/apt/lists \
         --include="$(IFS=,; printf '%s' "${packages[*]}")" \
         --aptopt='Acquire::Retries "3"' \
         "$suite" "$tree" -
@@ -60,7 +65,7 @@ else
     mount -t overlay -o "lowerdir=$work/lower,upperdir=$work/upper/u,workdir=$work/upper/w" overlay "$tree"
     copy_files
     if [ ${#packages[@]} -gt 0 ]; then
-        sources "$mirror" "$security_mirror" > "$work/sources.list"
+        sources "$mirror" "$security_mirror" "$source_options" > "$work/sources.list"
         tree_apt update
         mount -t proc proc "$tree/proc"
         mount --rbind /dev "$tree/dev"
@@ -68,14 +73,20 @@ else
     fi
 fi
 
+rm -f "$pins"
+
 # Nothing newer than the suite's own release date: the same packages then make the same image, byte for byte.
-if [ -n "$parent" ] && [ ${#packages[@]} = 0 ]; then
+if [ -n "$epoch" ]; then
+    SOURCE_DATE_EPOCH=$epoch
+elif [ -n "$parent" ] && [ ${#packages[@]} = 0 ]; then
     SOURCE_DATE_EPOCH=$(stat --format=%Y "$tree/etc/machine-id") # written by this script, below
 else
     release_date=$(sed -n 's/^Date: //p' "$tree"/var/lib/apt/lists/*_dists_"${suite}"_*Release)
     SOURCE_DATE_EPOCH=$(date --date="${release_date:?}" +%s)
 fi
 export SOURCE_DATE_EPOCH
+printf '%s\n' "$SOURCE_DATE_EPOCH" > "$work/epoch"
+dpkg --print-architecture > "$work/architecture"
 
 in_tree() { chroot "$tree" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/root LANG=C.UTF-8 SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "$@"; }

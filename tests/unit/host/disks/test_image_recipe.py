@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.host.disks.image_recipe import RecipeInvalid, load_recipe, tool_versions, upstream_version
+from innkeeper.host.disks.package_lock import DEBIAN, LOCK, PackageLock
 
 SHIPPED = Path(__file__).parents[4] / "images"
 
@@ -51,6 +52,23 @@ def test_the_digest_follows_every_file_and_every_parent(recipes: Path) -> None:
     (recipes / "node" / "files").mkdir()
     (recipes / "node" / "files" / "new").write_text("")
     assert len({before, without_mode, without_text, load_recipe(recipes / "node").digest}) == 4
+
+
+def test_a_lock_makes_another_image_of_the_recipe_and_of_those_above(recipes: Path) -> None:
+    before = [load_recipe(recipes / name) for name in ("base", "node")]
+    lock = PackageLock("amd64", "20260101T000000Z", 1, DEBIAN, {"bash": "5.2.37-2+b10"})
+    (recipes / "base" / LOCK).write_text(lock.text())
+    after = [load_recipe(recipes / name) for name in ("base", "node")]
+    assert [one.lock for one in after] == [lock, None]
+    assert all(old.digest != new.digest for old, new in zip(before, after, strict=True))
+    assert [one.identity for one in after] == [one.identity for one in before]
+    (recipes / "base" / LOCK).write_text("# a remark\n" + lock.text())
+    assert load_recipe(recipes / "node").digest == after[1].digest
+    (recipes / "base" / LOCK).write_text(lock.text().replace("5.2.37", "5.2.38"))
+    assert load_recipe(recipes / "node").digest != after[1].digest
+    (recipes / "base" / LOCK).write_text("bash 5.2.37")
+    with pytest.raises(RecipeInvalid, match=LOCK):
+        load_recipe(recipes / "node")
 
 
 def test_the_digest_does_not_depend_on_where_the_recipe_lies(recipes: Path) -> None:
