@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from datetime import datetime
 from uuid import UUID, uuid4
 
 _lock = threading.Lock()
@@ -30,6 +31,11 @@ def uuid7() -> UUID:
         ms, counter = _last_ms, _counter
     random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
     return UUID(int=(ms << 80) | (0x7 << 76) | (counter << 64) | (0b10 << 62) | random)
+
+
+def before_uuid7(moment: datetime) -> UUID:
+    """The UUID that every `uuid7` of before the moment is smaller than, and none of later."""
+    return UUID(int=(int(moment.timestamp() * 1000) << 80) | (0x7 << 76) | (0b10 << 62))
 
 
 def public_key_id() -> UUID:

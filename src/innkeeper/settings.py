@@ -215,6 +215,14 @@ class Settings(BaseModel):
             description="How long requests that are under way may still take when the server is stopped; commands go on without them.",
         ),
     ] = 10
+    audit_retention_days: Annotated[
+        int,
+        Field(ge=1, le=36_500, description="Audit events, and rows of destroyed rooms, are deleted after this time."),
+    ] = 90
+    execution_retention_days: Annotated[
+        int,
+        Field(ge=1, le=36_500, description="Kept output and file changes of commands are deleted after this time."),
+    ] = 30
     public_files_per_minute: Annotated[
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.control import expiry, hosts, images, provisioning, reconciler, warm_pools
+from innkeeper.control import expiry, hosts, images, provisioning, reconciler, retention, warm_pools
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.write_behind import FLUSH_SECONDS
@@ -53,6 +53,7 @@ async def begin(control: Control) -> None:
     control.tasks.forever(lambda: reconciler.step(control), name="reconciler")
     control.tasks.forever(lambda: warm_pools.step(control), name="warm pools")
     control.tasks.forever(lambda: expiry.step(control), name="expiry")
+    control.tasks.forever(lambda: retention.step(control), name="retention")
 
     async def collect_images() -> None:
         # What a removed image left because a disk still stood on it.

@@ -38,5 +38,6 @@ class Metrics:
     machines_lost: int = _count("Guests that were gone without a word.")
     machines_failed: int = _count("Guests that failed.")
     orphans_destroyed: int = _count("Guests and disks of no room that were destroyed.")
+    rows_forgotten: int = _count("Rows of history that were deleted after their time.")
     stale_writes: int = _count("States that were not stored because a newer one was.")
     failed_writes: int = _count("Writes beside requests that failed.")

@@ -22,7 +22,7 @@ from innkeeper import __version__, shipped
 from innkeeper.bus.contract import Handler
 from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
-from innkeeper.host import recovery
+from innkeeper.host import recovery, retention
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.directories import Directories
@@ -171,6 +171,10 @@ async def run_daemon(
             log.info("removed an image that nothing stands on", digest=digest[:12])
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
+        forgetting = asyncio.get_running_loop().create_task(
+            retention.run(fleet, executions, days=settings.execution_retention_days)
+        )
+        stack.push_async_callback(_cancel, forgetting)
         host_id = persistent_host_id(settings.host_dir)
 
         async def collect_images(keep: frozenset[str]) -> dict[str, Any]:

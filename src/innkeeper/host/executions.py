@@ -295,13 +295,17 @@ class Executions:
 
     async def _prune(self, execution: Execution) -> None:
         """Keep an instance's executions within their limits. In a thread, and one at a time: the folder may hold tens of thousands of files."""
-        directory, instance_id = execution.directory, execution.request.instance_id
+        running = frozenset(execution.machine.journals)
+        await self.prune_old(execution.request.instance_id, execution.directory, running=running, older_than=0.0)
+
+    async def prune_old(self, instance_id: UUID, directory: Path, *, running: frozenset[str], older_than: float) -> int:
+        """Drop what ended before `older_than` (Unix time) of an instance's executions; how many went. `running` stay."""
         if directory in self._pruning:
-            return
+            return 0
         self._pruning.add(directory)
         try:
             folders = (directory, self._changes.folder(instance_id))
-            await asyncio.to_thread(prune, *folders, keep=frozenset(execution.machine.journals))
+            return await asyncio.to_thread(prune, *folders, keep=running, older_than=older_than)
         finally:
             self._pruning.discard(directory)
 

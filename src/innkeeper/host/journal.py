@@ -254,8 +254,12 @@ def prune(
     keep: frozenset[str],
     max_bytes: int = INSTANCE_BYTES,
     max_executions: int = INSTANCE_EXECUTIONS,
-) -> None:
-    """Drop the oldest executions of an instance beyond its limits, from all its folders; those in `keep` (running) stay. May take a second."""
+    older_than: float = 0.0,
+) -> int:
+    """Drop the oldest executions of an instance beyond its limits, and those from before `older_than` (Unix time), from all its folders; how many went.
+
+    Those in `keep` (running) stay. May take a second.
+    """
     sizes: dict[str, tuple[float, int]] = {}
     for directory in directories:
         for entry in _entries(directory):
@@ -270,12 +274,14 @@ def prune(
             newest, size = sizes.get(stem, (0.0, 0))
             sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
     used, count = sum(size for _, size in sizes.values()), len(sizes)
-    for stem, (_, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
-        if used <= max_bytes and count <= max_executions:
-            return
+    before = count
+    for stem, (newest, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
+        if used <= max_bytes and count <= max_executions and newest >= older_than:
+            break
         if stem in keep:
             continue
         for directory in directories:
             for suffix in SUFFIXES:
                 (directory / f"{stem}{suffix}").unlink(missing_ok=True)
         used, count = used - size, count - 1
+    return before - count

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from innkeeper.core.event import AuditEvent
+from innkeeper.ids import before_uuid7
 from innkeeper.store.tables import audit_events
 
 
@@ -30,6 +32,13 @@ def insert(connection: sa.Connection, *events: AuditEvent) -> None:
                 for event in events
             ],
         )
+
+
+def delete_older(connection: sa.Connection, before: datetime, *, limit: int) -> int:
+    """Delete the oldest events from before a time, at most `limit`; how many went. Ids ascend with time, so it looks no further than those."""
+    newest = before_uuid7(before)
+    old = sa.select(audit_events.c.id).where(audit_events.c.id < newest).order_by(audit_events.c.id).limit(limit)
+    return connection.execute(sa.delete(audit_events).where(audit_events.c.id.in_(old))).rowcount
 
 
 def page(connection: sa.Connection, organization_id: UUID, *, before: UUID | None, limit: int) -> Sequence[AuditEvent]:

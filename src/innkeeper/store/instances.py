@@ -82,6 +82,17 @@ def delete(connection: sa.Connection, instance_id: UUID) -> None:
     connection.execute(sa.delete(instances).where(instances.c.id == instance_id))
 
 
+def delete_destroyed(connection: sa.Connection, before: datetime, *, limit: int) -> int:
+    """Forget the instances that were destroyed before a time, at most `limit`, oldest first; how many went."""
+    old = (
+        sa.select(instances.c.id)
+        .where(instances.c.destroyed_at < before, instances.c.state == _GONE)
+        .order_by(instances.c.destroyed_at)
+        .limit(limit)
+    )
+    return connection.execute(sa.delete(instances).where(instances.c.id.in_(old))).rowcount
+
+
 def unsettled(connection: sa.Connection, *, now: datetime) -> list[UUID]:
     """Ids of the rows that are not as desired and that nobody works on."""
     query = sa.select(instances.c.id).where(
