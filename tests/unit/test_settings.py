@@ -30,6 +30,8 @@ RANGES = {
     "pool_disk_mb": (1_024, None),
     "image_quota_mb": (0, None),
     "max_execs": (1, None),
+    "audit_retention_days": (1, 36_500),
+    "execution_retention_days": (1, 36_500),
     "public_files_per_minute": (1, None),
     "stop_seconds": (0, 3_600),
     "max_connections": (16, None),
