@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.integration.daemon_fixture import anyio_backend
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("acceptance", "integration")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("acceptance", "integration", "security")]
 from internet_fixture import Internet, internet  # noqa: E402
 from server_fixture import Api, Room, Server, server  # noqa: E402
 
