@@ -6,42 +6,44 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
+from unicodedata import category
 
 FAILED = 1
 USAGE = 2
 UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
 
-# C0, DEL and C1 move the cursor or talk to the terminal; separators and bidirectional controls make text look like other text;
-# surrogates cannot be encoded.
-_HIDDEN = [
-    *range(0x20),
-    *range(0x7F, 0xA0),
-    *(0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF),
-    *range(0x202A, 0x202F),
-    *range(0x2066, 0x206A),
-]
+# What a line of a command's output may hold besides text: line ends, tabs, and the joiners of words and emoji.
+_OF_OUTPUT = frozenset("\t\n\r\u200c\u200d")
+# C0, DEL and C1 move the cursor or talk to the terminal; separators, bidirectional controls and invisible characters (Cf: soft hyphens, zero-width spaces,
+# tags) make text look like other text; surrogates cannot be encoded. Spaces of all widths, icons of private use and letters newer than this Python's tables
+# are text in an output, and no part of a name that one should take for what it looks like.
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
-def _escape(code: int) -> str:
+def _escape(character: str) -> str:
+    code = ord(character)
     named = {0x09: "\\t", 0x0A: "\\n", 0x0D: "\\r"}.get(code)
-    return named or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
-
-
-_TABLE = {code: _escape(code) for code in _HIDDEN}
+    return named or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
 
 
 def visible(value: object) -> str:
-    """One line of harmless text: control characters, newlines and direction marks as backslash escapes."""
+    """One line of harmless text: whatever is not printable (control characters, newlines, direction marks, invisible characters) as backslash escapes."""
     text = value if isinstance(value, str) else str(value)
-    return text.encode("utf-8", "backslashreplace").decode().translate(_TABLE)
-
-
-_LINES_TABLE = {code: escape for code, escape in _TABLE.items() if code not in (0x09, 0x0A, 0x0D)}
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
 
 
 def visible_lines(text: str) -> str:
-    """Like `visible`, but newlines, tabs and carriage returns stay."""
-    return text.encode("utf-8", "backslashreplace").decode().translate(_LINES_TABLE)
+    """A command's output, harmless: newlines, tabs and carriage returns stay, other control and invisible characters become backslash escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in _OF_OUTPUT or category(character) not in _CONTROLS
+        else _escape(character)
+        for character in text
+    )
 
 
 def say(value: object) -> None:

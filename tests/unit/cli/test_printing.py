@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innkeeper.cli.printing import human_size, print_json, visible
+from innkeeper.cli.printing import human_size, print_json, visible, visible_lines
 from innkeeper.cli.terminal_filter import TerminalFilter
 
 
@@ -15,6 +15,9 @@ from innkeeper.cli.terminal_filter import TerminalFilter
         ("\x7f\x9b31m", "\\x7f\\x9b31m"),
         ("\u202egpj.exe", "\\u202egpj.exe"),
         ("\udcff", "\\udcff"),
+        ("pass\u200bword\u2060\u00ad", "pass\\u200bword\\u2060\\xad"),
+        ("a\U000e0041", "a\\U000e0041"),
+        ("a\u00a0b\ue000", "a\\xa0b\\ue000"),
     ],
 )
 def test_visible(text, shown):
@@ -27,6 +30,18 @@ def test_visible_text_is_one_harmless_line(text):
     assert len(shown.splitlines()) <= 1
     assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in shown)
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\r\n", "a\tb\r\n"),
+        ("\N{FAMILY}\u200d\N{GIRL} 1\u00a0000 \ue0b0", "\N{FAMILY}\u200d\N{GIRL} 1\u00a0000 \ue0b0"),
+        ("\u200b\u202e\U000e0041\x9b\udcff", "\\u200b\\u202e\\U000e0041\\x9b\\udcff"),
+    ],
+)
+def test_output_stays_as_it_is_but_for_what_cannot_be_seen(text, shown):
+    assert visible_lines(text) == shown
 
 
 def test_json_carries_no_control_character(capsys):
