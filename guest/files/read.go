@@ -14,7 +14,7 @@ import (
 func openRegular(path string) (*os.File, *syscall.Stat_t, error) {
 	descriptor, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC|syscall.O_NOCTTY, 0)
 	if err != nil {
-		if err == syscall.ENXIO || err == syscall.ENODEV { // a socket, or a device that is not there
+		if isSpecial(path) { // a socket, or a device that is not there or refuses: what it says differs from kernel to kernel
 			return nil, nil, link.Errorf("not_a_regular_file", "%s is not a regular file", path)
 		}
 		return nil, nil, wrap("open", path, err)
@@ -36,6 +36,16 @@ func openRegular(path string) (*os.File, *syscall.Stat_t, error) {
 	}
 	_ = syscall.Close(descriptor)
 	return nil, nil, err
+}
+
+// isSpecial says whether path is there and neither a file nor a directory.
+func isSpecial(path string) bool {
+	var status syscall.Stat_t
+	if syscall.Stat(path, &status) != nil {
+		return false
+	}
+	kind := status.Mode & syscall.S_IFMT
+	return kind != syscall.S_IFREG && kind != syscall.S_IFDIR
 }
 
 var neverPublic = []string{"/proc", "/sys", "/dev", "/run"}
