@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,11 @@ def nft(namespace: str, *words: str) -> str:
     ).stdout
 
 
-def tracked_connections(namespace: str) -> int:
-    """How many entries the connection table of a namespace has."""
-    path = "/proc/sys/net/netfilter/nf_conntrack_count"
-    return int(subprocess.run(["ip", "netns", "exec", namespace, "cat", path], check=True, capture_output=True).stdout)
+def tracked_connections(namespace: str) -> Counter[str]:
+    """How many live entries the connection table of a namespace has, by their TCP state. Those that ran out stay in the kernel's own count until it
+    cleans up or needs the room.
+    """
+    listed = subprocess.run(
+        ["ip", "netns", "exec", namespace, "cat", "/proc/net/nf_conntrack"], check=True, capture_output=True, text=True
+    )
+    return Counter(line.split()[5] if " tcp " in line else "other" for line in listed.stdout.splitlines())
