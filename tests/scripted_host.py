@@ -35,6 +35,21 @@ class ScriptedHost:
         self.machines: dict[UUID, dict[str, Any]] = {}
         self.request_ids: list[str | None] = []
         self.log_level = "info"
+        self.capacity: dict[str, Any] = {
+            "memory_mb": 9_000,
+            "memory_reserve_mb": 1_000,
+            "memory_overcommit": 1.0,
+            "memory_limit_mb": 8_000,
+            "memory_committed_mb": 5_000,
+            "memory_warm_mb": 1_000,
+            "disk_free_mb": 50_000,
+            "disk_reserve_mb": 2_048,
+            "disk_pool_mb": 60_000,
+            "slots": 1_022,
+            "slots_used": 9,
+            "starts_waiting": 0,
+            "executions_waiting": 0,
+        }
         self.disks: set[UUID] = set()
         self.files: dict[tuple[UUID, str], bytes] = {}
         self.asked: list[Any] = []
@@ -101,6 +116,8 @@ class ScriptedHost:
                 (verbs.Diagnose, self._diagnose),
                 (verbs.SetLogLevel, self._set_log_level),
                 (verbs.ReadMetrics, self._read_metrics),
+                (verbs.CollectGarbage, self._collect_garbage),
+                (verbs.DescribeCapacity, self._describe_capacity),
             )
         }
 
@@ -117,6 +134,12 @@ class ScriptedHost:
                 *HostMetrics().families(),
             ]
         }
+
+    async def _collect_garbage(self, request: verbs.CollectGarbage, call: ServerCall) -> dict[str, Any]:
+        return {"items": [{"kind": "disk", "name": "d", "size_bytes": 4096}]}
+
+    async def _describe_capacity(self, request: verbs.DescribeCapacity, call: ServerCall) -> dict[str, Any]:
+        return dict(self.capacity)
 
     async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:
         return {"tasks": [{"name": request.kind, "count": 1, "stack": []}]}

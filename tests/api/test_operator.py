@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from innkeeper.api.server import UnixSocketOperator
+from innkeeper.core.host_verbs import CollectGarbage
 
 pytestmark = pytest.mark.anyio
 
@@ -24,6 +25,8 @@ def operator(api: Any) -> httpx2.AsyncClient:
         ("POST", "/v1/diagnosis", {"kind": "tasks"}),
         ("GET", "/v1/log-level", None),
         ("POST", "/v1/hosts/{host}/drain", {"draining": True}),
+        ("GET", "/v1/hosts/{host}/capacity", None),
+        ("POST", "/v1/hosts/{host}/gc", {"remove": True}),
         ("PUT", "/v1/log-level", {"level": "debug"}),
     ],
 )
@@ -126,3 +129,47 @@ async def test_metrics_without_a_host_that_answers(api: Any) -> None:
     page = (await api.client.get("/metrics")).text
     assert 'innkeeper_host_reachable{host="scripted"} 0.0' in page
     assert "innkeeper_start_seconds" not in page
+
+
+async def test_the_capacity_report_says_what_each_profile_would_get_and_why_not_more(api: Any) -> None:
+    await api.make_room()
+    path = f"/v1/hosts/{api.world.host.id}/capacity"
+    async with operator(api) as client:
+
+        async def bounds() -> dict[str, tuple[int, str]]:
+            report = (await client.get(path)).json()
+            return {one["profile_name"]: (one["more"], one["bound_by"]) for one in report["profiles"]}
+
+        report = (await client.get(path)).json()
+        assert (report["memory_limit_mb"], report["instances"], report["draining"]) == (8_000, {"ready": 1}, False)
+        memory_mb = next(one["memory_mb"] for one in report["profiles"] if one["profile_name"] == "base")
+        # Warm guests make way: 8000 - (5000 - 1000) are left.
+        assert (await bounds())["base"] == (4_000 // memory_mb, "memory")
+        await client.patch("/v1/organizations/default", json={"max_instances": 3})
+        assert (await bounds())["base"] == (2, "organization")
+        await client.patch("/v1/organizations/default", json={"max_instances": None, "max_memory_mb": 2 * memory_mb})
+        assert (await bounds())["base"] == (1, "organization")
+        await client.patch("/v1/organizations/default", json={"max_memory_mb": None})
+        api.world.host.capacity |= {"slots_used": 1_021}
+        assert (await bounds())["base"] == (1, "slots")
+        api.world.host.capacity |= {"disk_free_mb": 2_047}
+        assert (await bounds())["base"] == (0, "disk")
+        await client.post(path.replace("capacity", "drain"), json={"draining": True})
+        assert (await bounds())["base"] == (0, "draining")
+        assert (await client.get(path.replace(str(api.world.host.id), "x"))).status_code == 400
+
+
+async def test_garbage_is_listed_and_only_removed_when_asked(api: Any) -> None:
+    path = f"/v1/hosts/{api.world.host.id}/gc"
+    async with operator(api) as client:
+        listed = (await client.post(path, json={})).json()
+        item = {"kind": "disk", "name": "d", "size_bytes": 4096}
+        assert listed == {"removed": False, "items": [item], "total_bytes": 4096}
+        assert (await client.post(path, json={"remove": True})).json()["removed"]
+        asked = [one.remove for one in api.world.host.asked if isinstance(one, CollectGarbage)]
+        assert asked == [False, True]
+        assert (await client.post(path, json={"remove": "yes"})).status_code == 400
+        events = (await client.get("/v1/audit")).json()["events"]
+        assert [event["action"] for event in events].count("host.gc") == 1
+        nobody = "/v1/hosts/00000000-0000-4000-8000-000000000000/gc"
+        assert (await client.post(nobody, json={})).status_code == 404

@@ -85,6 +85,8 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
     ("POST", "/v1/hosts/{host_id}/drain"): Entry(OPERATOR, json={"draining": False}, shared=True),
+    ("GET", "/v1/hosts/{host_id}/capacity"): Entry(OPERATOR, shared=True),
+    ("POST", "/v1/hosts/{host_id}/gc"): Entry(OPERATOR, json={}, shared=True),
     ("GET", "/v1/audit"): Entry(AUDIT),
     ("POST", "/v1/diagnosis"): Entry(OPERATOR, json={"kind": "tasks"}, shared=True),
     ("GET", "/v1/log-level"): Entry(OPERATOR, shared=True),

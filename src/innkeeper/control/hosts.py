@@ -54,6 +54,14 @@ async def list_hosts(control: Control, principal: Principal) -> list[HostView]:
     return list(await asyncio.gather(*(_look(control, host) for host in known)))
 
 
+async def stored(control: Control, host_id: UUID) -> Host:
+    """A host that was ever seen. Raises NotFoundError."""
+    for host in await control.database.read(store.every):
+        if host.id == host_id:
+            return host
+    raise NotFoundError("Host not found")
+
+
 async def _look(control: Control, host: Host) -> HostView:
     try:
         status = await control.bus.request(
@@ -87,9 +95,7 @@ async def set_draining(
     await control.database.write(change)
     entry = control.hosts.get(host_id)
     if entry is None:
-        return await _look(
-            control, next(host for host in await control.database.read(store.every) if host.id == host_id)
-        )
+        return await _look(control, await stored(control, host_id))
     host = dataclasses.replace(entry.host, draining=draining, drain_deadline=deadline)
     control.hosts.put(dataclasses.replace(entry, host=host))
     control.rooms.set_host(host)

@@ -258,6 +258,29 @@ class ReadMetrics:
     verb: ClassVar[str] = "host.metrics"
 
 
+@dataclass(frozen=True, slots=True)
+class CollectGarbage:
+    """What takes disk space and nothing needs; removed when `remove` says so. `keep_images` are the digests that some organization's image names.
+
+    Answer: `{"items": [{"kind", "name", "size_bytes"}]}`: what could go, or went.
+    """
+
+    verb: ClassVar[str] = "host.gc"
+    remove: bool = False
+    keep_images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeCapacity:
+    """What the host has room for.
+
+    Answer: `{"memory_mb", "memory_reserve_mb", "memory_overcommit", "memory_limit_mb", "memory_committed_mb", "memory_warm_mb" (of these, what warm
+    guests would give up), "disk_free_mb", "disk_reserve_mb", "disk_pool_mb", "slots", "slots_used", "starts_waiting", "executions_waiting"}`.
+    """
+
+    verb: ClassVar[str] = "host.capacity"
+
+
 VERBS: tuple[type[Any], ...] = (
     EnsureMachine,
     DestroyMachine,
@@ -277,6 +300,8 @@ VERBS: tuple[type[Any], ...] = (
     Diagnose,
     SetLogLevel,
     ReadMetrics,
+    CollectGarbage,
+    DescribeCapacity,
 )
 
 

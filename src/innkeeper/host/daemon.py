@@ -33,6 +33,7 @@ from innkeeper.host.drivers.gvisor import GvisorDriver
 from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
+from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.inventory import choose_platform
 from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
@@ -245,6 +246,16 @@ async def run_daemon(
             level=level or LogLevel(settings.log_level),
             metrics=metrics,
             readings=HostReadings(fleet, admission, turns, network, pool, scanner, vitals),
+            garbage=GarbageCollector(
+                directories,
+                pool,
+                store,
+                fleet,
+                builder,
+                agent_dir,
+                collect_images,
+                execution_retention_days=settings.execution_retention_days,
+            ),
         )
         handlers = {**verbs.handlers(), **operator.handlers()}
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)

@@ -249,16 +249,16 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def prune(
+def beyond_limits(
     *directories: Path,
     keep: frozenset[str],
     max_bytes: int = INSTANCE_BYTES,
     max_executions: int = INSTANCE_EXECUTIONS,
     older_than: float = 0.0,
-) -> int:
-    """Drop the oldest executions of an instance beyond its limits, and those from before `older_than` (Unix time), from all its folders; how many went.
+) -> dict[str, int]:
+    """The oldest executions of an instance beyond its limits, and those from before `older_than` (Unix time), with the bytes that they take in all its folders.
 
-    Those in `keep` (running) stay. May take a second.
+    None of `keep` (running) is among them. May take a second.
     """
     sizes: dict[str, tuple[float, int]] = {}
     for directory in directories:
@@ -274,14 +274,29 @@ def prune(
             newest, size = sizes.get(stem, (0.0, 0))
             sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
     used, count = sum(size for _, size in sizes.values()), len(sizes)
-    before = count
+    beyond: dict[str, int] = {}
     for stem, (newest, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
         if used <= max_bytes and count <= max_executions and newest >= older_than:
             break
-        if stem in keep:
-            continue
+        if stem not in keep:
+            beyond[stem] = size
+            used, count = used - size, count - 1
+    return beyond
+
+
+def prune(
+    *directories: Path,
+    keep: frozenset[str],
+    max_bytes: int = INSTANCE_BYTES,
+    max_executions: int = INSTANCE_EXECUTIONS,
+    older_than: float = 0.0,
+) -> int:
+    """Drop what is `beyond_limits`; how many executions went. May take a second."""
+    beyond = beyond_limits(
+        *directories, keep=keep, max_bytes=max_bytes, max_executions=max_executions, older_than=older_than
+    )
+    for stem in beyond:
         for directory in directories:
             for suffix in SUFFIXES:
                 (directory / f"{stem}{suffix}").unlink(missing_ok=True)
-        used, count = used - size, count - 1
-    return before - count
+    return len(beyond)

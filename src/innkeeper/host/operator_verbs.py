@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from innkeeper.bus.contract import Handler, ServerCall
 from innkeeper.core import host_verbs as verbs
-from innkeeper.core.metric import Reading, families
+from innkeeper.core.metric import families
 from innkeeper.diagnosis import Diagnosis
 from innkeeper.errors import InvalidRequestError
+from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.metrics import HostMetrics
+from innkeeper.host.readings import HostReadings
 from innkeeper.host.verbs import bind_handler
 from innkeeper.log_setup import LEVELS, LogLevel
-
-Readings = Callable[[], Awaitable[Iterable[Reading]]]
 
 
 class OperatorVerbs:
     """Translates the operator's calls."""
 
-    def __init__(self, *, level: LogLevel, metrics: HostMetrics, readings: Readings) -> None:
+    def __init__(
+        self, *, level: LogLevel, metrics: HostMetrics, readings: HostReadings, garbage: GarbageCollector
+    ) -> None:
+        self._garbage = garbage
         self._level = level
         self._metrics = metrics
         self._readings = readings
@@ -32,6 +36,8 @@ class OperatorVerbs:
             verbs.Diagnose.verb: bind_handler(verbs.Diagnose, self._diagnose),
             verbs.SetLogLevel.verb: bind_handler(verbs.SetLogLevel, self._set_log_level),
             verbs.ReadMetrics.verb: bind_handler(verbs.ReadMetrics, self._read_metrics),
+            verbs.CollectGarbage.verb: bind_handler(verbs.CollectGarbage, self._collect_garbage),
+            verbs.DescribeCapacity.verb: bind_handler(verbs.DescribeCapacity, self._describe_capacity),
         }
 
     async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:
@@ -39,6 +45,14 @@ class OperatorVerbs:
 
     async def _read_metrics(self, request: verbs.ReadMetrics, call: ServerCall) -> dict[str, Any]:
         return {"families": [*self._metrics.families(), *families(await self._readings())]}
+
+    async def _collect_garbage(self, request: verbs.CollectGarbage, call: ServerCall) -> dict[str, Any]:
+        keep = frozenset(request.keep_images)
+        found = await (self._garbage.remove(keep) if request.remove else self._garbage.find(keep))
+        return {"items": [asdict(one) for one in found]}
+
+    async def _describe_capacity(self, request: verbs.DescribeCapacity, call: ServerCall) -> dict[str, Any]:
+        return self._readings.capacity()
 
     async def _set_log_level(self, request: verbs.SetLogLevel, call: ServerCall) -> dict[str, Any]:
         if request.level is not None:

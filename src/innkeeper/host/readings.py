@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from innkeeper.core.metric import Reading, by_label, counter, gauge
 from innkeeper.errors import InnkeeperError
-from innkeeper.host.admission import Admission, committed_mb
+from innkeeper.host.admission import Admission, Load, committed_mb, total_memory_mb
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.fleet import Fleet
@@ -59,6 +60,26 @@ class HostReadings:
             ),
             *self.vitals.readings(),
         ]
+
+    def capacity(self) -> dict[str, Any]:
+        """See DescribeCapacity."""
+        loads = self.fleet.loads()
+        warm = [Load(machine.record.shape.memory_mb, machine.frozen) for machine in self.fleet.warm.machines()]
+        return {
+            "memory_mb": total_memory_mb(),
+            "memory_reserve_mb": self.admission.memory_reserve_mb,
+            "memory_overcommit": self.admission.memory_overcommit,
+            "memory_limit_mb": self.admission.memory_limit_mb(),
+            "memory_committed_mb": committed_mb(loads),
+            "memory_warm_mb": committed_mb(warm),
+            "disk_free_mb": self.disks.free_bytes() // MIB,
+            "disk_reserve_mb": self.admission.disk_reserve_mb,
+            "disk_pool_mb": self.disks.total_bytes() // MIB,
+            "slots": self.network.plan.capacity,
+            "slots_used": len(self.network.in_use),
+            "starts_waiting": self.fleet.waiting_starts,
+            "executions_waiting": self.turns.waiting,
+        }
 
     def _queues(self) -> list[Reading]:
         machines = self.fleet.machines()

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter
 
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
-from innkeeper.api.v1.operator_schemas import DiagnosisAsk, DrainChange, LevelAnswer, LogLevelChange
+from innkeeper.api.v1.operator_schemas import (
+    CapacityAnswer,
+    DiagnosisAsk,
+    DrainChange,
+    GarbageAnswer,
+    GarbageAsk,
+    GarbageItem,
+    LevelAnswer,
+    LogLevelChange,
+    ProfileRoomAnswer,
+)
 from innkeeper.api.v1.schemas import HostAnswer
-from innkeeper.control import diagnosis, hosts
+from innkeeper.control import capacity, diagnosis, garbage, hosts
+from innkeeper.control.capacity import CapacityReport
 from innkeeper.control.context import Control
 from innkeeper.control.diagnosis import ProcessLevel
 from innkeeper.control.hosts import HostView
@@ -26,6 +38,18 @@ def add_routes(router: APIRouter, control: Control) -> None:
                 control, principal, host_id, draining=body.draining, deadline_seconds=body.deadline_seconds
             )
         )
+
+    @router.get("/v1/hosts/{host_id}/capacity")
+    async def report_capacity(principal: CurrentPrincipal, host_id: PathUuid) -> CapacityAnswer:
+        """What the host has room for, and what bounds it. Scope `admin`."""
+        return _capacity(await capacity.report(control, principal, host_id))
+
+    @router.post("/v1/hosts/{host_id}/gc")
+    async def collect_garbage(principal: CurrentPrincipal, host_id: PathUuid, body: GarbageAsk) -> GarbageAnswer:
+        """What takes disk space on the host and nothing needs; removed when `remove` says so. Scope `admin`."""
+        found = await garbage.collect(control, principal, host_id, remove=body.remove)
+        items = [GarbageItem(kind=one.kind, name=one.name, size_bytes=one.size_bytes) for one in found]
+        return GarbageAnswer(removed=body.remove, items=items, total_bytes=sum(one.size_bytes for one in found))
 
     @router.post("/v1/diagnosis")
     async def look_into(principal: CurrentPrincipal, body: DiagnosisAsk) -> dict[str, Any]:
@@ -57,6 +81,27 @@ def host_answer(view: HostView) -> HostAnswer:
         open_calls=view.open_calls,
         reachable=view.reachable,
         **{name: view.status.get(name) for name in HostAnswer.model_fields.keys() - _OWN_FIELDS},
+    )
+
+
+def _capacity(report: CapacityReport) -> CapacityAnswer:
+    return CapacityAnswer(
+        host_id=report.host.id,
+        name=report.host.name,
+        draining=report.host.draining,
+        **dataclasses.asdict(report.capacity),
+        instances=report.instances,
+        profiles=[
+            ProfileRoomAnswer(
+                profile_id=one.profile.id,
+                profile_name=one.profile.name,
+                organization=one.organization,
+                memory_mb=one.profile.memory_mb,
+                more=one.room.count,
+                bound_by=one.room.bound_by,
+            )
+            for one in report.profiles
+        ],
     )
 
 

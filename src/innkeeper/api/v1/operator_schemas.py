@@ -46,3 +46,61 @@ class LevelAnswer(BaseModel):
     process: str = Field(description="`api` or `host`.")
     host_id: UUID | None
     level: str
+
+
+class ProfileRoomAnswer(BaseModel):
+    """How many more rooms of a profile would be taken now."""
+
+    profile_id: UUID
+    profile_name: str
+    organization: str
+    memory_mb: int
+    more: int = Field(description="Rooms that would be taken, were no other profile's made.")
+    bound_by: str = Field(description="`memory`, `disk`, `slots`, `organization` or `draining`.")
+
+
+class CapacityAnswer(BaseModel):
+    """What a host has room for, in MiB."""
+
+    host_id: UUID
+    name: str
+    draining: bool
+    memory_mb: int
+    memory_reserve_mb: int
+    memory_overcommit: float
+    memory_limit_mb: int = Field(description="What guests may be promised: (memory - reserve) x overcommit.")
+    memory_committed_mb: int = Field(description="What they are promised; frozen ones count a quarter.")
+    memory_warm_mb: int = Field(description="Of these, what warm guests would give up for an instance.")
+    disk_free_mb: int
+    disk_reserve_mb: int
+    disk_pool_mb: int
+    slots: int = Field(description="Places on the network.")
+    slots_used: int
+    starts_waiting: int
+    executions_waiting: int
+    instances: dict[str, int] = Field(description="By state.")
+    profiles: list[ProfileRoomAnswer]
+
+
+class GarbageAsk(BaseModel):
+    """Body of POST /v1/hosts/{host_id}/gc."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    remove: bool = Field(False, description="Remove it; else it is only listed.")
+
+
+class GarbageItem(BaseModel):
+    """A thing that nothing needs."""
+
+    kind: str = Field(description="`image`, `temporary`, `trash`, `agent`, `disk`, `baseline` or `journals`.")
+    name: str
+    size_bytes: int
+
+
+class GarbageAnswer(BaseModel):
+    """What could go, or went."""
+
+    removed: bool
+    items: list[GarbageItem]
+    total_bytes: int

@@ -63,6 +63,10 @@ class DiskPool:
             free.append(_free(self.backing.parent))
         return min(free)
 
+    def total_bytes(self) -> int:
+        """The size of the file system that disks lie on; a sparse pool may be larger than what is behind it."""
+        return shutil.disk_usage(self.directory).total
+
     async def close(self) -> None:
         """Unmount the pool where it is one of ours; disks still in use keep it alive until they are unmounted."""
         if self.backing:

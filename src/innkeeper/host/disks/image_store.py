@@ -172,20 +172,28 @@ class ImageStore:
 
     async def collect(self, in_use: frozenset[str]) -> dict[str, int]:
         """Remove the images that have no name any more and are not `in_use` (digests); returns the digests that went and their bytes."""
-        named = {record.digest for record in self.list()}
-        named |= {mark.name.removesuffix(KEPT) for mark in self.directory.glob(f"*{KEPT}")}
         gone = {}
-        for path in self.directory.glob("*.erofs"):
-            if path.stem in named or path.stem in in_use:
-                continue
-            size_bytes = path.stat().st_size
-            target = self.mounts_directory / path.stem
+        for digest, size_bytes in self.doomed(in_use).items():
+            target = self.mounts_directory / digest
             await mounts.umount(target)
             if target.exists():
                 target.rmdir()
-            path.unlink()
-            gone[path.stem] = size_bytes
+            (self.directory / f"{digest}.erofs").unlink()
+            gone[digest] = size_bytes
         return gone
+
+    def doomed(self, in_use: frozenset[str], *, keep: frozenset[str] | None = None) -> dict[str, int]:
+        """The digests that `collect` would remove, after a `release` of all but `keep` where that is given, and their bytes."""
+        named = {record.digest for record in self.list()}
+        for mark in self.directory.glob(f"*{KEPT}"):
+            digest = mark.name.removesuffix(KEPT)
+            if keep is None or digest in keep or self._held[digest]:
+                named.add(digest)
+        return {
+            path.stem: path.stat().st_size
+            for path in self.directory.glob("*.erofs")
+            if path.stem not in named and path.stem not in in_use
+        }
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:

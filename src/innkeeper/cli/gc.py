@@ -1,0 +1,36 @@
+"""`inn gc`: what takes disk space and nothing needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from innkeeper.cli.connection import connect
+from innkeeper.cli.options import Json
+from innkeeper.cli.printing import human_size, print_json, print_table, say
+
+
+def gc(
+    ctx: typer.Context,
+    host: Annotated[
+        str | None,
+        typer.Argument(metavar="[HOST]", help="Name or id; not needed where there is one.", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only listed.")] = False,
+    json: Json = False,
+) -> None:
+    """List what takes disk space on a host and nothing needs, with sizes; remove it with --yes. Safe while the server runs.
+
+    Files of images that nobody names and nothing stands on, temporary files older than an hour, what was left of removed rooms, guest agents of
+    earlier versions that no guest uses, journals beyond a room's limits.
+    """
+    server = connect(ctx)
+    path = f"/v1/hosts/{server.host(host)['id']}/gc"
+    found: dict[str, Any] = server.call("POST", path, {"remove": yes})
+    if json:
+        print_json(found)
+        return
+    rows = [(one["kind"], one["name"], human_size(one["size_bytes"])) for one in found["items"]]
+    print_table(("KIND", "NAME", "SIZE"), rows, empty="nothing")
+    say(f"{'removed' if yes else 'to be removed with --yes'}: {human_size(found['total_bytes'])}")

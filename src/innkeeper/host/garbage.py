@@ -1,0 +1,191 @@
+"""Garbage: what takes disk space and nothing that lives needs. Looked for, and removed, while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from innkeeper.errors import InnkeeperError
+from innkeeper.host import journal
+from innkeeper.host.directories import Directories
+from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.fleet import Fleet
+from innkeeper.host.machine_builder import MachineBuilder
+from innkeeper.host.retention import DAY_SECONDS
+
+# Whatever makes temporary files is done with them, or killed, long before: an image build may take half an hour.
+STALE_SECONDS = 3_600.0
+TEMPORARY = (".build-*", ".template-*", ".reflink-*", ".pool-*", ".inn-probe-*")
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A thing to remove. `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `baseline` or `journals`; bytes are those that it really takes."""
+
+    kind: str
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageCollector:
+    """Knows what lives. `collect_images` removes the files of images but for the digests that it is given."""
+
+    directories: Directories
+    disks: DiskPool
+    images: ImageStore
+    fleet: Fleet
+    builder: MachineBuilder
+    agent_dir: Path
+    collect_images: Callable[[frozenset[str]], Awaitable[object]]
+    execution_retention_days: int
+
+    async def find(self, keep_images: frozenset[str]) -> list[Garbage]:
+        """What could go now. `keep_images` are the digests that organizations' images name."""
+        return [*self._images(keep_images), *await asyncio.to_thread(self._rest)]
+
+    async def remove(self, keep_images: frozenset[str]) -> list[Garbage]:
+        """Remove it; what went. Each is looked at once more just before, so what came to life meanwhile stays."""
+        found = await self.find(keep_images)
+        if any(one.kind == "image" for one in found):
+            await self.collect_images(keep_images)
+        return [one for one in found if await self._remove(one)]
+
+    async def _remove(self, one: Garbage) -> bool:
+        if one.kind == "image":
+            return self.images.size_of(one.name) is None
+        if one.kind == "disk":
+            return one.name in self._dead_disks() and await self.disks.remove_disk(one.name)
+        if one.kind == "journals":
+            folders, keep = self._journal_folders(one.name), self._running(one.name)
+            await asyncio.to_thread(journal.prune, *folders, keep=keep, older_than=self._oldest())
+            return True
+        path = self.directories.host / one.name
+        if one.kind == "baseline" and path.name not in {entry.name for entry in self._dead_baselines()}:
+            return False
+        if path.is_dir() and not path.is_symlink():
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        return not path.exists()
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def _images(self, keep: frozenset[str]) -> Iterator[Garbage]:
+        in_use = self.fleet.images_in_use()
+        if in_use is not None:
+            for digest, size_bytes in self.images.doomed(in_use, keep=keep).items():
+                yield Garbage("image", digest, size_bytes)
+
+    def _rest(self) -> list[Garbage]:
+        host, disks = self.directories.host, self.disks.disks()
+        return [
+            *(Garbage("disk", name, disks[name]) for name in sorted(self._dead_disks()) if name in disks),
+            *(
+                self._at("temporary", path)
+                for folder in (host, self.images.directory, self.disks.directory, *_folders(self.disks.directory))
+                for pattern in TEMPORARY
+                for path in sorted(folder.glob(pattern))
+                if _is_stale(path)
+            ),
+            *(self._at("trash", path) for path in sorted(self.directories.trash.iterdir()) if _is_stale(path)),
+            *(self._at("agent", path) for path in self._old_agents()),
+            *(self._at("baseline", path) for path in self._dead_baselines()),
+            *self._old_journals(),
+        ]
+
+    def _at(self, kind: str, path: Path) -> Garbage:
+        return Garbage(kind, str(path.relative_to(self.directories.host)), _size(path))
+
+    def _living(self) -> set[str]:
+        return {machine.id for machine in self.fleet.held()} | self.builder.under_way
+
+    def _dead_disks(self) -> set[str]:
+        """Disks that no instance and no machine has; none while a record cannot be read."""
+        names = set(self.disks.disks())
+        try:
+            return names - self.fleet.owned_disks() - self._living()
+        except InnkeeperError:
+            return set()
+
+    def _dead_baselines(self) -> list[Path]:
+        living = self._living()
+        return [
+            path
+            for path in sorted(self.directories.changes.iterdir())
+            if path.name not in living and not (self.directories.instances / path.name).exists()
+        ]
+
+    def _old_agents(self) -> list[Path]:
+        """Agents of earlier versions of the server that no machine's plan names."""
+        plans = "".join(_text(path) for path in self.directories.machines.glob("*/**/config.json"))
+        return [
+            path
+            for path in sorted(self.agent_dir.parent.iterdir())
+            if path != self.agent_dir and str(path) not in plans and _is_stale(path)
+        ]
+
+    def _old_journals(self) -> Iterator[Garbage]:
+        for instance_id in self.fleet.disks():
+            name = str(instance_id)
+            folders, keep = self._journal_folders(name), self._running(name)
+            over = journal.beyond_limits(*folders, keep=keep, older_than=self._oldest())
+            if over:
+                yield Garbage("journals", name, sum(over.values()))
+
+    def _oldest(self) -> float:
+        return time.time() - self.execution_retention_days * DAY_SECONDS
+
+    def _journal_folders(self, instance: str) -> tuple[Path, Path]:
+        return self.fleet.journals(UUID(instance)), self.directories.changes / instance
+
+    def _running(self, instance: str) -> frozenset[str]:
+        return frozenset(
+            execution
+            for machine in self.fleet.held()
+            if str(machine.record.instance_id) == instance
+            for execution in machine.journals
+        )
+
+
+def _folders(directory: Path) -> Iterable[Path]:
+    return [path for path in directory.iterdir() if path.is_dir()]
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether nothing in it was written for an hour; also false for what is gone meanwhile."""
+    try:
+        newest = max(_entry.stat(follow_symlinks=False).st_mtime for _entry in (path, *_below(path)))
+    except FileNotFoundError:
+        return False
+    return time.time() - newest > STALE_SECONDS
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for entry in (path, *_below(path)):
+        with suppress(FileNotFoundError):
+            total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def _below(path: Path) -> Iterator[Path]:
+    if path.is_dir() and not path.is_symlink():
+        for folder, names, files in os.walk(path):
+            yield from (Path(folder) / name for name in (*names, *files))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
