@@ -1,12 +1,15 @@
 """The systemd units are ones that systemd understands."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from innkeeper.api_process import STOP_GRACE_SECONDS
 from innkeeper.host.linux.cgroup import DELEGATED
+from innkeeper.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -48,3 +51,33 @@ def test_guests_outlive_the_server_and_have_groups_of_their_own():
     guests = DEPLOY / Path(DELEGATED).name
     assert "\nDelegate=yes\n" in guests.read_text()
     assert text.count(guests.name) >= 2
+
+
+def exposure(tmp_path, *changes):
+    """What `systemd-analyze security` thinks of the server's unit: 0 (closed) to 10."""
+    text = (DEPLOY / "innkeeper.service").read_text()
+    for old, new in changes:
+        text = text.replace(old, new)
+    copy = tmp_path / "innkeeper.service"
+    copy.write_text(text)
+    argv = ["systemd-analyze", "security", "--offline=true", "--no-pager", copy]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    found = re.search(r"Overall exposure level for innkeeper.service: ([0-9.]+)", done.stdout)
+    if found is None:
+        pytest.skip(f"systemd-analyze cannot judge a file here: {done.stderr.strip()[:200]}")
+    return float(found[1])
+
+
+def test_the_hardening_that_is_left_is_not_lost(tmp_path):
+    score = exposure(tmp_path)
+    print(f"systemd-analyze security: exposure {score} of 10")
+    # Nearly all of the rest would stand between the server and its trade: see the unit's own reasons.
+    assert score <= 9.1
+    assert exposure(tmp_path, ("CapabilityBoundingSet=", "#")) > score
+
+
+def test_systemd_waits_longer_than_the_server_takes_to_stop():
+    text = (DEPLOY / "innkeeper.service").read_text()
+    patience = int(re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[1])
+    # What is left is the daemon's own.
+    assert patience >= Settings().stop_seconds + STOP_GRACE_SECONDS + 10

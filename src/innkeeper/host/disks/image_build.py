@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ from innkeeper.host.linux import command
 EROFS_OPTIONS = "-zlz4 -C65536"
 BUILD_TIMEOUT_SECONDS = 1800
 TAIL_LINES = 15
+# A step that says nothing for longer than this looks as if it hung.
+REMIND_SECONDS = 5.0
+REMINDER_CHARACTERS = 100
 # The host's way to the outside, where it is said by environment and not in apt's own settings.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -174,6 +178,32 @@ def build_environment(outside: Mapping[str, str]) -> dict[str, str]:
     return {**command.MINIMAL_ENVIRONMENT, **proxies}
 
 
+class _Told:
+    """What people are told of a build: each step, and every few seconds of a long one how long it has taken and what its tool said last."""
+
+    def __init__(self, name: str, tail: deque[str], progress: Callable[[str], None]) -> None:
+        self._name = name
+        self._tail = tail
+        self._progress = progress
+        self._step = "preparing"
+        self._began = time.monotonic()
+
+    def step(self, text: str) -> None:
+        """The next step begins."""
+        self._step, self._began = text, time.monotonic()
+        self._tail.clear()
+        self._progress(f"image {self._name}: {text}")
+
+    async def remind(self) -> None:
+        """Say every few seconds that the step is still going on, until cancelled."""
+        while True:
+            await asyncio.sleep(REMIND_SECONDS)
+            seconds = time.monotonic() - self._began
+            if seconds >= REMIND_SECONDS:
+                last = f": {self._tail[-1][:REMINDER_CHARACTERS]}" if self._tail else ""
+                self._progress(f"image {self._name}: {self._step}, {seconds:.0f} s so far{last}")
+
+
 async def _build_tree(name: str, work: Path, progress: Callable[[str], None]) -> None:
     process = await command.spawn(
         build_argv(work),
@@ -182,19 +212,22 @@ async def _build_tree(name: str, work: Path, progress: Callable[[str], None]) ->
         env=build_environment(os.environ),
     )
     tail: deque[str] = deque(maxlen=TAIL_LINES)
+    told = _Told(name, tail, progress)
+    reminding = asyncio.get_running_loop().create_task(told.remind())
     try:
         async with asyncio.timeout(BUILD_TIMEOUT_SECONDS):
             assert process.stdout is not None  # noqa: S101  # asked for above
             async for raw in process.stdout:
                 line = raw.decode(errors="replace").rstrip()
                 if line.startswith("> "):
-                    progress(f"image {name}: {line[2:]}")
+                    told.step(line[2:])
                 elif line:
                     tail.append(line)
             status = await process.wait()
     except TimeoutError:
         raise ImageBuildFailed(f"image {name}: not built within {BUILD_TIMEOUT_SECONDS} s") from None
     finally:
+        reminding.cancel()
         await asyncio.shield(command.end(process))
     if status != 0:
         raise ImageBuildFailed(f"image {name}: {command.describe_status(status)}:\n" + "\n".join(tail))
