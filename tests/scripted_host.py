@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pydantic import TypeAdapter
+from tests.scripted_builds import ScriptedBuilds
 
 from innkeeper.bus.contract import Data, End, Handler, ServerCall
 from innkeeper.bus.in_process import in_process_bus
@@ -69,6 +70,7 @@ class ScriptedHost:
         self.hold_execute.set()
         self.output = [b"hello\n"]
         self.result: dict[str, Any] = {}
+        self.builds = ScriptedBuilds()
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def count(self, verb: type[Any]) -> int:
@@ -118,6 +120,7 @@ class ScriptedHost:
                 (verbs.ReadMetrics, self._read_metrics),
                 (verbs.CollectGarbage, self._collect_garbage),
                 (verbs.DescribeCapacity, self._describe_capacity),
+                *self.builds.answers(),
             )
         }
 

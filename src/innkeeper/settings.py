@@ -148,6 +148,23 @@ class Settings(BaseModel):
             description="MiB that the images of one organization may have together; beyond that no new one is begun.",
         ),
     ] = 51_200
+    build_vcpus: Annotated[int, Field(ge=1, le=64, description="Processors of a guest that builds an image.")] = 2
+    build_memory_mb: Annotated[int, Field(ge=128, description="MiB of memory of a guest that builds an image.")] = 2048
+    build_disk_mb: Annotated[int, Field(ge=256, description="MiB of disk of a guest that builds an image.")] = 10_240
+    build_timeout_seconds: Annotated[
+        int, Field(ge=1, le=86_400, description="Time limit of a whole image build; a single step has at most an hour.")
+    ] = 7_200
+    build_context_mb: Annotated[
+        int, Field(ge=1, description="MiB that the files sent along with an image build may have.")
+    ] = 1_024
+    build_cache_mb: Annotated[
+        int,
+        Field(ge=0, description="MiB that kept steps of image builds may take on a host; the least recently used go."),
+    ] = 20_480
+    image_max_mb: Annotated[int, Field(ge=1, description="MiB that the file of a built image may have.")] = 16_384
+    max_builds: Annotated[
+        int, Field(ge=1, le=64, description="Image builds at the same time, per organization; more are refused.")
+    ] = 2
     runsc: Annotated[str, Field(description="The runsc binary, a path or a name in PATH.")] = "runsc"
     runsc_platform: Annotated[
         Literal["auto", "systrap", "ptrace", "kvm"],

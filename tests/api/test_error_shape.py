@@ -28,6 +28,8 @@ def fill(api: Any, template: str, **values: str) -> str:
         "instance_id": str(uuid4()),
         "token_id": str(uuid4()),
         "name": "default",
+        "build_id": str(uuid4()),
+        "host_id": str(uuid4()),
     }
     return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
 
@@ -47,6 +49,10 @@ def check(answer: Any, path: str, status: int | set[int], code: str | None = Non
         assert answer.headers["www-authenticate"].startswith("Bearer")
     if answer.status_code in (429, 503):
         assert int(answer.headers["retry-after"]) >= 1
+
+
+# Bodies that are taken as they are.
+STREAMED = ("/file/{path}", "/context")
 
 
 def needs_token(path: str) -> bool:
@@ -104,7 +110,7 @@ async def test_bad_bodies(api: Any) -> None:
     ]
     for template, methods in routes(api):
         for method in methods & BODIES:
-            if template.endswith("/file/{path}"):
+            if template.endswith(STREAMED):
                 continue
             for body, headers in bad:
                 answer = await api.client.request(method, fill(api, template), content=body, headers=headers)
@@ -118,7 +124,7 @@ async def test_too_large_bodies(api: Any) -> None:
 
     for template, methods in routes(api):
         for method in methods & BODIES:
-            if template.endswith("/file/{path}"):
+            if template.endswith(STREAMED):
                 continue
             headers = {"Content-Type": "application/json"}
             declared = {**headers, "Content-Length": str(1 << 33)}
@@ -136,8 +142,8 @@ async def test_unknown_ids(api: Any) -> None:
                     continue
                 path = fill(api, template, **{name: str(uuid4())})
                 answer = await api.client.request(method, path, **body_for(template, method))
-                if template.startswith("/v1/organizations"):
-                    # Who may not change organizations does not learn their names either.
+                if template.startswith(("/v1/organizations", "/v1/hosts")):
+                    # Who is not the operator does not learn which of them there are either.
                     check(answer, template, 403, "forbidden")
                     continue
                 check(answer, template, 404)
@@ -149,6 +155,8 @@ async def test_unknown_ids(api: Any) -> None:
 def body_for(template: str, method: str) -> dict[str, Any]:
     if method == "PATCH":
         return {"json": {}}
+    if template.endswith("/drain"):
+        return {"json": {"draining": True}}
     if template.endswith("/command"):
         return {"json": {"command": "true"}}
     if template.endswith("/file/{path}") and method == "PUT":

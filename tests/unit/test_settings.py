@@ -19,6 +19,14 @@ from innkeeper.settings_file import find_settings_file, home_of
 KEY = base64.b64encode(b"hunter2 " * 4).decode()
 
 RANGES = {
+    "build_vcpus": (1, 64),
+    "build_memory_mb": (128, None),
+    "build_disk_mb": (256, None),
+    "build_timeout_seconds": (1, 86_400),
+    "build_context_mb": (1, None),
+    "build_cache_mb": (0, None),
+    "image_max_mb": (1, None),
+    "max_builds": (1, 64),
     "port": (1, 65_535),
     "room_wait_seconds": (0.001, 600),
     "default_command_timeout_seconds": (1, 3_600),

@@ -22,6 +22,7 @@ from innkeeper.api.rate_limit import AddressRateLimit
 from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
+from innkeeper.api.v1.image_builds import CONTEXT_PATH
 from innkeeper.control.context import Control
 from innkeeper.core.token import Principal
 
@@ -65,7 +66,7 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/v1/",),
             v1.error_shape,
-            JsonGate(build_json_app(own_routes), bearer_or_key),
+            JsonGate(build_json_app(own_routes), bearer_or_key, streamed=CONTEXT_PATH),
             routes_of(own_routes),
         ),
         Surface(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import UUID
@@ -89,14 +90,19 @@ def _methods(router: APIRouter, scope: Scope) -> set[str]:
 class JsonGate:
     """Authenticates, then reads the whole (bounded, checked) body, then lets FastAPI have the request."""
 
-    def __init__(self, app: FastAPI, authenticate: Authenticate) -> None:
+    def __init__(self, app: FastAPI, authenticate: Authenticate, *, streamed: str | None = None) -> None:
         self._app: ASGIApp = app
         self._authenticate = authenticate
+        # Paths whose PUT reads its body itself, as it comes.
+        self._streamed = None if streamed is None else re.compile(streamed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; errors are raised."""
         scope[PRINCIPAL] = await self._authenticate(scope)
-        decode_text(raw_path(scope), "path")
+        path = decode_text(raw_path(scope), "path")
+        if self._streamed is not None and scope["method"] == "PUT" and self._streamed.fullmatch(path):
+            await self._serve(scope, receive, send)
+            return
         body = await read_json_body(scope, receive)
         sent = False
 
@@ -107,8 +113,11 @@ class JsonGate:
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
+        await self._serve(scope, replay, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._app(scope, replay, send)
+            await self._app(scope, receive, send)
         finally:
             route = scope.get("route")
             if route is not None:

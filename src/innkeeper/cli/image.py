@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from innkeeper.cli import image_build
 from innkeeper.cli.connection import connect, encode_segment
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import human_size, print_fields, print_json, print_table, say
@@ -15,6 +16,10 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the image, wi
 
 app = typer.Typer(help="Images that rooms start from.", no_args_is_help=True)
 app.command("build-shipped")(build_shipped)
+app.command()(image_build.build)
+app.command()(image_build.builds)
+app.command()(image_build.log)
+app.command()(image_build.cancel)
 
 
 @app.callback()
@@ -64,13 +69,20 @@ def rm(ctx: typer.Context, name: Name) -> None:
 
 
 @app.command()
-def gc(ctx: typer.Context, json: Json = False) -> None:
+def gc(
+    ctx: typer.Context,
+    build_cache: Annotated[bool, typer.Option("--build-cache", help="Remove all kept steps of builds too.")] = False,
+    json: Json = False,
+) -> None:
     """Remove the files of images that nobody has and nothing uses any more. For the operator alone."""
-    done: dict[str, Any] = connect(ctx).call("POST", "/v1/image-gc", {})
+    done: dict[str, Any] = connect(ctx).call("POST", "/v1/image-gc", {"build_cache": build_cache})
     if json:
         print_json(done)
         return
-    say(f"removed {len(done['digests'])} files, {human_size(done['freed_bytes'])}")
+    say(
+        f"removed {len(done['digests'])} files and {done['build_steps']} build steps, {human_size(done['freed_bytes'])}; "
+        f"{human_size(done['build_cache_bytes'])} of build steps are kept"
+    )
 
 
 def _plain(value: object) -> object:

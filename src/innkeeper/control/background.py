@@ -9,7 +9,16 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.control import expiry, hosts, images, provisioning, reconciler, retention, warm_pools
+from innkeeper.control import (
+    expiry,
+    hosts,
+    image_builds,
+    images,
+    provisioning,
+    reconciler,
+    retention,
+    warm_pools,
+)
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.write_behind import FLUSH_SECONDS
@@ -94,6 +103,7 @@ async def _load(control: Control) -> None:
     control.images = ImageTable(await control.database.read(image_store.every))
     if control.database.exclusive:
         await images.fail_interrupted(control)
+        await image_builds.recover(control)
     now = time.time()
     for room, instance in await control.database.read(rooms.every):
         stored = control.profiles.get(room.profile_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from innkeeper.blobs.contract import Blobs
@@ -25,6 +26,9 @@ from innkeeper.settings import Settings
 from innkeeper.store.database import Database
 from innkeeper.store.profiles import StoredProfile
 from innkeeper.vitals import Vitals
+
+if TYPE_CHECKING:
+    from innkeeper.control.image_builds import LiveBuild
 
 
 class Control:
@@ -52,6 +56,7 @@ class Control:
         self.organizations: dict[UUID, Organization] = {}
         self.images = ImageTable()
         self.image_users = ImageUsers()
+        self.builds: dict[UUID, LiveBuild] = {}
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
         self.profile_used: dict[UUID, float] = {}

@@ -11,6 +11,7 @@ import structlog
 
 from innkeeper.control import audit, clock
 from innkeeper.control.access import require, require_any
+from innkeeper.core.build_verbs import CollectSteps
 from innkeeper.core.host_verbs import CollectImages, ListImages, to_wire
 from innkeeper.core.image import Image, ImageSource, ImageStatus, ShippedImage, validate_image_name
 from innkeeper.core.image_config import ImageConfig
@@ -38,6 +39,8 @@ class Collected:
 
     digests: tuple[str, ...]
     freed_bytes: int
+    build_steps: int
+    build_cache_bytes: int
 
 
 async def list_images(control: Control, principal: Principal) -> list[Image]:
@@ -203,27 +206,37 @@ def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-async def collect(control: Control, principal: Principal) -> Collected:
-    """Remove from the hosts what no image of any organization stands for and nothing uses. Only the operator may."""
+async def collect(control: Control, principal: Principal, *, build_cache: bool = False) -> Collected:
+    """Remove from the hosts what no image of any organization stands for and nothing uses, and kept build steps that are of no use; with `build_cache`
+    all of these. Only the operator may.
+    """
     require(principal, Scope.ADMIN)
-    return await collect_everywhere(control)
+    return await collect_everywhere(control, build_cache=build_cache)
 
 
-async def collect_everywhere(control: Control) -> Collected:
+async def collect_everywhere(control: Control, *, build_cache: bool = False) -> Collected:
     """As `collect`, for the server itself; a host that does not answer is left for the next time."""
     digests: set[str] = set()
-    freed = 0
+    freed = steps = cache_bytes = 0
     for host in control.hosts:
         if host.host.id not in control.bus.hosts():
             continue
         try:
             answer = await _collect_on(control, host.host.id)
+            kept = await _collect_steps_on(control, host.host.id, everything=build_cache)
         except InnkeeperError as error:
             log.warning("a host could not collect images", host_id=str(host.host.id), reason=error.message)
             continue
         digests |= set(map(str, answer["removed"]))
-        freed += int(answer["freed_bytes"])
-    return Collected(tuple(sorted(digests)), freed)
+        freed += int(answer["freed_bytes"]) + int(kept["freed_bytes"])
+        steps += int(kept["removed"])
+        cache_bytes += int(kept["cache_bytes"])
+    return Collected(tuple(sorted(digests)), freed, steps, cache_bytes)
+
+
+async def _collect_steps_on(control: Control, host_id: UUID, *, everything: bool) -> dict[str, Any]:
+    request = CollectSteps(everything=everything)
+    return await control.bus.request(host_id, CollectSteps.verb, to_wire(request), timeout_seconds=COLLECT_SECONDS)
 
 
 async def _collect_on(control: Control, host_id: UUID) -> dict[str, Any]:

@@ -31,6 +31,16 @@ def choose(control: Control, profile: Profile, *, host_id: UUID | None) -> HostE
         for entry in control.hosts
         if entry.host.id in reachable and _serves(entry, profile) and host_id in (None, entry.host.id)
     ]
+    return _least_used(control, able)
+
+
+def choose_for_build(control: Control) -> HostEntry:
+    """The host for the guests of an image build: all on one, where the files of one are kept for the next. Raises NoHostError."""
+    reachable = set(control.bus.hosts())
+    return _least_used(control, [entry for entry in control.hosts if entry.host.id in reachable])
+
+
+def _least_used(control: Control, able: list[HostEntry]) -> HostEntry:
     fit = [entry for entry in able if not entry.host.draining]
     if not fit:
         raise HostDrainingError if able else NoHostError

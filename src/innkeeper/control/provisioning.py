@@ -121,10 +121,10 @@ async def _create(
     event = audit.event(
         principal, "room.create", "instance", instance.id, {"profile_id": str(profile.id), "room_id": room_id}
     )
-    organization = await _organization(control, profile.organization_id)
+    organization = await organization_of(control, profile.organization_id)
 
     def insert(connection: sa.Connection) -> None:
-        _check_limits(connection, organization, profile.memory_mb)
+        check_limits(connection, organization, profile.memory_mb)
         instances.insert(connection, instance, lock_token=lease, now=created_at, ttl_seconds=LEASE_SECONDS)
         rooms.insert(connection, room)
         audit_events.insert(connection, event)
@@ -145,7 +145,8 @@ async def _create(
     return remember(control, stored, room, instance), lease
 
 
-async def _organization(control: Control, organization_id: UUID) -> Organization | None:
+async def organization_of(control: Control, organization_id: UUID) -> Organization | None:
+    """The organization with its limits, from memory where it is there."""
     organization = control.organizations.get(organization_id)
     if organization is None:
         organization = await control.database.read(organizations.get, organization_id)
@@ -154,7 +155,7 @@ async def _organization(control: Control, organization_id: UUID) -> Organization
     return organization
 
 
-def _check_limits(connection: sa.Connection, organization: Organization | None, memory_mb: int) -> None:
+def check_limits(connection: sa.Connection, organization: Organization | None, memory_mb: int) -> None:
     """Refuse an instance beyond the organization's limits, in the transaction that would store it."""
     if organization is None or (organization.max_instances is None and organization.max_memory_mb is None):
         return

@@ -47,6 +47,9 @@ class EnsureMachine:
     user: str | None = None
     workdir: str | None = None
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    # For image builds: a kept step whose disk the new one is a copy of, and a guest in which nothing runs but what is asked for.
+    step_key: str | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class ListMachines:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Run a shell line in a ready machine.
+    """Run a shell line in a ready machine; or with `argv` a program without a shell, in an environment of `env` and HOME alone, and without a scan.
 
     The opener sends DATA (stdin, when `stdin`) and END. Streams: DATA output, at most `answer_bytes` of it unless `stream`.
     Answer: `{"exit_code", "signal", "timed_out", "duration_ms", "output_bytes", "output_truncated",
@@ -89,6 +92,8 @@ class Execute:
     stdin: bool = False
     stream: bool = False
     answer_bytes: int = 1_048_576
+    argv: tuple[str, ...] = ()
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

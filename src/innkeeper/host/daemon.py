@@ -24,10 +24,12 @@ from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
 from innkeeper.host import recovery, retention
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
+from innkeeper.host.build_steps import BuildSteps
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.drivers.gvisor import GvisorDriver
 from innkeeper.host.executions import Executions
@@ -148,11 +150,18 @@ async def run_daemon(
         admission = Admission(
             settings.memory_overcommit, settings.memory_reserve_mb, settings.disk_reserve_mb, pool.free_bytes
         )
+        steps = StepCache(
+            pool,
+            limit_bytes=settings.build_cache_mb * MIB,
+            has_image=lambda digest: (store.directory / f"{digest}.erofs").exists(),
+        )
+        await asyncio.to_thread(steps.sweep)
         fleet = Fleet(
             directories=directories,
             builder=builder,
             admission=admission,
             changes=changes,
+            steps=steps,
             max_starts=settings.max_starts,
             on_failure=lambda instance_id, failure: watchers.publish(
                 {"type": "machine.failed", "instance_id": str(instance_id), "failure": failure}
@@ -257,7 +266,16 @@ async def run_daemon(
                 execution_retention_days=settings.execution_retention_days,
             ),
         )
-        handlers = {**verbs.handlers(), **operator.handlers()}
+        builds = BuildSteps(
+            fleet=fleet,
+            disks=pool,
+            images=store,
+            cache=steps,
+            uid=nobody.pw_uid,
+            gid=nobody.pw_gid,
+            max_image_bytes=settings.image_max_mb * MIB,
+        )
+        handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers()}
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 

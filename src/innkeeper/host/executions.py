@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ PRUNE_EVERY = 64
 MAX_TIMEOUT_SECONDS = 3_600.0
 # What a guest may claim to have dropped while nobody read; the rest of the claim is not believed. Offsets stay far below 2**63.
 MAX_SKIP_BYTES = 1 << 40
+NO_CHANGES: Mapping[str, Any] = {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
 
 
 @dataclass(slots=True)
@@ -162,8 +163,12 @@ class Executions:
             machine.fail("The guest agent did not end a command at its time limit")
             self._lose(execution, InstanceFailedError(machine.failure))
         except FileMissingError as error:
-            # The only path in the request is its working directory; "file not found" would sound as if a file had been asked for.
-            lost = InstanceFailedError(GUEST_RESTARTED) if resumed else InvalidRequestError(f"cwd: {error.message}")
+            # The only path in a shell line's request is its working directory; "file not found" would sound as if a file had been asked for.
+            lost = (
+                InstanceFailedError(GUEST_RESTARTED)
+                if resumed
+                else InvalidRequestError(_at_fault(execution.request) + error.message)
+            )
             self._lose(execution, lost)
         except InnkeeperError as error:
             self._lose(execution, error)
@@ -188,7 +193,8 @@ class Executions:
         machine, request, record = execution.machine, execution.request, execution.journal.record
         began = time.monotonic()
         try:
-            await self._changes.ensure_baseline(machine)
+            if not request.argv:
+                await self._changes.ensure_baseline(machine)
         except ChangeScanError as error:
             # The command is what was asked for; its file changes cannot be told, and `files_changed_truncated` says so.
             log.warning("no baseline", machine=machine.id, code=error.code)
@@ -213,7 +219,7 @@ class Executions:
         record.timed_out = bool(exited.get("timed_out"))
         record.duration_ms = round((time.monotonic() - began) * 1000, 3)
         execution.answer_bytes = record.total_bytes
-        changes = await self._changes_of(machine, request.execution_id)
+        changes = NO_CHANGES if request.argv else await self._changes_of(machine, request.execution_id)
         clock.lap("changes")
         record.ended = True
         execution.journal.finish()
@@ -236,7 +242,7 @@ class Executions:
             log.warning("no report of changes", machine=machine.id, code=error.code)
             if error.code in ("bad_baseline", "no_baseline"):
                 self._changes.forget_baseline(machine)
-            return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": True}
+            return {**NO_CHANGES, "files_changed_truncated": True}
 
     async def _attach(self, execution: Execution) -> Stream:
         return await execution.machine.endpoint.open(
@@ -320,14 +326,23 @@ class Executions:
         execution.changed.set()
 
 
+def _at_fault(request: Execute) -> str:
+    return "" if request.argv else "cwd: "
+
+
 def _exec_params(request: Execute) -> dict[str, Any]:
     params: dict[str, Any] = {
         "id": str(request.execution_id),
-        "shell": request.command,
         "merge": True,
         "timeout_ms": int(request.timeout_seconds * 1000),
         "detach_on_cancel": True,
     }
+    if request.argv:
+        params |= {"argv": list(request.argv), "exact_env": True}
+    else:
+        params["shell"] = request.command
+    if request.user is not None:
+        params["user"] = request.user
     if request.cwd is not None:
         params["cwd"] = request.cwd
     if request.env:

@@ -20,10 +20,11 @@ import structlog
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
-from innkeeper.errors import InnkeeperError, InstanceFailedError, InstanceNotFoundError, NoHostError
+from innkeeper.errors import InnkeeperError, InstanceFailedError, InstanceNotFoundError, NoHostError, NotFoundError
 from innkeeper.host.admission import Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
+from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Steps
@@ -50,6 +51,7 @@ class Fleet:
         builder: MachineBuilder,
         admission: Admission,
         changes: FileChanges,
+        steps: StepCache,
         max_starts: int,
         on_failure: OnFailure,
         on_pool_ready: Callable[[str], None],
@@ -60,6 +62,7 @@ class Fleet:
         self._builder = builder
         self._admission = admission
         self._changes = changes
+        self._kept_steps = steps
         self._on_failure = on_failure
         self._by_instance: dict[UUID, Machine] = {}
         # Called with a machine that was used before: it may hold commands that nobody follows.
@@ -160,7 +163,7 @@ class Fleet:
                     self._metrics.count_failed_start(code)
                     raise
                 # First of all: from here on it is the instance's, whatever else fails.
-                self._serve(machine)
+                self._serve(machine, watch=not request.bare)
                 claimed = start == CLAIMED
                 machine.record.boot_trace = steps.trace
                 steps.stamp_remaining()
@@ -176,7 +179,13 @@ class Fleet:
 
     async def _obtain(self, request: EnsureMachine, steps: Steps) -> tuple[Machine, str]:
         disk = self._directories.disk_of(request.instance_id)
-        if disk is None:
+        copy_of = None
+        if disk is None and request.step_key is not None:
+            kept = self._kept_steps.get(request.step_key)
+            if kept.image_digest != request.shape.image_digest:
+                raise NotFoundError("The step is kept on another image")
+            copy_of = kept.path
+        if disk is None and not request.bare:
             warm = self.warm.claim(request.shape)
             if warm is not None:
                 try:
@@ -189,7 +198,7 @@ class Fleet:
                     log.warning("a warm guest could not be claimed", machine=warm.id, error=str(error))
                 else:
                     return warm, CLAIMED
-        elif (leaving := self._leaving.get(disk)) is not None:
+        elif disk is not None and (leaving := self._leaving.get(disk)) is not None:
             # Mounted twice, a disk shows the second mount what was there before the first one wrote back, and is ruined.
             await asyncio.wait([leaving])
         self._waiting_cold += 1
@@ -197,7 +206,12 @@ class Fleet:
             async with self._starts:
                 hostname = self._directories.hostname_of(request.instance_id) or request.hostname
                 machine = await self._build(
-                    request.shape, steps=steps, hostname=hostname, disk=disk, instance_id=request.instance_id
+                    request.shape,
+                    steps=steps,
+                    hostname=hostname,
+                    disk=disk,
+                    copy_of=copy_of,
+                    instance_id=request.instance_id,
                 )
         finally:
             self._waiting_cold -= 1
@@ -232,10 +246,11 @@ class Fleet:
                 self._changes.forget_baseline(machine)
         machine.record.save_configured(machine.state_dir)
 
-    def _serve(self, machine: Machine) -> None:
+    def _serve(self, machine: Machine, *, watch: bool) -> None:
         assert machine.record.instance_id is not None  # noqa: S101 - bound before
         self._by_instance[machine.record.instance_id] = machine
-        self._later(self._watch_changes(machine))
+        if watch:
+            self._later(self._watch_changes(machine))
 
     async def _watch_changes(self, machine: Machine) -> None:
         """Have a baseline before the first command, which makes it itself when it is faster. In a thread: it takes up to 5 ms, and nobody waits for it."""
@@ -258,13 +273,20 @@ class Fleet:
         hostname: str | None = None,
         label: str = "room",
         disk: str | None = None,
+        copy_of: Path | None = None,
         instance_id: UUID | None = None,
     ) -> Machine:
         self._admit(shape.memory_mb, for_instance=instance_id is not None)
         self._building_mb += shape.memory_mb
         try:
             machine = await self._builder.build(
-                shape, steps=steps, hostname=hostname, label=label, disk=disk, instance_id=instance_id
+                shape,
+                steps=steps,
+                hostname=hostname,
+                label=label,
+                disk=disk,
+                copy_of=copy_of,
+                instance_id=instance_id,
             )
         finally:
             self._building_mb -= shape.memory_mb

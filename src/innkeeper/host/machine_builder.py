@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -100,9 +101,10 @@ class MachineBuilder:
         hostname: str | None = None,
         label: str = "room",
         disk: str | None = None,
+        copy_of: Path | None = None,
         instance_id: UUID | None = None,
     ) -> Machine:
-        """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made.
+        """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made, empty or a copy.
         Without a `hostname` it is `label` and the beginning of the machine's id.
 
         Raises the typed error of the step that failed; nothing is left then (an existing disk stays).
@@ -119,6 +121,7 @@ class MachineBuilder:
                 steps=steps,
                 hostname=hostname or f"{label}-{machine_id[:8]}",
                 disk=disk,
+                copy_of=copy_of,
                 instance_id=instance_id,
             )
         finally:
@@ -132,6 +135,7 @@ class MachineBuilder:
         steps: Steps,
         hostname: str,
         disk: str | None,
+        copy_of: Path | None,
         instance_id: UUID | None,
     ) -> Machine:
         state_dir = self._directories.machines / machine_id
@@ -156,7 +160,7 @@ class MachineBuilder:
                 # Before anything runs: a machine that stands on an instance's disk must never be taken for a spare one.
                 record.save_claim(state_dir)
             stack.push_async_callback(self._release_disk, record)
-            plan = self._disk_plan(record)
+            plan = replace(self._disk_plan(record), copy_of=copy_of)
             rootfs = await mount_root(self._disks, plan)
             stack.push_async_callback(release, plan.mount_directory)
             steps.stamp(InstanceState.IMAGE_GENERATED)
@@ -278,11 +282,11 @@ class MachineBuilder:
             async with asyncio.timeout(CONFIGURE_SECONDS):
                 await link.ping()
             return False
-        await self._configure(machine, identity)
+        await self._configure(machine, identity, bare=request.bare)
         machine.primed = identity
         return True
 
-    async def _configure(self, machine: Machine, identity: Identity, *, warm: bool = False) -> None:
+    async def _configure(self, machine: Machine, identity: Identity, *, warm: bool = False, bare: bool = False) -> None:
         slot = self._network.plan.slot(machine.record.slot_index)
         hostname = machine.record.hostname
         params: dict[str, Any] = {
@@ -295,8 +299,8 @@ class MachineBuilder:
             "entropy_b64": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
             "hosts": hosts_file(hostname),
             "resolv_conf": resolv_conf(slot),
-            "sudo": True,
-            "spare_shell": True,
+            "sudo": not bare,
+            "spare_shell": not bare,
         }
         if identity.workdir is not None:
             params["workdir"] = identity.workdir

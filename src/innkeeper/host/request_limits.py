@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from innkeeper.core.build_verbs import ExportStep, FindSteps, SaveStep
 from innkeeper.core.egress_policy import MODES
 from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
@@ -22,6 +23,18 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
     if isinstance(request, EnsureMachine):
         _check_shape(request.shape)
         _check_name(request.hostname, request.user)
+        if request.step_key is not None:
+            _check_key(request.step_key)
+    elif isinstance(request, SaveStep):
+        _check_key(request.key)
+    elif isinstance(request, ExportStep):
+        for key in (request.key, request.image_digest):
+            _check_key(key or "0" * 64)
+        if (request.key is None) == (request.image_digest is None):
+            raise InvalidRequestError("either a key or an image_digest")
+    elif isinstance(request, FindSteps):
+        for key in request.keys:
+            _check_key(key)
     elif isinstance(request, SetPools):
         for pool in request.pools:
             _check_shape(pool.shape)
@@ -46,6 +59,12 @@ def _check_shape(shape: MachineShape) -> None:
     _check_range("memory_mb", shape.memory_mb, MEMORY_MB_RANGE)
     _check_range("disk_mb", shape.disk_mb, DISK_MB_RANGE)
     _check_name("room", shape.user)
+
+
+def _check_key(key: str) -> None:
+    # It becomes a path on the host.
+    if not DIGEST.fullmatch(key):
+        raise InvalidRequestError("key: not a SHA-256")
 
 
 def _check_name(hostname: str, user: str | None) -> None:

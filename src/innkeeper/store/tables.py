@@ -194,6 +194,21 @@ images = sa.Table(
     ),
 )
 
+image_builds = sa.Table(
+    "image_builds",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("name", sa.Text(), nullable=False),
+    sa.Column("status", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("ended_at", UtcDateTime()),
+    sa.Column("error", sa.Text()),
+    sa.Column("digest", sa.Text()),
+    sa.Index(None, "organization_id", "id"),
+    sa.Index(None, "status"),
+)
+
 audit_events = sa.Table(
     "audit_events",
     metadata,

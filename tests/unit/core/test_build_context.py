@@ -13,6 +13,9 @@ ENTRIES = [
     ContextEntry("src/deep", "dir", 0o755),
     ContextEntry("src/deep/x", "file", 0o600, digest="4"),
     ContextEntry("srcfile", "file", 0o644, digest="5"),
+    ContextEntry("todeep", "symlink", 0o777, target="/src/../src/./deep"),
+    ContextEntry("dangling", "symlink", 0o777, target="nowhere"),
+    ContextEntry("round", "symlink", 0o777, target="round"),
 ]
 INDEX = {entry.path: entry for entry in ENTRIES}
 
@@ -33,6 +36,8 @@ def names(*sources: str) -> list[str]:
         (("src/*/x",), ["x"]),
         ((".",), [entry.path for entry in sorted(ENTRIES, key=lambda e: e.path)]),
         (("src/link",), ["link"]),
+        (("todeep",), ["x"]),
+        (("todeep/x",), ["x"]),
     ],
 )
 def test_a_file_keeps_its_name_and_a_directory_gives_what_it_holds(
@@ -41,7 +46,7 @@ def test_a_file_keeps_its_name_and_a_directory_gives_what_it_holds(
     assert names(*sources) == expected
 
 
-@pytest.mark.parametrize("source", ["missing", "*.md", "sr", "[a", "a.txt/x"])
+@pytest.mark.parametrize("source", ["missing", "*.md", "sr", "[a", "a.txt/x", "dangling", "round"])
 def test_a_source_that_takes_nothing_is_an_error(source: str) -> None:
     with pytest.raises(ContextError):
         names(source)
@@ -58,8 +63,15 @@ def test_a_single_file_may_take_the_name_of_the_destination() -> None:
 def test_the_digest_follows_names_modes_contents_and_targets() -> None:
     def digest(**change: object) -> str:
         entry = {"path": "a", "type": "file", "mode": 0o644, "digest": "1", "offset": 0, **change}
-        return content_digest(select({"a": ContextEntry(**entry)}, ["a"]))  # type: ignore[arg-type]
+        return content_digest(select({"a": ContextEntry(**entry)}, ["."]))  # type: ignore[arg-type]
 
     assert digest() == digest(offset=4096)
     different = [digest(), digest(mode=0o755), digest(digest="2"), digest(type="symlink", target="x")]
     assert len(set(different)) == 4
+
+
+def test_a_link_that_is_named_gives_what_it_points_to() -> None:
+    (one,) = select(INDEX, ["src/link"])
+    assert (one.name, one.entry.path) == ("link", "src/main.py")
+    assert [one.entry.type for one in select(INDEX, ["src"]) if one.name == "link"] == ["symlink"]
+    assert takes_one_file(INDEX, ["src/link"])

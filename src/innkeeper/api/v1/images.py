@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from innkeeper.api.json_app import CurrentPrincipal
-from innkeeper.api.v1.schemas import ImageAnswer, ImagesCollected, Nothing
+from innkeeper.api.v1.schemas import ImageAnswer, ImagesCollect, ImagesCollected
 from innkeeper.control import images
 from innkeeper.control.context import Control
 from innkeeper.core.image import Image
@@ -20,10 +20,15 @@ def add_image_routes(router: APIRouter, control: Control) -> None:
         return [image_answer(image) for image in await images.list_images(control, principal)]
 
     @router.post("/v1/image-gc")
-    async def collect_images(principal: CurrentPrincipal, body: Nothing) -> ImagesCollected:
-        """Remove the files of images that nobody has and nothing uses any more. Scope `admin`."""
-        done = await images.collect(control, principal)
-        return ImagesCollected(digests=list(done.digests), freed_bytes=done.freed_bytes)
+    async def collect_images(principal: CurrentPrincipal, body: ImagesCollect) -> ImagesCollected:
+        """Remove the files of images that nobody has and nothing uses any more, and kept build steps beyond their limit. Scope `admin`."""
+        done = await images.collect(control, principal, build_cache=body.build_cache)
+        return ImagesCollected(
+            digests=list(done.digests),
+            freed_bytes=done.freed_bytes,
+            build_steps=done.build_steps,
+            build_cache_bytes=done.build_cache_bytes,
+        )
 
     @router.get("/v1/images/{name}")
     async def get_image(principal: CurrentPrincipal, name: str) -> ImageAnswer:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Response
 from innkeeper.api.every_room import every_room
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1 import operator
+from innkeeper.api.v1.image_builds import add_build_routes
 from innkeeper.api.v1.images import add_image_routes
 from innkeeper.api.v1.operator import host_answer
 from innkeeper.api.v1.schemas import (
@@ -41,6 +42,7 @@ def build_router(control: Control) -> APIRouter:
     """The routes; each is one use case."""
     router = APIRouter(tags=["v1"])
     add_image_routes(router, control)
+    add_build_routes(router, control)
 
     @router.get("/v1/organizations")
     async def list_organizations(principal: CurrentPrincipal) -> list[OrganizationAnswer]:

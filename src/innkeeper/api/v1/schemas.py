@@ -111,10 +111,28 @@ class ImageAnswer(BaseModel):
     last_error: str | None = Field(description="Why the last attempt to make it failed.")
 
 
-class Nothing(BaseModel):
-    """A body without fields, for what takes no parameters."""
+class ImageBuildAnswer(BaseModel):
+    """A build of an image."""
+
+    id: UUID
+    name: str = Field(description="Of the image.")
+    status: str = Field(
+        description="`waiting` (for its files), `running`, `ready`, `failed` or `cancelled`; the last three are ends."
+    )
+    error: str | None = Field(
+        description="Why it failed: for a step its line, how it ended, and the end of its output."
+    )
+    digest: str | None = Field(description="SHA-256 of the image's file, once it is ready.")
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class ImagesCollect(BaseModel):
+    """Body of POST /v1/image-gc."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    build_cache: bool = Field(False, description="Remove all kept steps of image builds too.")
 
 
 class ImagesCollected(BaseModel):
@@ -122,6 +140,8 @@ class ImagesCollected(BaseModel):
 
     digests: list[str]
     freed_bytes: int
+    build_steps: int = Field(description="Kept steps of image builds that were removed.")
+    build_cache_bytes: int = Field(description="What the kept steps that are left take on the hosts.")
 
 
 class IsolationAnswer(BaseModel):

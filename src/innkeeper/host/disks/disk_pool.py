@@ -39,11 +39,11 @@ class DiskPool:
             raise ValueError(f"not a name for a disk: {name!r}")
         return self.disks_directory / f"{name}.img"
 
-    async def create_disk(self, name: str, size_mib: int) -> bool:
-        """Make the empty disk `name`; False when it exists already (its size then stays). Raises OSError (ENOSPC)."""
-        template = await ensure_template(self.templates_directory, size_mib)
+    async def create_disk(self, name: str, size_mib: int, *, copy_of: Path | None = None) -> bool:
+        """Make the disk `name`, empty or a copy; False when it exists already (its size then stays). Raises OSError (ENOSPC)."""
+        source = copy_of or await ensure_template(self.templates_directory, size_mib)
         try:
-            reflink(template, self.disk_path(name))
+            reflink(source, self.disk_path(name))
         except FileExistsError:
             return False
         return True

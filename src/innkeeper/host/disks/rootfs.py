@@ -72,6 +72,8 @@ class DiskPlan:
     size_mib: int
     lowers: tuple[Path, ...]
     mount_directory: Path
+    # Another disk, of the same size, of which a new one begins as a copy.
+    copy_of: Path | None = None
 
     @property
     def overlay(self) -> OverlayPlan:
@@ -107,8 +109,9 @@ async def mount_root(pool: DiskPool, plan: DiskPlan) -> InstanceDisk:
     try:
         if not adopted:
             with _stamped(steps, "copy"):
-                created = await pool.create_disk(plan.name, plan.size_mib)
-            await _mount_disk(pool.disk_path(plan.name), plan.mount_directory / "disk", steps, created=created)
+                created = await pool.create_disk(plan.name, plan.size_mib, copy_of=plan.copy_of)
+            fresh = created and plan.copy_of is None
+            await _mount_disk(pool.disk_path(plan.name), plan.mount_directory / "disk", steps, created=fresh)
             with _stamped(steps, "overlay"):
                 for directory in (plan.overlay.upper, plan.overlay.work, plan.overlay.target):
                     directory.mkdir(exist_ok=True, mode=0o755)

@@ -34,6 +34,7 @@ libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes
 libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 libc.unshare.argtypes = (ctypes.c_int,)
 libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+libc.syncfs.argtypes = (ctypes.c_int,)
 
 StrPath = str | os.PathLike[str]
 
@@ -67,6 +68,16 @@ def setns(fd: int, nstype: int = 0) -> None:
     """setns(2), for the calling thread."""
     if libc.setns(fd, nstype) < 0:
         raise oserror("setns")
+
+
+def syncfs(path: StrPath) -> None:
+    """syncfs(2) of the file system that holds `path`: everything written so far is on its device. Blocks while that takes."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) < 0:
+            raise oserror("syncfs", path)
+    finally:
+        os.close(fd)
 
 
 def bind(source: StrPath, target: StrPath, *, flags: int = 0) -> None:

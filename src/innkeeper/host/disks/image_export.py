@@ -1,0 +1,133 @@
+"""Makes an image of a kept step: the merged tree of its disk and the image below becomes one EROFS file.
+
+What is read was written by a guest. The kernel reads it through the same mounts as for any guest; mkfs.erofs reads it as user `nobody` with the one
+capability to read everything, without network, in namespaces that take every mount and process with them, however they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shlex
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from innkeeper.errors import InnkeeperError, PayloadTooLargeError
+from innkeeper.host.disks.image_build import EROFS_OPTIONS
+from innkeeper.host.linux import command
+
+SCRIPT = Path(__file__).with_name("image_export.sh")
+# Always the same: equal trees then make equal files.
+IMAGE_UUID = uuid.uuid5(uuid.NAMESPACE_OID, "innkeeper image")
+FILES_MAX = 2_000_000
+EXPORT_SECONDS = 1_800
+TAIL_CHARACTERS = 500
+# Of the script: more files, or more bytes, than an image may have.
+TOO_MANY_FILES, TOO_LARGE = 3, 4
+
+
+class ImageExportFailed(InnkeeperError):  # noqa: N818  # reads as a sentence where it is raised
+    """The image could not be made of what was built."""
+
+    code = "image_export_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What to export: a disk to mount (a copy, which is written to), the image below it, or neither for the empty image. Limits in bytes and files."""
+
+    disk: Path | None
+    lower: Path | None
+    max_bytes: int
+    max_files: int = FILES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedImage:
+    """A finished EROFS file, its digest, and how many files are in it."""
+
+    path: Path
+    digest: str
+    files: int
+
+
+def plan_text(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> str:
+    """The shell assignments that image_export.sh reads."""
+    values = {
+        "work": work,
+        "disk": plan.disk or "",
+        "lower": plan.lower or "",
+        "max_bytes": plan.max_bytes,
+        "max_files": plan.max_files,
+        "uid": uid,
+        "gid": gid,
+        "uuid": IMAGE_UUID,
+        "erofs_options": EROFS_OPTIONS,
+    }
+    return "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in values.items())
+
+
+def make_skeleton(directory: Path) -> None:
+    """The topmost layer: what every image has, and what hides the agent's traces.
+
+    /tmp holds a hidden entry, for runsc covers an empty one with a tmpfs of its own; /.innkeeper is where the agent is bound, and its opaque mark hides
+    whatever lies in the layers below.
+    """
+    for path, mode in (
+        ("", 0o755),
+        ("tmp", 0o1777),
+        ("tmp/.innkeeper", 0o555),
+        (".innkeeper", 0o755),
+        (".innkeeper/bin", 0o755),
+        (".innkeeper/link", 0o755),
+    ):
+        (directory / path).mkdir()
+        (directory / path).chmod(mode)
+    os.setxattr(directory / ".innkeeper", "user.overlay.opaque", b"y")
+    for path in (".innkeeper/link", ".innkeeper/bin", ".innkeeper", "tmp/.innkeeper", "tmp", ""):
+        os.utime(directory / path, (0, 0))
+
+
+async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> ExportedImage:
+    """The image of a plan, made in the empty folder `work`, by mkfs.erofs as `uid` and `gid`. Equal trees make equal files.
+
+    Raises:
+        PayloadTooLargeError: more bytes or files than the plan allows.
+        ImageExportFailed: anything else that a tree can do; CommandTimedOut.
+
+    """
+    await asyncio.to_thread(make_skeleton, work / "skeleton")
+    out = work / "out"
+    out.mkdir(mode=0o700)
+    os.chown(out, uid, gid)
+    (work / "plan.sh").write_text(plan_text(plan, work, uid=uid, gid=gid))
+    argv = [
+        "setpriv", "--pdeathsig", "KILL", "--",
+        "unshare", "--mount", "--propagation", "private", "--net", "--ipc", "--pid", "--fork", "--kill-child=KILL",
+        "bash", str(SCRIPT), str(work / "plan.sh"),
+    ]  # fmt: skip
+    done = await command.run(argv, timeout_seconds=EXPORT_SECONDS, check=False)
+    if done.returncode == TOO_MANY_FILES:
+        raise PayloadTooLargeError(f"The image would have more than {plan.max_files} files")
+    if done.returncode == TOO_LARGE:
+        raise PayloadTooLargeError(f"The image would be larger than {plan.max_bytes >> 20} MiB")
+    if done.returncode != 0:
+        # For the log: what the tools say may quote names that a guest chose.
+        tail = (done.stdout + done.stderr).decode(errors="replace")[-TAIL_CHARACTERS:]
+        raise ImageExportFailed from command.CommandFailed(
+            argv, command.describe_status(done.returncode), returncode=done.returncode, stderr=tail.encode()
+        )
+    image = out / "image.erofs"
+    digest = await asyncio.to_thread(_sha256, image)
+    return ExportedImage(image, digest, int((work / "files").read_text()))
+
+
+def _sha256(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        # The store gives the file to root: until then nobody's other processes could write to it.
+        os.fchown(fd, 0, 0)
+        os.fchmod(fd, 0o400)
+        return hashlib.file_digest(file, "sha256").hexdigest()

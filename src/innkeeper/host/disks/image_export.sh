@@ -1,0 +1,68 @@
+#!/bin/bash
+# Exports one image. Called by image_export.py, as root, inside mount, network, ipc and pid namespaces of its own: whatever it
+# mounts or starts is gone when it ends, however it ends.
+#
+#   image_export.sh PLAN     reads PLAN, writes $work/out/image.erofs and $work/files (how many files are in it)
+#
+# Exit status 3: too many files; 4: too many bytes.
+set -euo pipefail
+
+work='' disk='' lower='' max_bytes='' max_files='' uid='' gid='' uuid='' erofs_options=''
+# shellcheck source=/dev/null
+. "$1"
+
+# This namespace began as a copy of the host's, so it holds the disks and images of guests too. Let go of them: a guest that
+# is destroyed while we export could not give back its disk otherwise.
+host_directory=$(dirname "$(dirname "$work")")
+findmnt --noheadings --list --output TARGET | sort -r | while read -r target; do
+    case $target in "$host_directory"/mounts/*) umount --lazy "$target" ;; esac
+done
+
+# Every process that reads the tree: a user of no consequence that may read everything, and nothing else.
+jailed() {
+    setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs \
+        --bounding-set -all,+dac_read_search --inh-caps -all,+dac_read_search --ambient-caps -all,+dac_read_search -- "$@"
+}
+
+layers=$work/skeleton
+mkdir "$work/disk" "$work/lower" "$work/tree"
+if [ -n "$disk" ]; then
+    mount -t ext4 -o loop,nodev,nosuid,noatime "$disk" "$work/disk"
+    layers=$layers:$work/disk/u
+fi
+if [ -n "$lower" ]; then
+    mount -t erofs -o loop,ro,nodev,nosuid,noatime "$lower" "$work/lower"
+    layers=$layers:$work/lower
+else
+    layers=$layers:$work/lower
+fi
+mount -t overlay -o "ro,nodev,nosuid,noatime,userxattr,metacopy=off,redirect_dir=nofollow,index=off,lowerdir=$layers" overlay "$work/tree"
+
+# Types only, no names: a name may hold anything.
+counts=$(jailed find "$work/tree" -xdev -printf '%y\n' | sort | uniq -c)
+files=$(awk '{ sum += $1 } END { print sum + 0 }' <<< "$counts")
+printf '%s\n' "$files" > "$work/files"
+[ "$files" -le "$max_files" ] || exit 3
+
+# What a guest has from its host is no part of its image.
+exclude=(--exclude-path=etc/hosts --exclude-path=etc/hostname --exclude-path=etc/resolv.conf --exclude-path=etc/machine-id)
+if grep -q '[bcps]$' <<< "$counts"; then
+    # Devices, FIFOs and sockets mean something to the guest that made them, and nothing in an image.
+    while IFS= read -r -d '' path; do
+        exclude+=("--exclude-path=$path")
+        [ ${#exclude[@]} -lt 1000 ] || exit 3
+    done < <(jailed find "$work/tree" -xdev \( -type b -o -type c -o -type p -o -type s \) -printf '%P\0')
+fi
+
+# mkfs.erofs clamps times to this one, and writes it down as the image's own: far in the future, every file keeps its time and
+# equal trees still make equal images.
+export SOURCE_DATE_EPOCH=4102444800
+# shellcheck disable=SC2086  # options, to be split
+jailed prlimit --fsize="$max_bytes" --core=0 -- mkfs.erofs --quiet $erofs_options -U "$uuid" "${exclude[@]}" \
+    "$work/out/image.erofs" "$work/tree" || {
+    status=$?
+    [ "$(stat --format=%s "$work/out/image.erofs" 2> /dev/null || echo 0)" -ge "$max_bytes" ] && exit 4
+    # 128 + SIGXFSZ
+    [ "$status" = 153 ] && exit 4
+    exit "$status"
+}
