@@ -281,7 +281,9 @@ def leftovers(stopped: Server) -> list[str]:
         found = [f"mount {target}" for target in mounts.mounts_under(stopped.home)]
         found += [f"loop device {device}" for device in loop_device.devices_backed_by(stopped.home)]
         found += [f"netns {name}" for name in netns.names(f"ik{stopped.server_id}")]
-        found += [str(path) for path in CONTROL_GROUPS.glob(f"**/innkeeper-{stopped.server_id}*")]
+        # Not glob: it fails when a group of somebody else goes meanwhile.
+        groups = (name for _, names, _ in os.walk(CONTROL_GROUPS) for name in names)
+        found += [name for name in groups if name.startswith(f"innkeeper-{stopped.server_id}")]
         found += [f"process {pid}" for pid in all_pids() if os.fsencode(stopped.home) in command_line(pid)]
         tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
         return [*found, *(["nft table"] if stopped.server_id in tables else [])]
