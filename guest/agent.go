@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,7 @@ const (
 	redialLongest  = 100 * time.Millisecond
 	generationPoll = 10 * time.Millisecond
 	defaultGrace   = 2000
+	stacksLimit    = 64 << 10 // as JSON it has to fit a frame
 )
 
 // agent joins the link to the packages that serve its verbs.
@@ -62,6 +64,7 @@ func newAgent(socket, bootID string) (*agent, error) {
 	store := files.New(func() string { return table.Settings().User })
 	a.verbs = map[string]link.Handler{
 		"configure": a.settings.Configure,
+		"stacks":    a.stacks,
 		"exec":      table.Exec,
 		"attach":    table.Attach,
 		"processes": table.Processes,
@@ -162,6 +165,14 @@ func (a *agent) awaitGeneration() {
 func (a *agent) readGeneration() string {
 	content, _ := os.ReadFile(filepath.Join(filepath.Dir(a.socket), "generation"))
 	return strings.TrimSpace(string(content))
+}
+
+// stacks says where every goroutine is, as far as it fits, for whoever has to find out why an agent does not answer something else.
+func (a *agent) stacks(stream *link.Stream, _ link.Request) {
+	text := make([]byte, stacksLimit)
+	stream.Succeed(struct {
+		Text string `json:"text"`
+	}{string(text[:runtime.Stack(text, true)])})
 }
 
 // shutdown ends every process of the guest, then the agent, with which a guest ends.

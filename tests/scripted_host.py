@@ -116,6 +116,7 @@ class ScriptedHost:
                 (verbs.HostStatus, self._status),
                 (verbs.WatchHost, self._watch),
                 (verbs.Diagnose, self._diagnose),
+                (verbs.DiagnoseGuest, self._diagnose_guest),
                 (verbs.SetLogLevel, self._set_log_level),
                 (verbs.ReadMetrics, self._read_metrics),
                 (verbs.CollectGarbage, self._collect_garbage),
@@ -146,6 +147,9 @@ class ScriptedHost:
 
     async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:
         return {"tasks": [{"name": request.kind, "count": 1, "stack": []}]}
+
+    async def _diagnose_guest(self, request: verbs.DiagnoseGuest, call: ServerCall) -> dict[str, Any]:
+        return {"text": f"goroutine 1 of {request.instance_id}"}
 
     async def _set_log_level(self, request: verbs.SetLogLevel, call: ServerCall) -> dict[str, Any]:
         self.log_level = request.level or self.log_level

@@ -83,6 +83,37 @@ def test_the_operator_looks_into_both_processes(living: Server) -> None:
     assert "WarmPools.run" in tasks.stdout, tasks
     memory = living.inn("diagnose", "memory", "--host", host["id"], "--seconds", "0.2", "--json")
     assert json.loads(memory.stdout)["resident_kib"] > 10_000
+    api = living.api()
+    instance = api.room(api.make_profile()).create()["instance_id"]
+    guest = living.inn("diagnose", "guest", instance)
+    assert "goroutine " in guest.stdout and "main.(*agent).run" in guest.stdout, guest
+
+
+def test_the_operator_sees_what_there_is_room_for(living: Server) -> None:
+    api = living.api()
+    profile = api.client.get(f"/api/profile/{api.make_profile(memory_mb=1024)}").json()
+    report = json.loads(living.inn("capacity", "--json").stdout)
+    (mine,) = [one for one in report["profiles"] if one["profile_id"] == profile["id"]]
+    left = report["memory_limit_mb"] - (report["memory_committed_mb"] - report["memory_warm_mb"])
+    assert mine["bound_by"] in ("memory", "slots") and mine["more"] <= left // 1024
+    room = api.room(profile["id"])
+    room.create()
+    again = json.loads(living.inn("capacity", "--json").stdout)
+    assert again["instances"]["ready"] == report["instances"].get("ready", 0) + 1
+    assert again["slots_used"] > 0 and again["disk_free_mb"] > 0
+    printed = living.inn("capacity")
+    assert printed.returncode == 0 and profile["name"] in printed.stdout, printed
+
+
+def test_garbage_is_listed_then_removed(living: Server) -> None:
+    dead = living.home / "host" / "pool" / "disks" / "dead.img"
+    dead.write_bytes(b"x" * 100_000)
+    listed = json.loads(living.inn("gc", "--json").stdout)
+    assert [(one["kind"], one["name"]) for one in listed["items"]] == [("disk", "dead")] and dead.exists()
+    assert listed["total_bytes"] >= 100_000
+    removed = living.inn("gc", "--yes")
+    assert "dead" in removed.stdout and not dead.exists(), removed
+    assert json.loads(living.inn("gc", "--json").stdout)["items"] == []
 
 
 def test_a_drain_is_kept_over_a_restart_and_taken_back(living: Server) -> None:

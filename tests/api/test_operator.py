@@ -52,6 +52,13 @@ async def test_a_look_into_each_process(api: Any) -> None:
         for bad in ({"kind": "heap"}, {"kind": "stacks", "seconds": 61}, {"kind": "tasks", "x": 1}, {}):
             answer = await client.post("/v1/diagnosis", json=bad)
             assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), bad
+        made = await api.make_room()
+        (entry,) = api.world.control.rooms
+        guest = {"kind": "guest", "instance_id": made["instance_id"]}
+        assert (await client.post("/v1/diagnosis", json=guest)).json()["text"].endswith(str(entry.instance.id))
+        absent = {**guest, "instance_id": "00000000-0000-4000-8000-000000000000"}
+        assert (await client.post("/v1/diagnosis", json=absent)).status_code == 404
+        assert (await client.post("/v1/diagnosis", json={"kind": "guest"})).status_code == 400
         nowhere = {"kind": "tasks", "host_id": "00000000-0000-4000-8000-000000000000"}
         assert (await client.post("/v1/diagnosis", json=nowhere)).status_code == 503
 

@@ -9,7 +9,7 @@ import typer
 
 from innkeeper.cli.connection import Server, connect
 from innkeeper.cli.options import Json
-from innkeeper.cli.printing import human_size, note, print_json, print_table, say
+from innkeeper.cli.printing import human_size, note, print_json, print_table, say, visible_lines
 
 app = typer.Typer(
     help="Look into the server's own processes: time, tasks, memory, log level. For the operator alone.",
@@ -74,6 +74,16 @@ def memory(ctx: typer.Context, host: Host = None, seconds: Seconds = 5, json: Js
     rows = [(one["where"], human_size(one["bytes"]), one["blocks"]) for one in found["allocated"]]
     print_table(("WHERE", "SIZE", "BLOCKS"), rows)
     print_table(("TYPE", "OBJECTS"), [(one["type"], one["count"]) for one in found["objects"]])
+
+
+@app.command()
+def guest(
+    ctx: typer.Context,
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="Id of an instance: see inn room show.")],
+) -> None:
+    """Print where the goroutines of the agent in a guest are, as the guest says."""
+    found = connect(ctx).call("POST", "/v1/diagnosis", {"kind": "guest", "instance_id": instance})
+    print(visible_lines(found["text"]))
 
 
 @app.command("level")

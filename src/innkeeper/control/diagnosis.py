@@ -9,9 +9,9 @@ from uuid import UUID
 import structlog
 
 from innkeeper.control.access import require
-from innkeeper.core.host_verbs import Diagnose, SetLogLevel, to_wire
+from innkeeper.core.host_verbs import Diagnose, DiagnoseGuest, SetLogLevel, to_wire
 from innkeeper.core.token import Principal, Scope
-from innkeeper.errors import InvalidRequestError, UnavailableError
+from innkeeper.errors import InstanceNotFoundError, InvalidRequestError, UnavailableError
 from innkeeper.log_setup import LEVELS
 
 if TYPE_CHECKING:
@@ -45,6 +45,22 @@ async def look_into(
         return await control.diagnosis.ask(kind, seconds=seconds)
     verb = Diagnose(kind, seconds)
     return await control.bus.request(host_id, verb.verb, to_wire(verb), timeout_seconds=seconds + HOST_SECONDS)
+
+
+async def look_into_guest(control: Control, principal: Principal, instance_id: UUID) -> dict[str, Any]:
+    """`{"text"}`: where the goroutines of the agent in an instance's guest are, as the guest says. Only the operator may.
+
+    Raises:
+        InstanceNotFoundError: no such instance, or it has no machine now. UnavailableError, GuestError.
+
+    """
+    require(principal, Scope.ADMIN)
+    entry = control.rooms.by_public_id(instance_id) or control.rooms.by_instance(instance_id)
+    if entry is None or entry.instance.host_id is None:
+        raise InstanceNotFoundError
+    log.warning("the operator looks into a guest's agent", instance=str(entry.instance.id))
+    verb = DiagnoseGuest(entry.instance.id)
+    return await control.bus.request(entry.instance.host_id, verb.verb, to_wire(verb), timeout_seconds=HOST_SECONDS)
 
 
 async def log_levels(control: Control, principal: Principal, *, level: str | None = None) -> list[ProcessLevel]:

@@ -249,6 +249,14 @@ class Diagnose:
 
 
 @dataclass(frozen=True, slots=True)
+class DiagnoseGuest:
+    """Where the goroutines of a guest's agent are. Answer: `{"text"}`, which a guest said. Errors: instance_not_found, guest_error."""
+
+    verb: ClassVar[str] = "machine.diagnose"
+    instance_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class SetLogLevel:
     """Log from `level` on until the daemon ends; None changes nothing. Answer: `{"level"}`."""
 
@@ -303,6 +311,7 @@ VERBS: tuple[type[Any], ...] = (
     HostStatus,
     WatchHost,
     Diagnose,
+    DiagnoseGuest,
     SetLogLevel,
     ReadMetrics,
     CollectGarbage,

@@ -255,6 +255,7 @@ async def run_daemon(
             level=level or LogLevel(settings.log_level),
             metrics=metrics,
             readings=HostReadings(fleet, admission, turns, network, pool, scanner, vitals),
+            fleet=fleet,
             garbage=GarbageCollector(
                 directories,
                 pool,

@@ -10,20 +10,24 @@ from innkeeper.bus.contract import Handler, ServerCall
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.metric import families
 from innkeeper.diagnosis import Diagnosis
-from innkeeper.errors import InvalidRequestError
+from innkeeper.errors import GuestError, InvalidRequestError
+from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.verbs import bind_handler
 from innkeeper.log_setup import LEVELS, LogLevel
 
+GUEST_SECONDS = 10.0
+
 
 class OperatorVerbs:
     """Translates the operator's calls."""
 
     def __init__(
-        self, *, level: LogLevel, metrics: HostMetrics, readings: HostReadings, garbage: GarbageCollector
+        self, *, level: LogLevel, metrics: HostMetrics, readings: HostReadings, garbage: GarbageCollector, fleet: Fleet
     ) -> None:
+        self._fleet = fleet
         self._garbage = garbage
         self._level = level
         self._metrics = metrics
@@ -34,6 +38,7 @@ class OperatorVerbs:
         """Handlers by verb."""
         return {
             verbs.Diagnose.verb: bind_handler(verbs.Diagnose, self._diagnose),
+            verbs.DiagnoseGuest.verb: bind_handler(verbs.DiagnoseGuest, self._diagnose_guest),
             verbs.SetLogLevel.verb: bind_handler(verbs.SetLogLevel, self._set_log_level),
             verbs.ReadMetrics.verb: bind_handler(verbs.ReadMetrics, self._read_metrics),
             verbs.CollectGarbage.verb: bind_handler(verbs.CollectGarbage, self._collect_garbage),
@@ -42,6 +47,15 @@ class OperatorVerbs:
 
     async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:
         return await self._diagnosis.ask(request.kind, seconds=request.seconds)
+
+    async def _diagnose_guest(self, request: verbs.DiagnoseGuest, call: ServerCall) -> dict[str, Any]:
+        machine = self._fleet.machine(request.instance_id)
+        async with machine.in_use():
+            answer = await machine.endpoint.request("stacks", {}, timeout_seconds=GUEST_SECONDS)
+        text = answer.get("text")
+        if not isinstance(text, str):
+            raise GuestError("The guest agent sent no valid stacks")
+        return {"text": text}
 
     async def _read_metrics(self, request: verbs.ReadMetrics, call: ServerCall) -> dict[str, Any]:
         return {"families": [*self._metrics.families(), *families(await self._readings())]}

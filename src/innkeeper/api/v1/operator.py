@@ -25,6 +25,7 @@ from innkeeper.control.capacity import CapacityReport
 from innkeeper.control.context import Control
 from innkeeper.control.diagnosis import ProcessLevel
 from innkeeper.control.hosts import HostView
+from innkeeper.errors import InvalidRequestError
 
 
 def add_routes(router: APIRouter, control: Control) -> None:
@@ -53,7 +54,11 @@ def add_routes(router: APIRouter, control: Control) -> None:
 
     @router.post("/v1/diagnosis")
     async def look_into(principal: CurrentPrincipal, body: DiagnosisAsk) -> dict[str, Any]:
-        """Look into a process of the server while it runs. 409 `conflict` while that process is being looked into already. Scope `admin`."""
+        """Look into a process of the server, or the agent of a guest, while it runs. 409 `conflict` while another look goes on. Scope `admin`."""
+        if body.kind == "guest":
+            if body.instance_id is None:
+                raise InvalidRequestError("instance_id: must be given for the kind guest")
+            return await diagnosis.look_into_guest(control, principal, body.instance_id)
         return await diagnosis.look_into(control, principal, body.host_id, body.kind, seconds=body.seconds)
 
     @router.get("/v1/log-level")

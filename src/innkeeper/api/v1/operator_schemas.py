@@ -13,9 +13,10 @@ class DiagnosisAsk(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["stacks", "tasks", "memory"] = Field(description="What is looked at.")
+    kind: Literal["stacks", "tasks", "memory", "guest"] = Field(description="What is looked at.")
     seconds: float = Field(5.0, ge=0, le=60, description="How long `stacks` and `memory` look.")
     host_id: UUID | None = Field(None, description="The daemon of this host; null: the API process.")
+    instance_id: UUID | None = Field(None, description="With `guest`: the instance whose agent is asked.")
 
 
 class DrainChange(BaseModel):
