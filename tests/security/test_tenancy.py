@@ -19,11 +19,12 @@ from tests.scripted_host import World
 from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
 from innkeeper.api.server import UnixSocketOperator
-from innkeeper.control import images, organizations, tokens
+from innkeeper.control import clock, images, organizations, tokens
 from innkeeper.core.image import ImageSource
+from innkeeper.core.image_build import BuildStatus, ImageBuild
 from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.token import DEFAULT_SCOPES, Principal, Scope
-from innkeeper.store import tables
+from innkeeper.store import image_builds, tables
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +82,12 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/images/{name}"): Entry(READERS),
     ("DELETE", "/v1/images/{name}"): Entry(PROFILES, status=204),
     ("POST", "/v1/image-gc"): Entry(OPERATOR, json={}, shared=True),
+    ("GET", "/v1/image-builds"): Entry(PROFILES),
+    ("POST", "/v1/image-builds"): Entry(PROFILES, status=201, json={"name": "made", "dockerfile": "FROM base"}),
+    ("GET", "/v1/image-builds/{build_id}"): Entry(PROFILES),
+    ("GET", "/v1/image-builds/{build_id}/events"): Entry(PROFILES),
+    ("PUT", "/v1/image-builds/{build_id}/context"): Entry(PROFILES, status=409, content=b"x"),  # it has ended
+    ("POST", "/v1/image-builds/{build_id}/cancel"): Entry(PROFILES, json={}),
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
@@ -96,7 +103,7 @@ MATRIX: dict[Route, Entry] = {
     **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
 }
 # What of a path is an organization's object. Room ids and file paths are names within one.
-IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id", "image"})
+IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id", "image", "build_id"})
 
 
 def named(route: Route) -> str:
@@ -160,6 +167,7 @@ class Matrix:
             "execution_id": execution_id,
             "token_id": str(new.token.id),
             "image": await self.image(owner),
+            "build_id": await self.build(owner),
             "organization": owner.name,
         }
 
@@ -170,6 +178,13 @@ class Matrix:
         what = {"digest": uuid4().hex, "size_bytes": 1, "config": ImageConfig(), "source": source, "source_ref": None}
         await images.complete(control, image, **what)
         return name
+
+    async def build(self, owner: Tenant) -> str:
+        """The id of a build of the organization's own, which has ended."""
+        begun, build_id = clock.now(), uuid4()
+        build = ImageBuild(build_id, owner.principal.organization_id, f"of-{owner.name}", BuildStatus.FAILED, begun)
+        await self.world.control.database.write(image_builds.insert, build)
+        return str(build_id)
 
     async def state(self) -> dict[str, Any]:
         """Everything that a request could have changed, but for the times of use that every look changes."""
@@ -188,6 +203,9 @@ class Matrix:
 
     async def forget_names(self) -> None:
         """Give back the names that requests took, so that the next one may take them again."""
+        for live in list(self.world.control.builds.values()):
+            live.scope.cancel()
+            await live.ended.wait()
 
         def change(connection: sa.Connection) -> None:
             for table in (tables.profiles, tables.organizations):

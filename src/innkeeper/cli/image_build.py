@@ -104,7 +104,7 @@ def cancel(
 ) -> None:
     """Stop a build."""
     server = connect(ctx)
-    stopped = server.call("POST", f"/v1/image-builds/{_find(server, name)['id']}/cancel")
+    stopped = server.call("POST", f"/v1/image-builds/{_find(server, name)['id']}/cancel", {})
     say(stopped["status"])
 
 

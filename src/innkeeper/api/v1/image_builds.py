@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from innkeeper.api import sse
 from innkeeper.api.body import stream_body
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
-from innkeeper.api.v1.schemas import ImageBuildAnswer
+from innkeeper.api.v1.schemas import ImageBuildAnswer, Nothing
 from innkeeper.control import image_builds
 from innkeeper.control.context import Control
 from innkeeper.control.image_builds import BuildRequest
@@ -88,8 +88,8 @@ def add_build_routes(router: APIRouter, control: Control) -> None:
         return _answer(await image_builds.get(control, principal, build_id))
 
     @router.post("/v1/image-builds/{build_id}/cancel")
-    async def cancel_build(principal: CurrentPrincipal, build_id: PathUuid) -> ImageBuildAnswer:
-        """Stop a build; the answer comes when nothing of it runs. Safe to repeat; a build that has ended stays as it is."""
+    async def cancel_build(principal: CurrentPrincipal, build_id: PathUuid, body: Nothing) -> ImageBuildAnswer:
+        """Stop a build. The body is `{}`; the answer comes when nothing of it runs. Safe to repeat; a build that has ended stays as it is."""
         return _answer(await image_builds.cancel(control, principal, build_id))
 
     @router.get(

@@ -127,6 +127,12 @@ class ImageBuildAnswer(BaseModel):
     ended_at: datetime | None
 
 
+class Nothing(BaseModel):
+    """A body without fields, for what takes no parameters."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
 class ImagesCollect(BaseModel):
     """Body of POST /v1/image-gc."""
 
