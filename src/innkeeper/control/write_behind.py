@@ -17,6 +17,7 @@ import structlog
 
 from innkeeper.core.event import AuditEvent
 from innkeeper.core.instance import Instance
+from innkeeper.errors import UnavailableError
 from innkeeper.store import audit_events, instances, leases, tokens
 from innkeeper.store.tables import instances as instances_table
 
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 FLUSH_SECONDS = 2.0
 HINT_AT_EVENTS = 500
+KEPT_EVENTS = 10_000
 
 
 class WriteBehind:
@@ -71,6 +73,12 @@ class WriteBehind:
                 # One bad part must not take the others with it.
                 try:
                     control.metrics.stale_writes += await control.database.write(write)
+                except UnavailableError as error:
+                    # A full disk. States and times are found out again; who did what is not.
+                    control.metrics.failed_writes += 1
+                    self._events = [*events, *self._events][-KEPT_EVENTS:]
+                    log.error("a write behind failed", error=error.message)
+                    return
                 except sa.exc.SQLAlchemyError:
                     control.metrics.failed_writes += 1
                     log.exception("a write behind failed")
@@ -106,8 +114,9 @@ def _parts(
     parts: list[Callable[[sa.Connection], int]] = []
     if states:
         parts.append(write_states)
-    if events:
-        parts.append(write_events)
     if token_use or active:
         parts.append(write_times)
+    # Last: where one part fails for want of space, the events are kept for the next time.
+    if events:
+        parts.append(write_events)
     return parts

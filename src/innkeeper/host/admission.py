@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ from innkeeper.errors import NoHostError
 
 FROZEN_SHARE = 0.25
 MIB = 1_048_576
+# A machine and its first commands take some dozens.
+RESERVED_FILES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,15 @@ class Load:
 class Admission:
     """The host's limits (docs/architecture.md section 5).
 
-    The sum of the guests' memory, frozen ones counting a quarter, stays under (RAM - reserve) x overcommit, and free disk over its reserve.
+    The sum of the guests' memory, frozen ones counting a quarter, stays under (RAM - reserve) x overcommit; free disk over its reserve, in bytes
+    and in files.
     """
 
     memory_overcommit: float
     memory_reserve_mb: int
     disk_reserve_mb: int
     disk_free_bytes: Callable[[], int]
+    disk_free_files: Callable[[], int]
 
     def memory_limit_mb(self) -> int:
         """MiB that guests may be given in all."""
@@ -42,8 +47,8 @@ class Admission:
         """Raise NoHostError when a guest of `wanted_mb` does not fit beside `loads`."""
         if committed_mb(loads) + wanted_mb > self.memory_limit_mb():
             raise NoHostError
-        if self.disk_free_bytes() < self.disk_reserve_mb * MIB:
-            raise NoHostError
+        if self.disk_free_bytes() < self.disk_reserve_mb * MIB or self.disk_free_files() < RESERVED_FILES:
+            raise NoHostError(f"{inspect.getdoc(NoHostError)}: the host's disk is full")
 
 
 def committed_mb(loads: Iterable[Load]) -> int:

@@ -148,7 +148,11 @@ async def run_daemon(
             freeze_after_seconds=settings.freeze_after_seconds,
         )
         admission = Admission(
-            settings.memory_overcommit, settings.memory_reserve_mb, settings.disk_reserve_mb, pool.free_bytes
+            settings.memory_overcommit,
+            settings.memory_reserve_mb,
+            settings.disk_reserve_mb,
+            pool.free_bytes,
+            pool.free_files,
         )
         steps = StepCache(
             pool,

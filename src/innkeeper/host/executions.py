@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +30,7 @@ from innkeeper.errors import (
     LinkLostError,
 )
 from innkeeper.host.change_scanner import ChangeScanError
+from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output, unfinished
 from innkeeper.host.machine import Machine
@@ -43,6 +47,10 @@ RELINK_SECONDS = 10.0
 READ_STEP = 262_144
 PRUNE_EVERY = 64
 MAX_TIMEOUT_SECONDS = 3_600.0
+KILL_SECONDS = 5.0
+# Free disk under which no command begins: what it says, and the records of those that run, have to go somewhere.
+OUTPUT_RESERVE_BYTES = 16_777_216
+OUTPUT_RESERVE_FILES = 100
 # What a guest may claim to have dropped while nobody read; the rest of the claim is not believed. Offsets stay far below 2**63.
 MAX_SKIP_BYTES = 1 << 40
 NO_CHANGES: Mapping[str, Any] = {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
@@ -172,6 +180,11 @@ class Executions:
             self._lose(execution, lost)
         except InnkeeperError as error:
             self._lose(execution, error)
+        except OSError as error:
+            # Above all a full disk: output that cannot be kept must not look as if there had been none.
+            log.error("an execution cannot be kept", machine=machine.id, error=str(error))
+            self._lose(execution, unavailable(error) or InnkeeperError())
+            await self._kill(execution)
         except Exception:
             # Whatever it is, the one who waits must hear of an end, and no internals.
             log.exception("an execution failed", machine=machine.id)
@@ -205,6 +218,7 @@ class Executions:
             if resumed:
                 execution._stream = await self._attach(execution)
             else:
+                _check_room(execution.directory)
                 execution._stream = await machine.endpoint.open("exec", _exec_params(request))
                 # While the guest starts the command, not before: nobody waits for this file then.
                 execution.journal.begin()
@@ -222,7 +236,11 @@ class Executions:
         changes = NO_CHANGES if request.argv else await self._changes_of(machine, request.execution_id)
         clock.lap("changes")
         record.ended = True
-        execution.journal.finish()
+        try:
+            execution.journal.finish()
+        except OSError as error:
+            # The command was carried out and its result is known: only those who ask later get none.
+            log.error("an execution's end is not recorded", machine=machine.id, error=str(error))
         execution.answer = {
             "exit_code": record.exit_code,
             "signal": record.signal,
@@ -233,6 +251,7 @@ class Executions:
             **changes,
         }
         execution.changed.set()
+        machine.check_disk()
 
     async def _changes_of(self, machine: Machine, execution_id: UUID) -> dict[str, Any]:
         """What the command changed. It was carried out, so a scan that fails costs its list, never its result."""
@@ -290,14 +309,25 @@ class Executions:
                         await execution.machine.output_pace.take(len(event.data))
         except InnkeeperError:
             pass
+        except OSError as error:
+            log.error("background output is not kept", machine=execution.machine.id, error=str(error))
         finally:
             if journal.record.total_bytes != execution.answer_bytes and execution.over:
-                journal.finish()
+                with contextlib.suppress(OSError):
+                    journal.finish()
             journal.close()
             execution.machine.journals.pop(str(execution.request.execution_id), None)
             self._started += 1
             if self._started % PRUNE_EVERY == 0 or journal.record.total_bytes > READ_STEP:
                 execution.machine.start_task(self._prune(execution))
+
+    async def _kill(self, execution: Execution) -> None:
+        """End a command that nobody follows any more, with the whole of its process group."""
+        params = {"id": str(execution.request.execution_id), "signal": signal.SIGKILL}
+        with contextlib.suppress(InnkeeperError):
+            await execution.machine.endpoint.request("signal", params, timeout_seconds=KILL_SECONDS)
+        if execution._stream is not None:
+            execution._stream.cancel()
 
     async def _prune(self, execution: Execution) -> None:
         """Keep an instance's executions within their limits. In a thread, and one at a time: the folder may hold tens of thousands of files."""
@@ -328,6 +358,15 @@ class Executions:
 
 def _at_fault(request: Execute) -> str:
     return "" if request.argv else "cwd: "
+
+
+def _check_room(directory: Path) -> None:
+    """Refuse a command before it has begun where its output could not be kept."""
+    found = os.statvfs(directory)
+    # File systems that make inodes as they go say that they have none at all.
+    files = found.f_favail if found.f_files else OUTPUT_RESERVE_FILES
+    if found.f_bavail * found.f_frsize < OUTPUT_RESERVE_BYTES or files < OUTPUT_RESERVE_FILES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _exec_params(request: Execute) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import structlog
 from innkeeper.core.host_verbs import MachineShape
 from innkeeper.core.instance import BootStep
 from innkeeper.errors import InnkeeperError, InstanceFailedError, UnavailableError
+from innkeeper.host.disks.disk_health import has_stopped
 from innkeeper.host.drivers.contract import Driver, RunningMachine
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.journal import Journal
@@ -173,6 +174,7 @@ class Machine:
             self._freeze_timer.cancel()
             self._freeze_timer = None
         try:
+            self.check_disk()
             if self.failure is not None:
                 raise InstanceFailedError(self.failure)
             if self.frozen or self._switching.locked():
@@ -243,6 +245,14 @@ class Machine:
             if self.frozen:
                 self.driver.thaw(self.id)
                 self.frozen = False
+
+    def check_disk(self) -> None:
+        """Fail where the guest's disk has become read-only: the kernel does that after a write failed, for the host's disk being full above all.
+
+        Only a new mount, which goes through the journal, makes it writable again; the next start does that.
+        """
+        if has_stopped(self.upper):
+            self.fail("The host could not write the instance's disk")
 
     def fail(self, reason: str) -> None:
         """Record why the machine is of no use any more, once; its owner then takes it away."""

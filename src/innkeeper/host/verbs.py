@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 from uuid import UUID
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 from structlog.contextvars import bind_contextvars
 
@@ -20,10 +21,13 @@ from innkeeper.core.instance import BootStep
 from innkeeper.errors import InstanceNotFoundError, InvalidRequestError
 from innkeeper.host import files, journal
 from innkeeper.host.executions import Executions
+from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.machine import Machine
 from innkeeper.host.request_limits import check_limits
+
+log = structlog.stdlib.get_logger(__name__)
 
 Request = TypeVar("Request")
 REPORT_AFTER_MS = 2.0
@@ -87,7 +91,14 @@ def bind_handler(
         # A call has a task of its own, so what is bound here ends with it.
         marks = {REQUEST_ID: request_id, "instance_id": getattr(request, "instance_id", None)}
         bind_contextvars(**{name: str(value) for name, value in marks.items() if value is not None})
-        return await handle(request, call)
+        try:
+            return await handle(request, call)
+        except OSError as error:
+            exhausted = unavailable(error)
+            if exhausted is None:
+                raise
+            log.error("the host has run out of something", verb=call.params.get("verb"), error=str(error))
+            raise exhausted from error
 
     return handler
 

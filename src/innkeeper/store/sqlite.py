@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -17,16 +18,23 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.pool import QueuePool
 
+from innkeeper.errors import UnavailableError
 from innkeeper.store.database import DatabaseLoad, P, Query
 from innkeeper.store.migrate import migrate
+
+log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 
 READERS = 3
 GROUP_MAX = 64
 BUSY_TIMEOUT_MS = 10_000
+# Room in the database and its log for what is to be written while the disk is full: rooms that are deleted to make space, above all.
+RESERVE_BYTES = 4 << 20
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 
 @dataclass(slots=True)
@@ -57,7 +65,14 @@ class SqliteDatabase:
     async def open(cls, url: sa.URL, *, on_migration: Callable[[str], None] = lambda _: None) -> SqliteDatabase:
         """The database of a file, made and migrated where needed."""
         await asyncio.to_thread(migrate, url, on_migration=on_migration)
-        return cls(url)
+        opened = cls(url)
+        try:
+            await opened.write(_take_reserve)
+            await opened.write(_free_reserve)
+        except UnavailableError:
+            # Full already: a server that can be asked to delete rooms is worth more than none.
+            log.error("no room for the database's reserve: the disk is full")
+        return opened
 
     async def write(self, query: Query[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Database.write`."""
@@ -142,15 +157,34 @@ def _commit(connection: sa.Connection, group: list[_Write]) -> None:
                     if outcomes and outcomes[-1][0] is write:
                         outcomes.pop()
                     savepoint.rollback()
-                    outcomes.append((write, None, error))
+                    outcomes.append((write, None, _clear(error)))
     except Exception as error:
         # A single write that raised, or a failed commit: nothing of the group is stored.
-        outcomes = [(write, None, error) for write in group]
+        outcomes = [(write, None, _clear(error)) for write in group]
     for write, value, failure in outcomes:
         if failure is None:
             write.future.set_result(value)
         else:
             write.future.set_exception(failure)
+
+
+def _clear(error: Exception) -> Exception:
+    """What a client may read where the disk is full; any other error as it is."""
+    cause = getattr(error, "orig", None)
+    if getattr(cause, "sqlite_errorcode", None) in _FULL:
+        return UnavailableError("The server's disk is full", retry_after_seconds=30)
+    return error
+
+
+def _take_reserve(connection: sa.Connection) -> None:
+    """Make the write-ahead log large: it keeps its size, and its blocks are written again."""
+    connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS _reserve (content BLOB)")
+    connection.exec_driver_sql("INSERT INTO _reserve VALUES (zeroblob(?))", (RESERVE_BYTES,))
+
+
+def _free_reserve(connection: sa.Connection) -> None:
+    """Give the pages back to the file, which keeps its size too."""
+    connection.exec_driver_sql("DROP TABLE IF EXISTS _reserve")
 
 
 def _engine(url: sa.URL, *, begin: str, query_only: bool) -> sa.Engine:

@@ -29,7 +29,11 @@ def test_frozen_guests_count_a_quarter():
 def test_what_fits_and_what_does_not(monkeypatch, wanted, free, fits):
     monkeypatch.setattr(admission, "total_memory_mb", lambda: 500)
     rules = Admission(
-        memory_overcommit=2.0, memory_reserve_mb=100, disk_reserve_mb=10, disk_free_bytes=lambda: free * MIB
+        memory_overcommit=2.0,
+        memory_reserve_mb=100,
+        disk_reserve_mb=10,
+        disk_free_bytes=lambda: free * MIB,
+        disk_free_files=lambda: 1_000,
     )
     assert rules.memory_limit_mb() == 800
     if fits:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class DiskPool:
         """The size of the file system that disks lie on; a sparse pool may be larger than what is behind it."""
         return shutil.disk_usage(self.directory).total
 
+    def free_files(self) -> int:
+        """Room for new files likewise."""
+        behind = [self.backing.parent] if self.backing else []
+        return min(_free_files(directory) for directory in (self.directory, *behind))
+
     async def close(self) -> None:
         """Unmount the pool where it is one of ours; disks still in use keep it alive until they are unmounted."""
         if self.backing:
@@ -118,6 +124,12 @@ async def _make_backing(backing: Path, size_mib: int) -> None:
 
 def _free(directory: Path) -> int:
     return shutil.disk_usage(directory).free
+
+
+def _free_files(directory: Path) -> int:
+    found = os.statvfs(directory)
+    # File systems that make inodes as they go say that they have none at all.
+    return found.f_favail if found.f_files else sys.maxsize
 
 
 def _unlink(path: Path) -> bool:

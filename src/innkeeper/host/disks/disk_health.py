@@ -1,0 +1,26 @@
+"""Whether a guest's disk can still be written: the kernel stops that after a write of its journal failed, for the host's disk being full above all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from innkeeper.host.linux.mounts import all_mounts
+
+ERRORS = "/sys/fs/ext4/{}/errors_count"
+
+
+def has_stopped(directory: Path) -> bool:
+    """Whether the ext4 that `directory` lies on takes no writes any more. 20 µs as long as it has seen no error. False where it is gone."""
+    with contextlib.suppress(OSError):
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            return True
+        device = directory.stat().st_dev
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        name = Path(f"/sys/dev/block/{numbers}").readlink().name
+        # The count outlives the mount: an error of long ago says nothing of now.
+        if int(Path(ERRORS.format(name)).read_text()):
+            # Since Linux 6.15 such a file system is not shown as read-only, but for this word.
+            return any("emergency_ro" in mount.super_options for mount in all_mounts() if mount.device == numbers)
+    return False

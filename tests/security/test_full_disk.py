@@ -1,0 +1,218 @@
+"""A host whose disk is full, of bytes or of files: new work is refused, what runs goes on or fails clearly, nothing is ruined, and it all comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_fixture import Room, Server, free_port, leftovers, put_into, until
+from tests.integration.daemon_fixture import NEEDS_RUNSC
+
+from innkeeper.host.linux import loop_device
+
+pytestmark = [NEEDS_RUNSC]
+
+DISK_MIB = 2_048
+# The state directory and a server's first rooms take some hundred files of it.
+DISK_FILES = 4_096
+MIB = 1 << 20
+
+
+class SmallDisk:
+    """A file system of its own for a state directory, and whoever fills it."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.mount = base / "disk"
+        self._filler = self.mount / "somebody-elses"
+
+    def make(self) -> None:
+        image = self.base / "disk.img"
+        self.mount.mkdir()
+        subprocess.run(["truncate", "-s", f"{DISK_MIB}M", image], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-N", str(DISK_FILES), image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, self.mount], check=True)
+
+    def free_bytes(self) -> int:
+        found = os.statvfs(self.mount)
+        return found.f_bavail * found.f_frsize
+
+    def fill(self, *, leave: int = 0) -> None:
+        self._filler.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError), (self._filler / "large").open("wb") as large:
+            os.posix_fallocate(large.fileno(), 0, max(1, self.free_bytes() - leave - MIB))
+        descriptor = os.open(self._filler / "rest", os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while self.free_bytes() > leave:
+                os.write(descriptor, bytes(4096))
+        os.close(descriptor)
+
+    def fill_with_files(self) -> None:
+        self._filler.mkdir(exist_ok=True)
+        number = 0
+        with contextlib.suppress(OSError):
+            while True:
+                (self._filler / str(number)).touch()
+                number += 1
+
+    def clear(self) -> None:
+        for path in self._filler.iterdir():
+            path.unlink()
+
+    def remove(self) -> None:
+        deadline = time.monotonic() + 30
+        while subprocess.run(["umount", self.mount], capture_output=True).returncode and time.monotonic() < deadline:
+            time.sleep(0.2)
+        until(lambda: not loop_device.devices_backed_by(self.base))
+        subprocess.run(["rm", "-rf", self.base], check=True)
+
+
+class ServerOnSmallDisk(Server):
+    """Its log lies elsewhere: on a full disk nobody would read why."""
+
+    @property
+    def log_path(self) -> Path:
+        return self.home.parents[1] / "log"
+
+
+@pytest.fixture(scope="module")
+def disk() -> Iterator[SmallDisk]:
+    made = SmallDisk(Path(tempfile.mkdtemp(prefix="ikd", dir="/var/tmp")))
+    made.make()
+    yield made
+    made.remove()
+
+
+@pytest.fixture(scope="module")
+def innkeeper(disk: SmallDisk) -> Iterator[Server]:
+    home = disk.mount / "home"
+    home.mkdir(mode=0o755)
+    put_into(home / "host", "base")
+    (home / "host").chmod(0o700)
+    settings = {
+        "INNKEEPER_IMAGES": "base",
+        "INNKEEPER_KEEP_MACHINES": "false",
+        # More than there is: what its guests write decides, as on a host that was given too little.
+        "INNKEEPER_POOL_DISK_MB": "8192",
+        "INNKEEPER_RUNSC_PLATFORM": "systrap",
+        "INNKEEPER_DISK_RESERVE_MB": "200",
+    }
+    running = ServerOnSmallDisk(home, free_port(), settings)
+    try:
+        running.start()
+        yield running
+    finally:
+        if running.process is not None:
+            running.stop()
+    assert leftovers(running) == []
+    with contextlib.closing(sqlite3.connect(home / "api" / "innkeeper.db")) as database:
+        assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
+    checked = subprocess.run(["xfs_repair", "-n", home / "host" / "pool.xfs"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr[-2000:]
+
+
+@pytest.fixture
+def room(innkeeper: Server) -> Iterator[Room]:
+    """A room that has been at work, with something on its disk."""
+    api = innkeeper.api()
+    made = api.room(api.make_profile())
+    assert made.output("echo precious > /home/user/kept; sync; cat /home/user/kept") == "precious"
+    yield made
+    innkeeper.api().room(made.profile_id, made.room_id).delete()
+
+
+def refused(answer: object) -> None:
+    """Clearly, in the dialect's shape."""
+    assert answer.status_code == 503, answer.text  # type: ignore[attr-defined]
+    body = answer.json()  # type: ignore[attr-defined]
+    assert body["error"] == "service_unavailable"
+    assert "disk is full" in body["message"] or "No available hosts" in body["message"], body
+
+
+def writes(room: Room) -> bool:
+    """Whether a command can write: a disk that failed is found out by the first one that cannot, and mounted anew by the next."""
+    answer = room.post("rm -f /home/user/large && touch /home/user/t && sync")
+    return answer.status_code == 200 and bool(answer.json()["result"]["exit_code"] == 0)
+
+
+def works_again(innkeeper: Server, room: Room) -> None:
+    assert (
+        room.output("cat /home/user/kept; head -c 8388608 /dev/urandom > /home/user/more; sync; echo $?")
+        == "precious\n0"
+    )
+    api = innkeeper.api()
+    new = api.room(api.make_profile())
+    assert new.output("echo new") == "new"
+    assert new.delete().status_code == 204
+
+
+def test_a_full_disk_refuses_what_is_new_and_comes_back(innkeeper: Server, disk: SmallDisk, room: Room) -> None:
+    api = innkeeper.api()
+    goes = api.room(room.profile_id)
+    goes.create()
+    disk.fill()
+    assert disk.free_bytes() == 0
+    for _ in range(3):
+        refused(api.room(room.profile_id).client.post(api.room(room.profile_id).path))
+        refused(room.post("touch /home/user/never"))
+    # What needs no new space goes on, first of all what makes some.
+    assert room.file("/home/user/kept", raw=1).text == "precious\n"
+    assert len(api.client.get("/api/profiles").json()) > 0
+    assert goes.delete().status_code == 204
+    assert api.client.get("/api/profiles").status_code == 200
+    assert "internal_error" not in innkeeper.log()
+    disk.clear()
+    works_again(innkeeper, room)
+    assert room.run("ls /home/user/never")["result"]["exit_code"] != 0
+
+
+def test_a_disk_without_room_for_files_refuses_likewise(innkeeper: Server, disk: SmallDisk, room: Room) -> None:
+    disk.fill_with_files()
+    api = innkeeper.api()
+    refused(api.room(room.profile_id).client.post(api.room(room.profile_id).path))
+    refused(room.post("touch /home/user/never"))
+    disk.clear()
+    works_again(innkeeper, room)
+
+
+def test_a_guest_that_fills_the_hosts_disk_loses_its_own_only(innkeeper: Server, disk: SmallDisk, room: Room) -> None:
+    api = innkeeper.api()
+    neighbour = api.room(room.profile_id)
+    assert neighbour.output("echo neighbour > /home/user/kept; sync; echo $?") == "0"
+    disk.fill(leave=64 * MIB)
+    # Its own disk has 10 GiB, so it is the host's that ends. Output that cannot be kept ends a command too.
+    answer = room.post(
+        "dd if=/dev/urandom of=/home/user/large bs=1M count=400 conv=fsync; sync; echo $?; sleep 0.5", timeout=60
+    )
+    assert answer.status_code in (200, 503), answer.text
+    if answer.status_code == 200:
+        assert answer.json()["result"]["output"] != "0", answer.json()
+    else:
+        assert answer.json()["error"] in ("service_unavailable", "instance_failed"), answer.json()
+    disk.clear()
+    # The neighbour never noticed, or is restarted on its disk; so is the one that did it.
+    for one, kept in ((neighbour, "neighbour"), (room, "precious")):
+        until(lambda one=one: writes(one), seconds=30)  # type: ignore[misc]
+        assert one.output("cat /home/user/kept") == kept
+    works_again(innkeeper, room)
+
+
+@pytest.mark.long
+def test_a_server_starts_on_a_full_disk_and_has_everything_when_there_is_room(
+    innkeeper: Server, disk: SmallDisk, room: Room
+) -> None:
+    disk.fill(leave=4096)
+    innkeeper.stop()
+    innkeeper.start()
+    refused(innkeeper.api().room(room.profile_id, room.room_id).post("true"))
+    disk.clear()
+    again = innkeeper.api().room(room.profile_id, room.room_id)
+    until(lambda: again.client.post(again.path).status_code == 200)
+    works_again(innkeeper, again)
