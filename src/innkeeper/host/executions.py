@@ -228,6 +228,10 @@ class Executions:
         finally:
             turn.end()
         clock.lap("guest")
+        if exited.get("exit_code") != 0 and machine.running.ran_out_of_memory():
+            # The kernel took one process of the sandbox from under the sentry: what still works in there is chance.
+            machine.fail("The guest ran out of memory")
+            raise InstanceFailedError(machine.failure)
         machine.user_processes = _integer(exited, "user_processes")
         record.exit_code, record.signal = _integer(exited, "exit_code"), _signal(exited)
         record.timed_out = bool(exited.get("timed_out"))

@@ -49,6 +49,10 @@ class RunningMachine(Protocol):
     machine_id: str
     exited: asyncio.Future[None]
 
+    def ran_out_of_memory(self) -> bool:
+        """Whether the host's kernel has killed a process of it for want of memory. It may run on, without that process."""
+        ...
+
     def why(self) -> str:
         """The best known reason for its end, for the instance's `failure`."""
         ...

@@ -50,9 +50,13 @@ class GvisorMachine:
     watcher: asyncio.Task[None] | None = None
     oom_kills_before: int = field(default=0)
 
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel took a process of it: the sentry, or a stub, which holds a guest process's memory and is often the larger one."""
+        return self.group.usage().oom_kills > self.oom_kills_before
+
     def why(self) -> str:
         """The best known reason for its end."""
-        if self.group.usage().oom_kills > self.oom_kills_before:
+        if self.ran_out_of_memory():
             return "The guest ran out of memory"
         return "The sandbox ended"
 
