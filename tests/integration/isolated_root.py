@@ -14,22 +14,17 @@ from uuid import uuid4
 from innkeeper.host.linux.cgroup import CgroupTree, Group
 from innkeeper.settings import Settings
 
-# $1: the directory that becomes /, empty: what this machine's file system has, with changes kept in memory;
+# $1: the directory that becomes /, with changes kept in $2; empty: what this machine's file system has, with changes kept in memory;
 # $2: a directory to put the rest together in; then the pairs of what is bound where.
 # The old root goes away altogether: a copy of the host's mounts would keep other people's disks busy.
 ENTER = """
 set -e
-root=$1 work=$2
+lower=${1:-/} work=$2 root=$2/root
+# The changes lie in another file system than what they change, where that is all of this one's: overlays may not overlap.
+if [ -z "$1" ]; then mount -t tmpfs -o size=2g none "$work"; fi
 shift 2
-if [ -z "$root" ]; then
-    # The changes lie in another file system than what they change: overlays may not overlap.
-    root=$work/root
-    mount -t tmpfs -o size=2g none "$work"
-    mkdir "$root" "$work/upper" "$work/work"
-    mount -t overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/work" overlay "$root"
-else
-    mount --bind "$root" "$root"
-fi
+mkdir -p "$root" "$work/upper" "$work/work"
+mount -t overlay -o "lowerdir=$lower,upperdir=$work/upper,workdir=$work/work" overlay "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t sysfs sysfs "$root/sys"
@@ -47,7 +42,8 @@ if [ "$NETWORK" = none ]; then ip link set lo up; fi
 cd "$root"
 mkdir -p .old
 pivot_root . .old
-umount -l /.old
+# With the old root's own program: a bare system has none.
+chroot /.old umount -l /
 rmdir /.old
 touch /run/ready
 exec sleep infinity < /dev/null
@@ -123,7 +119,7 @@ class IsolatedRoot:
 def isolated_root(
     work: Path, *, state: Path, root: Path | None = None, bound: dict[Path, str] | None = None, network: str = "none"
 ) -> Iterator[IsolatedRoot]:
-    """A root that is ready: `root`, or this machine's with every change forgotten at the end.
+    """A root that is ready: `root` with every change in `work`, or this machine's with every change forgotten at the end.
 
     `state` is the state directory of the one server that may run in it, shown under a name of its own; `bound` is shown
     inside too: {here: there}. `network`: "none", or "host".

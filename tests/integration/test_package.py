@@ -29,9 +29,15 @@ ROOT = Path(__file__).parents[2]
 SITE = "usr/lib/innkeeper/lib/python3.{minor}/site-packages"
 
 
-def build(checkout, output):
+def build(checkout, output, *, umask=0o022, **variables):
     done = subprocess.run(
-        [checkout / "setup" / "package.sh", output], cwd="/", capture_output=True, text=True, timeout=500
+        [checkout / "setup" / "package.sh", output],
+        cwd="/",
+        env={**os.environ, **variables},
+        umask=umask,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,), (deb,) = output.glob("*.whl"), output.glob("*.deb")
@@ -97,11 +103,7 @@ def test_the_same_sources_make_the_same_bytes(packages, tmp_path):
     (elsewhere / "build").mkdir()
     (elsewhere / "build" / "wheels").symlink_to(ROOT / "build" / "wheels")
     commit = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, check=True, capture_output=True, text=True)
-    os.environ["SOURCE_DATE_EPOCH"] = commit.stdout.strip()
-    try:
-        again = build(elsewhere, tmp_path / "dist")
-    finally:
-        del os.environ["SOURCE_DATE_EPOCH"]
+    again = build(elsewhere, tmp_path / "dist", umask=0o077, SOURCE_DATE_EPOCH=commit.stdout.strip())
     for first, second in zip(packages, again, strict=True):
         assert (first.name, first.read_bytes() == second.read_bytes()) == (second.name, True)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -99,3 +100,33 @@ async def test_a_damaged_one_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(ImageBuildFailed, match="its bytes are not those of its name"):
         await build_image(image_fixture.RECIPES / "base", here, progress=quiet, ready_images=elsewhere.directory)
     assert [path.name for path in here.directory.iterdir()] == [".base.lock"]
+
+
+def test_the_command_says_what_it_built_and_what_is_wrong(tmp_path: Path) -> None:
+    ready = image_fixture.put_into(tmp_path / "elsewhere", "base")
+    record = ready.get("base")
+    assert record is not None
+
+    def build(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("inn"), "image", "build-shipped", "--home", tmp_path / "home", *argv],
+            env={
+                "PATH": os.environ["PATH"],
+                "INNKEEPER_READY_IMAGES_DIR": str(ready.directory),
+                "INNKEEPER_CONFIG": "",
+            },
+            capture_output=True,
+            text=True,
+        )
+
+    done = build("base")
+    assert done.stdout.split()[:2] == ["base", record.digest]
+    assert done.stderr == f"image base: taken from {ready.directory}\n"
+    assert ImageStore(tmp_path / "home" / "host").get("base") is not None
+    for argv, why in (
+        (("base", "--mirror", "http://deb.debian.org/debian"), "go with --lock"),
+        (("base", "--lock", "--mirror", "gopher://x"), "not the address of a mirror: 'gopher://x'"),
+        (("no-such-image",), "no such recipe"),
+    ):
+        failed = build(*argv)
+        assert (failed.returncode, why in failed.stderr) == (1, True), failed.stderr

@@ -30,3 +30,12 @@ def test_the_operators_then_the_packages_then_the_checkouts(places, tmp_path, fi
     assert find(chosen) is None
     (tmp_path / "mine").mkdir()
     assert find(chosen) == tmp_path / "mine"
+
+
+def test_ready_images_are_where_a_package_puts_them_or_the_operator_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "READY_IMAGES", tmp_path / "package")
+    assert shipped.ready_images(Settings()) is None
+    (tmp_path / "package").mkdir()
+    assert shipped.ready_images(Settings()) == tmp_path / "package"
+    # What the operator names is not replaced by what is there.
+    assert shipped.ready_images(Settings(ready_images_dir=tmp_path / "mine")) is None

@@ -228,7 +228,8 @@ def _write_bundle(directory: Path) -> Path:
     mounts: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
-        {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["bind", "ro"]},
+        # With all that is mounted below it: the kernel does not let runsc's user namespace take the directory without.
+        {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]},
     ]
     for name in ("usr", "proc", "dev", "state"):
         ((directory if name == "state" else rootfs) / name).mkdir(parents=True)
@@ -238,7 +239,9 @@ def _write_bundle(directory: Path) -> Path:
             (rootfs / name).symlink_to(source.readlink())
         elif source.is_dir():
             (rootfs / name).mkdir()
-            mounts.append({"destination": f"/{name}", "type": "bind", "source": str(source), "options": ["bind", "ro"]})
+            mounts.append(
+                {"destination": f"/{name}", "type": "bind", "source": str(source), "options": ["rbind", "ro"]}
+            )
     spec = {
         "ociVersion": "1.0.2",
         "process": {
