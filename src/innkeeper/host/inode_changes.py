@@ -33,7 +33,7 @@ class InodeChanges:
         """Raises OSError where the kernel cannot tell: another file system, lazy times, perf forbidden, no descriptors."""
         status = path.stat()
         self.device = status.st_dev
-        mount = _mount_of(self.device)
+        mount = mounts.mount_of_device(self.device)
         if mount is None or mount.fstype != "ext4":
             raise OSError(f"{path} is not on an ext4 file system of its own")
         if "lazytime" in mount.super_options | mount.options:
@@ -95,8 +95,3 @@ def _cpus(online: str) -> list[int]:
         first, _, last = part.partition("-")
         cpus += range(int(first), int(last or first) + 1)
     return cpus
-
-
-def _mount_of(device: int) -> mounts.Mount | None:
-    number = f"{os.major(device)}:{os.minor(device)}"
-    return next((mount for mount in mounts.all_mounts() if mount.device == number), None)

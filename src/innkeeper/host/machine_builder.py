@@ -25,7 +25,6 @@ from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
 from innkeeper.host.drivers.contract import Driver, MachinePlan
 from innkeeper.host.guest_link import GuestEndpoint
-from innkeeper.host.linux.mounts import is_mounted
 from innkeeper.host.machine import Identity, Machine, MachineRecord
 from innkeeper.host.network.addressing import Slot
 from innkeeper.host.network.firewall import PolicyClass
@@ -199,8 +198,10 @@ class MachineBuilder:
     async def adopt(self, record: MachineRecord) -> Machine | None:
         """The machine of a record, if everything of it is still there; None when it must be cleaned away instead."""
         state_dir = self._directories.machines / record.machine_id
+        plan = self._disk_plan(record)
         running = await self._driver.adopt(record.machine_id, state_dir)
-        if running is None or not is_mounted(self._disk_plan(record).overlay.target):
+        # Not by the list of mounts, which is as long as there are guests: a hundred of them would read it a hundred times.
+        if running is None or not os.path.ismount(plan.overlay.target):  # noqa: ASYNC240 - two lstat(2)
             return None
         async with AsyncExitStack() as stack:
             try:
@@ -210,8 +211,6 @@ class MachineBuilder:
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
             stack.push_async_callback(self._network.release, slot)
             stack.push_async_callback(self._release_disk, record)
-            plan = self._disk_plan(record)
-            rootfs = await mount_root(self._disks, plan)
             stack.push_async_callback(release, plan.mount_directory)
             endpoint = GuestEndpoint(state_dir / "link")
             await endpoint.listen()
@@ -228,7 +227,7 @@ class MachineBuilder:
                 driver=self._driver,
                 running=running,
                 endpoint=endpoint,
-                upper=rootfs.upper,
+                upper=plan.overlay.upper,
                 lowers=self._lowers(record),
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,

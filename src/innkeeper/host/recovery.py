@@ -66,12 +66,13 @@ async def recover(
             fleet.adopt(machine)
             adopted.add(machine_id)
     leftovers = set(records) - adopted
-    # Twice: a start that an earlier daemon began goes on, and makes more, until its own process is ended.
-    for _ in range(2):
+    # Again after strays: a start that an earlier daemon began goes on, and makes more, until its own process is ended.
+    strays = True
+    while strays:
         leftovers |= await driver.found() - adopted
         for machine_id in leftovers:
             await driver.stop(machine_id)
-        await driver.end_strays(adopted)
+        strays = await driver.end_strays(adopted) > 0
     for machine_id in leftovers:
         removed += 1
         await rootfs.release(directories.mounts / machine_id)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ MOUNT_TABLE = "mounts"
 START_TIMEOUT_SECONDS = 30
 SANDBOX_PID = "sandbox.pid"
 STRAY_SECONDS = 10.0
+_BUNDLE = re.compile(rb"/machines/([^/\0]+)/")
 
 
 class StartFailedError(InnkeeperError):
@@ -234,8 +236,7 @@ class GvisorDriver:
         ]
         for process, line in self._strays(keep):
             with process:
-                named = [word for word in line.split(b"\0") if b"/machines/" in word]
-                machine_id = named[0].partition(b"/machines/")[2].partition(b"/")[0].decode() if named else "unknown"
+                machine_id = min(_machines_in(line), default="unknown")
                 found.append((LeakKind.PROCESS, f"{process.pid} {_words(line)}", machine_id))
         return found
 
@@ -254,11 +255,10 @@ class GvisorDriver:
         return len(strays)
 
     def _strays(self, keep: Set[str]) -> list[tuple[PidFd, bytes]]:
-        kept = [os.fsencode(machine_id) for machine_id in keep]
-        return [stray for pid in _pids() if (stray := self._stray(pid, kept)) is not None]
+        return [stray for pid in _pids() if (stray := self._stray(pid, keep)) is not None]
 
-    def _stray(self, pid: int, kept: Sequence[bytes]) -> tuple[PidFd, bytes] | None:
-        """A process and its command line, if it is one of runsc's for this server and names no machine of `kept`.
+    def _stray(self, pid: int, keep: Set[str]) -> tuple[PidFd, bytes] | None:
+        """A process and its command line, if it is one of runsc's for this server and names no machine of `keep`.
 
         And root's, since anybody may have such a command line.
         """
@@ -272,7 +272,7 @@ class GvisorDriver:
         try:
             # Again, now that the pid cannot become another process's.
             line = (path / "cmdline").read_bytes()
-            if mark in line.split(b"\0") and path.stat().st_uid == 0 and not any(word in line for word in kept):
+            if mark in line.split(b"\0") and path.stat().st_uid == 0 and not _machines_in(line) & keep:
                 return process, line
         except OSError:
             pass
@@ -296,6 +296,11 @@ class GvisorDriver:
         self._machines.clear()
         if not keep_running:
             await self._parent.remove()
+
+
+def _machines_in(line: bytes) -> set[str]:
+    """The machines that a command line of runsc names, by their bundles."""
+    return {name.decode(errors="replace") for name in _BUNDLE.findall(line)}
 
 
 def _words(line: bytes) -> str:

@@ -160,6 +160,15 @@ def is_mounted(path: StrPath) -> bool:
     return any(mount.target == target for mount in all_mounts())
 
 
+def mount_of_device(device: int) -> Mount | None:
+    """The first mount of a device by its number as `stat` gives it; parses one line where there may be thousands."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n"):
+        if line.split(" ", 3)[2:3] == [number]:
+            return parse_mountinfo(line)[0]
+    return None
+
+
 def mounts_under(path: StrPath) -> list[Mount]:
     """The mounts at and below `path`, the ones to unmount first in front."""
     top = os.path.realpath(path)
