@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +20,9 @@ from innkeeper.core import host_verbs as verbs
 from innkeeper.core.instance import BootStep, InstanceState
 from innkeeper.errors import InnkeeperError
 from innkeeper.host import machine_builder
+from innkeeper.host.disks.image_build import build_argv
+from innkeeper.host.linux import loop_device
+from innkeeper.host.machine import Machine
 
 pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
 
@@ -218,13 +223,24 @@ async def test_a_claim_that_fails_at_its_records_takes_its_guest_along(faulty: H
     await nothing_but(faulty)
 
 
-async def test_a_guest_that_ends_while_it_is_claimed_leaves_no_disk(faulty: Host) -> None:
-    shape = faulty.shape("pool-end")
+async def test_a_guest_that_ends_while_it_is_claimed_leaves_no_disk(
+    faulty: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, configure = faulty.shape("pool-end"), machine_builder.MachineBuilder.configure
+
+    async def killed_first(
+        builder: machine_builder.MachineBuilder, machine: Machine, request: verbs.EnsureMachine
+    ) -> bool:
+        if machine is warm:
+            # Its records name the instance by now.
+            os.kill(int((machine.state_dir / "sandbox.pid").read_text()), signal.SIGKILL)
+            await eventually(lambda: machine not in faulty.daemon.fleet.held())
+        return await configure(builder, machine, request)
+
     await faulty.request(verbs.SetPools((verbs.WarmPool(shape, 1),)))
     (warm,) = await eventually(faulty.daemon.fleet.warm.machines)
+    monkeypatch.setattr(machine_builder.MachineBuilder, "configure", killed_first)
     instance = uuid4()
-    # The claim waits for a sign of life of a guest that is dead and whose end nobody has noticed yet.
-    await faulty.daemon.driver.stop(warm.id)
     answer = await faulty.ensure_answer(instance, shape=shape)
     assert not answer["claimed"]
     await faulty.request(verbs.SetPools())
@@ -246,6 +262,20 @@ async def test_a_disk_that_somebody_holds_busy_is_waited_for(faulty: Host) -> No
     assert (await faulty.ok(instance, "cat file")).text == "kept\n"
     await faulty.destroy(instance)
     await nothing_but(faulty)
+
+
+async def test_an_image_that_is_being_built_keeps_no_pool_mounted(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("home")
+    argv = [*build_argv(Path("/nowhere"))[:-3], "sh", "-c", "echo built; read line"]
+    async with running_host(home):
+        building = await asyncio.create_subprocess_exec(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert building.stdout is not None
+        assert await building.stdout.readline() == b"built\n"
+    try:
+        await eventually(lambda: not loop_device.devices_backed_by(home))
+    finally:
+        building.kill()
+        await building.wait()
 
 
 DIES = """

@@ -225,7 +225,7 @@ async def write(
                 raise UnavailableError("The host did not answer in time") from None
             except InstanceNotFoundError:
                 # What the caller sent is spent, so it is the caller who has to send it again.
-                provisioning.mark_stopped(control, entry)
+                provisioning.mark_lost(control, entry)
                 raise UnavailableError("The guest is gone; the next use starts it again on its disk") from None
     control.later.audit(
         audit.event(principal, "file.write", "instance", entry.instance.id, {"path": wire_path[:1_000]})

@@ -297,12 +297,13 @@ def _forget(connection: sa.Connection, instance_id: UUID) -> None:
     instances.delete(connection, instance_id)
 
 
-def mark_stopped(control: Control, entry: Entry) -> None:
-    """The room's machine is gone and its disk is kept: its next use starts it again."""
+def mark_lost(control: Control, entry: Entry) -> None:
+    """The room's machine is gone without a word, with what was in its memory, and its disk is kept: its next use starts it again."""
     if entry.ready:
+        control.metrics.machines_lost += 1
         stopped = transition(transition(entry.instance, InstanceState.STOPPING), InstanceState.STOPPED)
         entry.change(dataclasses.replace(stopped, desired="stopped"))
-        control.later.state(entry.instance, None)
+        _note_loss(control, entry, "The machine is gone")
 
 
 def mark_failed(control: Control, entry: Entry, failure: str) -> None:
@@ -310,7 +311,14 @@ def mark_failed(control: Control, entry: Entry, failure: str) -> None:
     if entry.ready:
         control.metrics.machines_failed += 1
         entry.change(transition(entry.instance, InstanceState.FAILED, failure=failure))
-        control.later.state(entry.instance, None)
+        _note_loss(control, entry, failure)
+
+
+def _note_loss(control: Control, entry: Entry, reason: str) -> None:
+    control.later.state(entry.instance, None)
+    host = Principal(entry.instance.organization_id, None, frozenset(), "system:host")
+    details = {"reason": reason, "memory": "lost", "disk": "kept"}
+    control.later.audit(audit.event(host, "room.machine_lost", "instance", entry.instance.id, details))
 
 
 async def take_down(control: Control, principal: Principal, entry: Entry, *, action: str = "room.destroy") -> Entry:

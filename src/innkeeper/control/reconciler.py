@@ -90,8 +90,7 @@ def _compare(control: Control, entry: Entry, machine: dict[str, Any] | None) -> 
     if not entry.ready:
         return
     if machine is None:
-        control.metrics.machines_lost += 1
-        provisioning.mark_stopped(control, entry)
+        provisioning.mark_lost(control, entry)
     elif machine["failure"]:
         provisioning.mark_failed(control, entry, str(machine["failure"]))
 

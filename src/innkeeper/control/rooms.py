@@ -103,8 +103,7 @@ async def usable_entry(control: Control, principal: Principal, entry: Entry) -> 
 async def revive(control: Control, principal: Principal, entry: Entry) -> Entry:
     """The room with a new machine on its disk, when its host says that the one we thought ready is gone."""
     if entry.ready:
-        control.metrics.machines_lost += 1
-        provisioning.mark_stopped(control, entry)
+        provisioning.mark_lost(control, entry)
     return await _bring_up(control, principal, entry.stored, entry.room_id, None)
 
 

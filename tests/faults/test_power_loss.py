@@ -1,0 +1,172 @@
+"""Power that goes away in the middle of writing: the disk's journal holds, and what a guest had synced is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from server_fixture import Room, Server, server
+from tests.faults.test_reboot import reboot
+from tests.faults.workload import events
+
+from innkeeper.host.disks.disk_template import reflink
+from innkeeper.host.linux import loop_device, mounts
+
+INSTANTS = 3
+LONG_INSTANTS = 25
+# Files of random size, each named by its digest: `name size` is said after its data and its name were synced.
+WRITER = """
+import hashlib, os, random, sys
+os.makedirs("synced", exist_ok=True)
+directory = os.open("synced", os.O_RDONLY)
+while True:
+    data = os.urandom(random.choice([1, 4096, 70_000, 1_500_000]))
+    name = hashlib.sha256(data).hexdigest()
+    with open(f"synced/.{name}", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"synced/.{name}", f"synced/{name}")
+    os.fsync(directory)
+    print(name, flush=True)
+"""
+# Beside it, writes that nobody syncs: the journal is busy with them.
+NOISE = (
+    "while :; do head -c 3000000 /dev/urandom > noise.$((i++ % 20)); mkdir -p d/$i; rm -rf d; done > /dev/null 2>&1 &"
+)
+
+
+class Writer:
+    """Reads what a guest says to have synced, as it says it."""
+
+    def __init__(self, room: Room) -> None:
+        self.synced: list[str] = []
+        self._room = room
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def start(self) -> None:
+        self._room.put("/home/user/writer.py", WRITER.encode())
+        self._room.output(NOISE)
+        self._thread.start()
+        deadline = time.monotonic() + 60
+        while len(self.synced) < 5:
+            assert time.monotonic() < deadline, "the guest writes nothing"
+            time.sleep(0.05)
+
+    def _read(self) -> None:
+        headers = {"Accept": "text/event-stream"}
+        body = {"command": "python3 writer.py", "timeout": 600}
+        rest = ""
+        with (
+            # The server is killed below it.
+            contextlib.suppress(httpx2.HTTPError),
+            self._room.client.stream("POST", f"{self._room.path}/command", json=body, headers=headers) as answer,
+        ):
+            for kind, said in events(answer):
+                if kind == "output":
+                    *whole, rest = (rest + said["data"]).split("\n")
+                    self.synced += whole
+
+
+@pytest.fixture(scope="module")
+def powered() -> Iterator[Server]:
+    with server("base") as running:
+        yield running
+
+
+@pytest.fixture
+def writing(powered: Server) -> Iterator[Writer]:
+    api = powered.api()
+    room = api.room(api.make_profile(disk_mb=2048))
+    room.create()
+    writer = Writer(room)
+    writer.start()
+    yield writer
+    Room(powered.client(), room.profile_id, room.room_id).delete()
+
+
+def test_a_disk_as_it_was_at_any_instant_of_writing_is_whole(powered: Server, writing: Writer, tmp_path: Path) -> None:
+    check_instants(powered, writing, tmp_path, INSTANTS)
+
+
+@pytest.mark.long
+def test_a_disk_as_it_was_at_many_instants_of_writing_is_whole(
+    powered: Server, writing: Writer, tmp_path: Path
+) -> None:
+    check_instants(powered, writing, tmp_path, LONG_INSTANTS)
+
+
+def check_instants(powered: Server, writing: Writer, tmp_path: Path, count: int) -> None:
+    (disk,) = disks_of_rooms(powered)
+    replayed, held = 0, 0
+    for number in range(count):
+        time.sleep(0.3)
+        before = list(writing.synced)
+        # What the loop device has given to its file and no more: the copy shares its blocks at one instant, as a disk that loses power keeps them.
+        copy = disk.with_name(f"copy-{number}.raw")
+        reflink(disk, copy)
+        try:
+            replayed += b"needs_recovery" in subprocess.run(["dumpe2fs", "-h", copy], capture_output=True).stdout
+            held += verify(copy, before, tmp_path / "mounted")
+        finally:
+            copy.unlink()
+    print(f"{count} instants: {replayed} journals replayed, {held} synced files whole")
+    # A disk that needs no recovery was not caught in the middle of anything.
+    assert replayed > 0
+
+
+def verify(image: Path, synced: list[str], target: Path) -> int:
+    """Mount the image, which replays its journal; what was synced must be whole, and the file system clean. How many files there were."""
+    target.mkdir(exist_ok=True)
+    with loop_device.attach(image) as device:
+        mounts.mount(device.path, target, "ext4", mounts.MS_NODEV | mounts.MS_NOSUID)
+    try:
+        folder = target / "u" / "home" / "user" / "synced"
+        for name in synced:
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == name, f"{name} is not what was synced"
+    finally:
+        asyncio.run(mounts.umount_tree(target))
+    asyncio.run(loop_device.wait_unused(image))
+    checked = subprocess.run(["e2fsck", "-f", "-n", image], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    return len(synced)
+
+
+def disks_of_rooms(powered: Server) -> list[Path]:
+    pool = powered.home / "host" / "pool" / "disks"
+    return [
+        pool / f"{json.loads(path.read_text())['disk']}.img"
+        for path in (powered.home / "host" / "instances").glob("*/instance.json")
+    ]
+
+
+def test_a_room_whose_disk_lost_what_was_not_synced_goes_on(powered: Server, writing: Writer) -> None:
+    """As above, through the product: the room's disk becomes what it was at an instant of writing, while everything was killed."""
+    room = writing._room
+    (disk,) = disks_of_rooms(powered)
+    before = list(writing.synced)
+    copy = disk.with_name("instant.raw")
+    reflink(disk, copy)
+    reboot(powered)
+    # The reboot above unmounts, which writes back; a power loss does not. So the disk is put back to the instant before it.
+    pool = powered.home / "host" / "pool"
+    with loop_device.attach(powered.home / "host" / "pool.xfs") as device:
+        mounts.mount(device.path, pool, "xfs")
+    copy.replace(disk)
+    asyncio.run(mounts.umount_tree(pool))
+    powered.start()
+    again = Room(powered.client(), room.profile_id, room.room_id)
+    sums = again.output("cd synced && sha256sum -- *").splitlines()
+    found = {line.split("  ")[1]: line.split("  ")[0] for line in sums}
+    assert all(found.get(name) == name for name in before), "a file that was synced is not whole"
+    print(f"{len(before)} synced files whole after a power loss")
+    again.output("echo goes on > file && sync && cat file")
