@@ -10,6 +10,7 @@ import pytest
 
 from innkeeper.host import retention
 from innkeeper.host.executions import Executions
+from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.turns import Turns
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +52,7 @@ def leave(fleet: Fleet, instance: UUID, name: str, *, days_ago: float) -> list[P
 async def test_old_executions_go(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     changes = SimpleNamespace(folder=lambda instance: tmp_path / "changes" / str(instance))
-    executions = Executions(changes=changes, turns=Turns(1))  # type: ignore[arg-type]
+    executions = Executions(changes=changes, turns=Turns(1), metrics=HostMetrics())  # type: ignore[arg-type]
     first, second = uuid4(), uuid4()
     old = [*leave(fleet, first, "old", days_ago=31), *leave(fleet, second, "old", days_ago=400)]
     kept = [*leave(fleet, first, "young", days_ago=29), *leave(fleet, first, "running", days_ago=31)]
