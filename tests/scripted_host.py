@@ -115,6 +115,7 @@ class ScriptedHost:
                 (verbs.CollectImages, self._collect_images),
                 (verbs.HostStatus, self._status),
                 (verbs.WatchHost, self._watch),
+                (verbs.BackupHost, self._back_up),
                 (verbs.Diagnose, self._diagnose),
                 (verbs.DiagnoseGuest, self._diagnose_guest),
                 (verbs.SetLogLevel, self._set_log_level),
@@ -291,6 +292,12 @@ class ScriptedHost:
             "isolation_level": "gvisor",
             "leaked": 0,
         }
+
+    async def _back_up(self, request: verbs.BackupHost, call: ServerCall) -> dict[str, Any]:
+        await call.send_message({"staged": [str(disk) for disk in self.disks]})
+        await call.send_message({"estimate_bytes": 1_000})
+        await call.send_data(b"\0" * 512)
+        return {"manifest_sha256": "0" * 64, "instances": len(self.disks)}
 
     async def _watch(self, request: verbs.WatchHost, call: ServerCall) -> dict[str, Any]:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -24,6 +24,7 @@ from innkeeper.api_process import ApiProcess, CannotStartError
 from innkeeper.bus.socketpair import serve_socketpair
 from innkeeper.host.inventory import refuse_reasons, take_inventory
 from innkeeper.log_setup import LogLevel, configure_logging, log_file
+from innkeeper.restore import refuse_unfinished
 from innkeeper.settings import Settings, comma_separated
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ async def _serve(settings: Settings, level: LogLevel) -> None:
     began = time.monotonic()
     if os.geteuid() != 0:
         raise CannotStartError("inn serve needs root (the API process drops it)")
+    if (unfinished := refuse_unfinished(settings)) is not None:
+        raise CannotStartError(unfinished)
     settings.home.mkdir(mode=0o755, parents=True, exist_ok=True)
     settings.host_dir.mkdir(mode=0o700, exist_ok=True)
     reasons = refuse_reasons(await take_inventory(settings, quick=True))

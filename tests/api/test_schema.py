@@ -40,7 +40,7 @@ CHECKS = [
 ]
 
 # Endpoints that refuse everyone but the operator, and an organization whose limits nothing else meets.
-OPERATORS = ("/v1/organizations", "/v1/hosts", "/v1/log-level")
+OPERATORS = ("/v1/organizations", "/v1/hosts", "/v1/log-level", "/v1/backup")
 OTHER_ORGANIZATION = "other"
 
 

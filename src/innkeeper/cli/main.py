@@ -31,6 +31,8 @@ COMMANDS = {
     "gc": ("gc", "gc"),
     "settings": ("settings", "settings"),
     "diagnose": ("diagnose", "app"),
+    "backup": ("backup", "backup"),
+    "restore": ("backup", "restore"),
     "audit": ("audit", "audit"),
     "version": ("version", "version"),
 }

@@ -17,6 +17,18 @@ def require(principal: Principal, scope: Scope) -> None:
         raise ForbiddenError(f"The token lacks the scope '{scope}'")
 
 
+def require_socket(principal: Principal) -> None:
+    """Check that it is the operator on the server's own unix socket: no token opens this.
+
+    Raises:
+        ForbiddenError: it is not.
+
+    """
+    require(principal, Scope.ADMIN)
+    if principal.token_id is not None:
+        raise ForbiddenError("This is asked over the server's own unix socket alone")
+
+
 def require_any(principal: Principal, *scopes: Scope) -> None:
     """Check that the principal holds one of the scopes.
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from innkeeper.control import (
+    backup,
     expiry,
     hosts,
     image_builds,
@@ -39,6 +40,7 @@ async def begin(control: Control) -> None:
     """Load the database into memory, adopt the hosts that are there, and start the loops."""
     if control.default_organization_id is None:
         raise RuntimeError("organizations.bootstrap has not run")
+    backup.sweep(control)
     await _load(control)
     watched: set[UUID] = set()
     adopted = _watch_new(control, watched)

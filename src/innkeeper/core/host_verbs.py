@@ -294,6 +294,17 @@ class DescribeCapacity:
     verb: ClassVar[str] = "host.capacity"
 
 
+@dataclass(frozen=True, slots=True)
+class BackupHost:
+    """Every instance's disk, records and finished executions, and the images, as the members of an archive (`innkeeper.archive`) without its end.
+
+    Streams: MESSAGES `{"staged": [instance_id]}` of at most 1,000 ids each, the instances as they are from then on; MESSAGE `{"estimate_bytes": int}`;
+    DATA. Answer: `{"manifest_sha256": str, "instances": int}`. Errors: conflict (one is being made already).
+    """
+
+    verb: ClassVar[str] = "host.backup"
+
+
 VERBS: tuple[type[Any], ...] = (
     EnsureMachine,
     DestroyMachine,
@@ -316,6 +327,7 @@ VERBS: tuple[type[Any], ...] = (
     ReadMetrics,
     CollectGarbage,
     DescribeCapacity,
+    BackupHost,
 )
 
 

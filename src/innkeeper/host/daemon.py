@@ -24,6 +24,7 @@ from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
 from innkeeper.host import recovery, retention
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
+from innkeeper.host.backup import Backups
 from innkeeper.host.build_steps import BuildSteps
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.directories import Directories
@@ -270,6 +271,7 @@ async def run_daemon(
                 collect_images,
                 execution_retention_days=settings.execution_retention_days,
             ),
+            backups=Backups(directories=directories, fleet=fleet, disks=pool, images=store.directory),
         )
         builds = BuildSteps(
             fleet=fleet,

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,17 @@ class Fleet:
     def waiting_starts(self) -> int:
         """Cold starts that are under way or wait for their turn."""
         return self._waiting_cold
+
+    @contextlib.asynccontextmanager
+    async def held_still(self, instance_id: UUID) -> AsyncIterator[Machine | None]:
+        """The instance's machine, or None, while no machine of it is made, taken away or on its way out."""
+        async with self._locks[instance_id]:
+            disk = self._directories.disk_of(instance_id)
+            if disk is None:
+                self._locks.pop(instance_id, None)
+            elif (leaving := self._leaving.get(disk)) is not None:
+                await asyncio.wait([leaving])
+            yield self._by_instance.get(instance_id)
 
     def machines(self) -> list[Machine]:
         """The machines of instances."""

@@ -11,6 +11,7 @@ from innkeeper.core import host_verbs as verbs
 from innkeeper.core.metric import families
 from innkeeper.diagnosis import Diagnosis
 from innkeeper.errors import GuestError, InvalidRequestError
+from innkeeper.host.backup import Backups
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.metrics import HostMetrics
@@ -25,18 +26,27 @@ class OperatorVerbs:
     """Translates the operator's calls."""
 
     def __init__(
-        self, *, level: LogLevel, metrics: HostMetrics, readings: HostReadings, garbage: GarbageCollector, fleet: Fleet
+        self,
+        *,
+        level: LogLevel,
+        metrics: HostMetrics,
+        readings: HostReadings,
+        garbage: GarbageCollector,
+        fleet: Fleet,
+        backups: Backups,
     ) -> None:
         self._fleet = fleet
         self._garbage = garbage
         self._level = level
         self._metrics = metrics
         self._readings = readings
+        self._backups = backups
         self._diagnosis = Diagnosis()
 
     def handlers(self) -> Mapping[str, Handler]:
         """Handlers by verb."""
         return {
+            verbs.BackupHost.verb: bind_handler(verbs.BackupHost, self._backups.back_up),
             verbs.Diagnose.verb: bind_handler(verbs.Diagnose, self._diagnose),
             verbs.DiagnoseGuest.verb: bind_handler(verbs.DiagnoseGuest, self._diagnose_guest),
             verbs.SetLogLevel.verb: bind_handler(verbs.SetLogLevel, self._set_log_level),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -45,6 +46,10 @@ class Database(Protocol):
 
     async def read(self, query: Query[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What the query returns; it sees all writes that were answered before."""
+        ...
+
+    async def copy_to(self, path: Path, prepare: Callable[[sa.Connection], None]) -> None:
+        """Make a copy in a new file (0600), of all writes that were answered before, and let `prepare` change the copy. Raises FileExistsError, OSError."""
         ...
 
     async def close(self) -> None:

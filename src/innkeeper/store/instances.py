@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from innkeeper.core.image_config import config_from_json, config_to_json
 from innkeeper.core.instance import BootStep, Instance, InstanceState, Isolation
-from innkeeper.store.tables import instances
+from innkeeper.store.tables import instances, rooms
 
 _S = InstanceState
 _GONE = _S.DESTROYED.value
@@ -91,6 +91,16 @@ def delete_destroyed(connection: sa.Connection, before: datetime, *, limit: int)
         .limit(limit)
     )
     return connection.execute(sa.delete(instances).where(instances.c.id.in_(old))).rowcount
+
+
+def forget_others(connection: sa.Connection, host_id: UUID, kept: Set[UUID], now: datetime) -> int:
+    """Mark the host's living instances that are not in `kept` as destroyed, their rooms with them; how many. For a copy of the database."""
+    others = alive_on_host(connection, host_id) - kept
+    for instance_id in others:
+        connection.execute(sa.delete(rooms).where(rooms.c.instance_id == instance_id))
+        gone = {"state": _GONE, "desired": "destroyed", "destroyed_at": now}
+        connection.execute(sa.update(instances).where(instances.c.id == instance_id).values(**gone))
+    return len(others)
 
 
 def unsettled(connection: sa.Connection, *, now: datetime) -> list[UUID]:

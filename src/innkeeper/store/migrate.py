@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
-import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +16,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from innkeeper.errors import InnkeeperError
+from innkeeper.store.sqlite_copy import copy_file, sync
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +121,12 @@ def _copy(engine: sa.Engine, revision: str) -> Path:
     fresh = path.with_name(f"{path.name}.at.new")
     fresh.unlink(missing_ok=True)
     try:
-        os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with (
-            contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source,
-            contextlib.closing(sqlite3.connect(fresh)) as copied,
-        ):
-            source.backup(copied)
-        _sync(fresh)
+        copy_file(path, fresh)
         fresh.rename(target)
-        _sync(path.parent)
+        sync(path.parent)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
     finally:
         fresh.unlink(missing_ok=True)
     return target
@@ -160,11 +155,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, sa.exc.DBAPIError):
         return str(error.orig)
     return str(error) or type(error).__name__
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -24,6 +25,7 @@ from sqlalchemy.pool import QueuePool
 from innkeeper.errors import UnavailableError
 from innkeeper.store.database import DatabaseLoad, P, Query
 from innkeeper.store.migrate import migrate
+from innkeeper.store.sqlite_copy import copy_file, sync
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -108,6 +110,10 @@ class SqliteDatabase:
             self.load.reads += 1
             self.load.read_seconds += time.monotonic() - began
 
+    async def copy_to(self, path: Path, prepare: Callable[[sa.Connection], None]) -> None:
+        """See `Database.copy_to`."""
+        await asyncio.to_thread(_copy, Path(self._read_engine.url.database or ""), path, prepare)
+
     async def close(self) -> None:
         """See `Database.close`."""
         if self._closed:
@@ -185,6 +191,17 @@ def _take_reserve(connection: sa.Connection) -> None:
 def _free_reserve(connection: sa.Connection) -> None:
     """Give the pages back to the file, which keeps its size too."""
     connection.exec_driver_sql("DROP TABLE IF EXISTS _reserve")
+
+
+def _copy(source: Path, target: Path, prepare: Callable[[sa.Connection], None]) -> None:
+    copy_file(source, target)
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(target)), poolclass=sa.NullPool)
+    try:
+        with engine.begin() as connection:
+            prepare(connection)
+    finally:
+        engine.dispose()
+    sync(target)
 
 
 def _engine(url: sa.URL, *, begin: str, query_only: bool) -> sa.Engine:

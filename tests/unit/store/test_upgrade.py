@@ -224,7 +224,7 @@ def test_no_copy_no_migration(old: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(28, "No space left on device")
 
     before = old.read_bytes()
-    monkeypatch.setattr(migrations, "_sync", full)
+    monkeypatch.setattr(migrations, "sync", full)
     with pytest.raises(MigrationFailedError, match="No space left"):
         migrate(f"sqlite:///{old}")
     assert (old.read_bytes(), copies(old)) == (before, [])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
 
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1.operator_schemas import (
@@ -20,12 +23,19 @@ from innkeeper.api.v1.operator_schemas import (
     ProfileRoomAnswer,
 )
 from innkeeper.api.v1.schemas import HostAnswer
-from innkeeper.control import capacity, diagnosis, garbage, hosts
+from innkeeper.control import backup, capacity, diagnosis, garbage, hosts
 from innkeeper.control.capacity import CapacityReport
 from innkeeper.control.context import Control
 from innkeeper.control.diagnosis import ProcessLevel
 from innkeeper.control.hosts import HostView
 from innkeeper.errors import InvalidRequestError
+
+BACKUP_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The backup, a tar file",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 def add_routes(router: APIRouter, control: Control) -> None:
@@ -60,6 +70,20 @@ def add_routes(router: APIRouter, control: Control) -> None:
                 raise InvalidRequestError("instance_id: must be given for the kind guest")
             return await diagnosis.look_into_guest(control, principal, body.instance_id)
         return await diagnosis.look_into(control, principal, body.host_id, body.kind, seconds=body.seconds)
+
+    @router.post("/v1/backup", response_class=StreamingResponse, responses=BACKUP_ANSWER)
+    async def back_up(principal: CurrentPrincipal) -> StreamingResponse:
+        """The server's whole state as a tar file, while it runs. Over the unix socket alone. 409 `conflict` while a backup is being made."""
+        stack = AsyncExitStack()
+        made = await stack.enter_async_context(backup.begin(control, principal))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async with stack:
+                async for piece in made.pieces():
+                    yield piece
+
+        headers = {"Innkeeper-Rooms": str(made.instances), "Innkeeper-Estimated-Bytes": str(made.estimate_bytes)}
+        return StreamingResponse(pieces(), media_type="application/x-tar", headers=headers)
 
     @router.get("/v1/log-level")
     async def log_level(principal: CurrentPrincipal) -> list[LevelAnswer]:

@@ -68,6 +68,21 @@ def reflink(source: Path, target: Path) -> None:
         os.close(source_fd)
 
 
+def reflink_unnamed(source: Path) -> int:
+    """A descriptor of a copy that shares every block with `source` and has no name: it is gone when the descriptor is closed. Raises OSError."""
+    source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        copy_fd = os.open(source.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.ioctl(copy_fd, FICLONE, source_fd)
+        except BaseException:
+            os.close(copy_fd)
+            raise
+        return copy_fd
+    finally:
+        os.close(source_fd)
+
+
 def can_reflink(directory: Path) -> bool:
     """Whether the file system of `directory` shares blocks between files; tried with two small files."""
     fd, name = tempfile.mkstemp(prefix=".reflink-", dir=directory)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.linux import loop_device, mounts
+from innkeeper.host.linux.freeze import thaw
 
 # Everything a guest writes lands on the host's file systems with the owner and mode the guest gave it: neither a device
 # node nor a set-uid program from there may mean anything on the host.
@@ -104,6 +105,9 @@ async def mount_root(pool: DiskPool, plan: DiskPlan) -> InstanceDisk:
     """
     options = plan.overlay.options()
     adopted = mounts.is_mounted(plan.overlay.target)
+    if adopted:
+        # A daemon that was killed in the moment of a backup left it frozen.
+        thaw(plan.mount_directory / "disk")
     created = False
     steps: dict[str, float] = {}
     try:
@@ -131,6 +135,7 @@ async def mount_root(pool: DiskPool, plan: DiskPlan) -> InstanceDisk:
 
 async def release(mount_directory: Path) -> None:
     """Unmount root and disk of a guest and remove the mount points; whatever is gone already is fine."""
+    thaw(mount_directory / "disk")
     for name in ("root", "disk"):
         target = mount_directory / name
         try:
