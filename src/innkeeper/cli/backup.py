@@ -136,9 +136,14 @@ def restore(
 
     Each room's next command starts it on its disk as it was at the moment of the backup.
     """
+    import logging
+
+    import structlog
+
     from innkeeper.errors import InnkeeperError
     from innkeeper.restore import restore_now, verify
 
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     settings = read_settings(ctx, home, config).settings
     try:
         progress = Progress("checking" if check else "restoring", file.stat().st_size)
