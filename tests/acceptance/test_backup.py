@@ -219,7 +219,7 @@ def test_a_damaged_backup_leaves_nothing(broken: Path, empty: Path) -> None:
 def test_backups_are_the_operators_on_the_socket_alone(made: Made) -> None:
     admin = made.server.inn("token", "create", "root", "--scope", "admin").stdout.strip()
     for token, status in ((admin, 403), (made.token, 403), (None, 401)):
-        assert made.server.client(token).post("/v1/backup").status_code == status
+        assert made.server.client(token).post("/v1/backup", json={}).status_code == status
     exists = made.server.inn("backup", str(made.archive))
     assert exists.returncode == 2 and "exists already" in exists.stderr
 

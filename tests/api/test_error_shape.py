@@ -155,7 +155,7 @@ async def test_unknown_ids(api: Any) -> None:
 def body_for(template: str, method: str) -> dict[str, Any]:
     if method == "PATCH":
         return {"json": {}}
-    if template.endswith(("/cancel", "/gc")) and method == "POST":
+    if template.endswith(("/cancel", "/gc", "/backup")) and method == "POST":
         return {"json": {}}
     if template.endswith("/drain"):
         return {"json": {"draining": True}}

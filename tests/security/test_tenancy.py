@@ -98,7 +98,7 @@ MATRIX: dict[Route, Entry] = {
     ("POST", "/v1/hosts/{host_id}/gc"): Entry(OPERATOR, json={}, shared=True),
     ("GET", "/v1/audit"): Entry(AUDIT),
     ("POST", "/v1/diagnosis"): Entry(OPERATOR, json={"kind": "tasks"}, shared=True),
-    ("POST", "/v1/backup"): Entry(NOBODY, shared=True),
+    ("POST", "/v1/backup"): Entry(NOBODY, json={}, shared=True),
     ("GET", "/v1/log-level"): Entry(OPERATOR, shared=True),
     ("PUT", "/v1/log-level"): Entry(OPERATOR, json={"level": "info"}, shared=True),
     **{(method, PUBLIC): Entry(ANYBODY) for method in ("GET", "HEAD")},

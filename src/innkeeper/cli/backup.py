@@ -73,7 +73,7 @@ def backup(
     if target.exists() or target.is_symlink():
         fail(f"{target} exists already", status=USAGE)
     server = connect(ctx)
-    with server.stream("POST", "/v1/backup") as response:
+    with server.stream("POST", "/v1/backup", json={}) as response:
         if response.status_code != 200:
             refused(response)
         rooms = int(response.headers.get("innkeeper-rooms", "0"))

@@ -22,7 +22,7 @@ from innkeeper.api.v1.operator_schemas import (
     LogLevelChange,
     ProfileRoomAnswer,
 )
-from innkeeper.api.v1.schemas import HostAnswer
+from innkeeper.api.v1.schemas import HostAnswer, Nothing
 from innkeeper.control import backup, capacity, diagnosis, garbage, hosts
 from innkeeper.control.capacity import CapacityReport
 from innkeeper.control.context import Control
@@ -72,7 +72,7 @@ def add_routes(router: APIRouter, control: Control) -> None:
         return await diagnosis.look_into(control, principal, body.host_id, body.kind, seconds=body.seconds)
 
     @router.post("/v1/backup", response_class=StreamingResponse, responses=BACKUP_ANSWER)
-    async def back_up(principal: CurrentPrincipal) -> StreamingResponse:
+    async def back_up(principal: CurrentPrincipal, body: Nothing) -> StreamingResponse:
         """The server's whole state as a tar file, while it runs. Over the unix socket alone. 409 `conflict` while a backup is being made."""
         stack = AsyncExitStack()
         made = await stack.enter_async_context(backup.begin(control, principal))
