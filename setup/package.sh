@@ -76,7 +76,7 @@ fill_package() {
     install -m 0644 setup/debian/innkeeper.toml "$1/etc/innkeeper/"
     # It may hold a key.
     install -m 0600 setup/debian/environment "$1/etc/innkeeper/"
-    install -m 0644 README.md setup/debian/copyright "$doc/"
+    install -m 0644 README.md setup/debian/copyright deploy/grafana-dashboard.json "$doc/"
     cp -r --no-preserve=mode docs "$doc/"
 }
 

@@ -33,9 +33,13 @@ for below in /sys/fs/cgroup /sys/kernel/tracing /sys/kernel/debug; do
 done
 mount -t tmpfs none "$root/run"
 mount -t tmpfs -o mode=1777 none "$root/tmp"
+mode=rw
 while [ $# -gt 0 ]; do
     if [ -d "$1" ]; then mkdir -p "$root$2"; else touch "$root$2"; fi
     mount --bind "$1" "$root$2"
+    mount -o "remount,bind,$mode" "$root$2"
+    # The state directory comes first. Whatever else is shown is this machine's own, and a package's script may write anywhere.
+    mode=ro
     shift 2
 done
 if [ "$NETWORK" = none ]; then ip link set lo up; fi
@@ -122,7 +126,7 @@ def isolated_root(
     """A root that is ready: `root` with every change in `work`, or this machine's with every change forgotten at the end.
 
     `state` is the state directory of the one server that may run in it, shown under a name of its own; `bound` is shown
-    inside too: {here: there}. `network`: "none", or "host".
+    inside too, read-only: {here: there}. `network`: "none", or "host".
     """
     # Control groups are the one thing that cannot be isolated everywhere, and they are named after this path.
     home = f"/srv/innkeeper-{uuid4().hex[:8]}"

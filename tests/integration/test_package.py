@@ -90,11 +90,10 @@ def test_the_same_sources_make_the_same_bytes(packages, tmp_path):
     """In another folder, at another time, by a shell with another mask."""
     elsewhere = tmp_path / "somewhere-else"
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
     )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
     for name in filter(None, listing.stdout.decode().split("\0")):
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, elsewhere / name)
