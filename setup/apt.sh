@@ -5,12 +5,12 @@
 oldest_runsc=2023
 # A server needs these, and runsc. The Debian package depends on them.
 server_packages=(
-    ca-certificates debian-archive-keyring mmdebstrap erofs-utils e2fsprogs xfsprogs util-linux mount kmod
+    ca-certificates debian-archive-keyring mmdebstrap erofs-utils skopeo umoci e2fsprogs xfsprogs util-linux mount kmod
     iproute2 nftables python3
 )
 # A checkout is built besides: the guest agent, the Python environment.
 build_packages=(golang-go python3-venv curl)
-test_packages=(git procps shellcheck apt-utils)
+test_packages=(git procps shellcheck apt-utils docker-registry musl-tools)
 bench_packages=(bubblewrap crun)
 # apt-ftparchive, which indexes the bundle.
 package_packages=(apt-utils)

@@ -64,6 +64,9 @@ class ScriptedHost:
         self.ensure_error: InnkeeperError | None = None
         self.destroy_error: InnkeeperError | None = None
         self.read_error: InnkeeperError | None = None
+        self.import_error: InnkeeperError | None = None
+        self.imported: list[bytes] = []
+        self.acknowledged = 0
         self.hold = asyncio.Event()
         self.hold.set()
         self.hold_execute = asyncio.Event()
@@ -113,6 +116,7 @@ class ScriptedHost:
                 (verbs.SetPools, self._set_pools),
                 (verbs.ListImages, self._list_images),
                 (verbs.CollectImages, self._collect_images),
+                (verbs.ImportImage, self._import_image),
                 (verbs.HostStatus, self._status),
                 (verbs.WatchHost, self._watch),
                 (verbs.BackupHost, self._back_up),
@@ -276,6 +280,28 @@ class ScriptedHost:
 
     async def _set_pools(self, request: verbs.SetPools, call: ServerCall) -> dict[str, Any]:
         self.pools.append(request)
+        return {}
+
+    async def _import_image(self, request: verbs.ImportImage, call: ServerCall) -> dict[str, Any]:
+        """What a real host says; `imported` keeps the archives that came."""
+        await call.send_message({"step": "receiving"})
+        content = bytearray()
+        events = call.events()
+        if request.reference is None:
+            async for event in events:
+                if not isinstance(event, Data):
+                    break
+                content += event.data
+        self.imported.append(bytes(content))
+        await self.hold.wait()
+        if self.import_error is not None:
+            raise self.import_error
+        await call.send_message({"line": "a\x1b[2Jb"})
+        config = {"user": "app", "workdir": "/app", "env": {"A": "1"}, "cmd": ["x"]}
+        await call.send_message({"made": {"digest": "e" * 64, "size_bytes": 9, "config": config, "known": False}})
+        async for event in events:
+            if isinstance(event, End):
+                self.acknowledged += 1
         return {}
 
     async def _collect_images(self, request: verbs.CollectImages, call: ServerCall) -> dict[str, Any]:

@@ -73,7 +73,23 @@ func Lookup(name string) (User, error) {
 	return user, err
 }
 
+// lookup takes `user` or, as images say it, `user:group`.
 func lookup(name string) (User, error) {
+	name, group, hasGroup := strings.Cut(name, ":")
+	user, err := lookupUser(name)
+	if err != nil || !hasGroup {
+		return user, err
+	}
+	gid, err := GroupID(group)
+	if err != nil {
+		return User{}, err
+	}
+	user.GID = gid
+	user.Groups = groupsOf(user)
+	return user, nil
+}
+
+func lookupUser(name string) (User, error) {
 	if name == "" {
 		name = "root"
 	}

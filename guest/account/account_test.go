@@ -12,7 +12,10 @@ func TestLookup(t *testing.T) {
 	if user, err := Lookup("54321"); err != nil || user.UID != 54321 || user.GID != 54321 || user.Home != "/" {
 		t.Errorf("a number without an entry: %+v %v", user, err)
 	}
-	for _, name := range []string{"nosuch", "-1", "99999999999", "root:x"} {
+	if user, err := Lookup("54321:77"); err != nil || user.UID != 54321 || user.GID != 77 || len(user.Groups) != 1 || user.Groups[0] != 77 {
+		t.Errorf("a user with a group: %+v %v", user, err)
+	}
+	for _, name := range []string{"54321:", "nosuch", "-1", "99999999999", "root:x"} {
 		if user, err := Lookup(name); err == nil {
 			t.Errorf("%q: %+v", name, user)
 		}

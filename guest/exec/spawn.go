@@ -105,8 +105,13 @@ func (t *Table) plan(request *Request) (*plan, error) {
 		made.argv = []string{"bash", "-c", *request.Shell}
 	} else if made.path = account.ShellPath(); made.path != "" {
 		made.argv = []string{"sh", "-c", *request.Shell}
+	} else if words := plainWords(*request.Shell); words != nil {
+		// No shell would make anything else of it, so an image without one runs its programs all the same.
+		made.argv = words
+		made.path, err = lookPath(words[0], value(made.environment, "PATH"), made.directory)
+		return made, err
 	} else {
-		return nil, link.Errorf("spawn_failed", "there is no shell in the guest; argv works")
+		return nil, link.Errorf("bad_request", "the image has no shell (neither bash nor sh), so only a program with plain arguments can be run")
 	}
 	return made, nil
 }

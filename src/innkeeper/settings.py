@@ -165,6 +165,21 @@ class Settings(BaseModel):
     max_builds: Annotated[
         int, Field(ge=1, le=64, description="Image builds at the same time, per organization; more are refused.")
     ] = 2
+    import_max_mb: Annotated[
+        int, Field(ge=64, le=65_536, description="MiB that an imported image may have, fetched and unpacked each.")
+    ] = 8_192
+    import_max_files: Annotated[
+        int, Field(ge=1, le=10_000_000, description="Files that an imported image may have.")
+    ] = 400_000
+    import_timeout_seconds: Annotated[
+        int, Field(ge=1, le=86_400, description="Time limit of one import of an image.")
+    ] = 1_800
+    image_registries: Annotated[
+        str,
+        Field(
+            description="Comma-separated hosts (or host:port) and networks that imports may reach although they are private, and may speak to without TLS."
+        ),
+    ] = ""
     runsc: Annotated[str, Field(description="The runsc binary, a path or a name in PATH.")] = "runsc"
     runsc_platform: Annotated[
         Literal["auto", "systrap", "ptrace", "kvm"],

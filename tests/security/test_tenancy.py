@@ -19,7 +19,7 @@ from tests.scripted_host import World
 from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
 from innkeeper.api.server import UnixSocketOperator
-from innkeeper.control import clock, images, organizations, tokens
+from innkeeper.control import clock, images, organizations, registries, tokens
 from innkeeper.core.image import ImageSource
 from innkeeper.core.image_build import BuildStatus, ImageBuild
 from innkeeper.core.image_config import ImageConfig
@@ -83,6 +83,13 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/images"): Entry(READERS),
     ("GET", "/v1/images/{name}"): Entry(READERS),
     ("DELETE", "/v1/images/{name}"): Entry(PROFILES, status=204),
+    ("POST", "/v1/images"): Entry(PROFILES, status=202, json={"name": "made", "reference": "r.example/a"}),
+    ("PUT", "/v1/images/{name}/archive"): Entry(PROFILES, status=202, content=b"x"),
+    ("GET", "/v1/images/{name}/import/events"): Entry(READERS),
+    ("DELETE", "/v1/images/{name}/import"): Entry(PROFILES, status=204),
+    ("GET", "/v1/registries"): Entry(PROFILES),
+    ("PUT", "/v1/registries/{registry}"): Entry(PROFILES, json={"username": "u", "password": "p"}),
+    ("DELETE", "/v1/registries/{registry}"): Entry(PROFILES, status=204),
     ("POST", "/v1/image-gc"): Entry(OPERATOR, json={}, shared=True),
     ("GET", "/v1/image-builds"): Entry(PROFILES),
     ("POST", "/v1/image-builds"): Entry(PROFILES, status=201, json={"name": "made", "dockerfile": "FROM base"}),
@@ -173,6 +180,8 @@ class Matrix:
             "token_id": str(new.token.id),
             "image": await self.image(owner),
             "build_id": await self.build(owner),
+            "new_image": f"new-{uuid4().hex[:8]}",
+            "registry": await self.registry(owner),
             "organization": owner.name,
         }
 
@@ -182,6 +191,12 @@ class Matrix:
         image = await images.begin(control, owner.principal, name, source=source, source_ref=None)
         what = {"digest": uuid4().hex, "size_bytes": 1, "config": ImageConfig(), "source": source, "source_ref": None}
         await images.complete(control, image, **what)
+        return name
+
+    async def registry(self, owner: Tenant) -> str:
+        """A registry that the organization has a credential for."""
+        name = f"{uuid4().hex[:8]}.example"
+        await registries.log_in(self.world.control, owner.principal, name, "robot", "secret")
         return name
 
     async def build(self, owner: Tenant) -> str:
@@ -211,9 +226,13 @@ class Matrix:
         for live in list(self.world.control.builds.values()):
             live.scope.cancel()
             await live.ended.wait()
+        for image in self.world.control.images:
+            running = self.world.control.imports.of(image.id)
+            if running is not None:
+                await running.ended.wait()
 
         def change(connection: sa.Connection) -> None:
-            for table in (tables.profiles, tables.organizations):
+            for table in (tables.profiles, tables.organizations, tables.images):
                 connection.execute(sa.update(table).where(table.c.name == "made").values(name=f"old-{uuid4().hex[:8]}"))
 
         await self.world.control.database.write(change)
@@ -245,6 +264,9 @@ def absent(values: Mapping[str, str], *names: str) -> dict[str, str]:
 
 def meant(template: str) -> str:
     """The template with the name of what `{name}` is a name of."""
+    if template.endswith("/archive"):
+        # It makes an image of one's own, under whatever name.
+        return template.replace("{name}", "{new_image}")
     return template.replace("{name}", "{image}" if template.startswith("/v1/images/") else "{organization}")
 
 

@@ -23,6 +23,7 @@ from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
 from innkeeper.api.v1.image_builds import CONTEXT_PATH
+from innkeeper.api.v1.images import ARCHIVE_PATH
 from innkeeper.control.context import Control
 from innkeeper.core.token import Principal
 
@@ -66,7 +67,7 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/v1/",),
             v1.error_shape,
-            JsonGate(build_json_app(own_routes), bearer_or_key, streamed=CONTEXT_PATH),
+            JsonGate(build_json_app(own_routes), bearer_or_key, streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}"),
             routes_of(own_routes),
         ),
         Surface(

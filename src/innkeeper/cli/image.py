@@ -8,6 +8,7 @@ import typer
 
 from innkeeper.cli import image_build
 from innkeeper.cli.connection import connect, encode_segment
+from innkeeper.cli.image_import import import_
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import human_size, print_fields, print_json, print_table, say
 from innkeeper.cli.shipped_image import build_shipped
@@ -92,3 +93,6 @@ def _plain(value: object) -> object:
     if isinstance(value, list):
         return " ".join(map(str, value)) or None
     return value if value != "" else None
+
+
+app.command("import")(import_)

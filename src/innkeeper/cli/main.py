@@ -23,6 +23,7 @@ COMMANDS = {
     "cp": ("copying", "cp"),
     "profile": ("profile", "app"),
     "image": ("image", "app"),
+    "registry": ("registry", "app"),
     "organization": ("organization", "app"),
     "token": ("token", "app"),
     "host": ("host", "app"),

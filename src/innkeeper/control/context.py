@@ -11,6 +11,7 @@ from innkeeper.blobs.directory import DirectoryBlobs
 from innkeeper.bus.contract import Bus
 from innkeeper.control.flights import Flights
 from innkeeper.control.host_table import HostTable
+from innkeeper.control.image_imports import Imports
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.image_users import ImageUsers
 from innkeeper.control.metrics import Metrics
@@ -57,6 +58,7 @@ class Control:
         self.images = ImageTable()
         self.image_users = ImageUsers()
         self.builds: dict[UUID, LiveBuild] = {}
+        self.imports = Imports()
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
         self.profile_used: dict[UUID, float] = {}

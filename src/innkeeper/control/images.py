@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -198,12 +200,18 @@ async def remove(control: Control, principal: Principal, name: str) -> None:
 
     await control.database.write(delete)
     control.images.remove(image)
+    await asyncio.to_thread(log_path(control, image.id).unlink, missing_ok=True)
     await collect_everywhere(control)
 
 
 def _listed(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def log_path(control: Control, image_id: UUID) -> Path:
+    """Where the log of an image's newest import is kept."""
+    return control.settings.api_dir / "image-logs" / f"{image_id}.log"
 
 
 async def collect(control: Control, principal: Principal, *, build_cache: bool = False) -> Collected:

@@ -218,6 +218,24 @@ class CollectImages:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportImage:
+    """Make an image of an OCI image.
+
+    `kind` is `registry` (with `reference`, and `username` and `password` where the registry wants them), `oci-archive` or `docker-archive`: the opener
+    sends the archive as DATA, and then the MESSAGE `{"sent": true}`.
+    Streams: MESSAGE `{"step": str}`, `{"line": str}`, and at last `{"made": {"digest", "size_bytes", "config", "known"}}`. From then until the opener's END
+    the file is kept although no name stands for it yet. CANCEL leaves nothing. Answer: `{}`.
+    Errors: invalid_request (with the reason, for whoever imports), service_unavailable.
+    """
+
+    verb: ClassVar[str] = "image.import"
+    kind: str
+    reference: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class HostStatus:
     """What the host is and holds.
 
@@ -319,6 +337,7 @@ VERBS: tuple[type[Any], ...] = (
     SetPools,
     ListImages,
     CollectImages,
+    ImportImage,
     HostStatus,
     WatchHost,
     Diagnose,

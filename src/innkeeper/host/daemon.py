@@ -30,6 +30,7 @@ from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.disks.oci_import import ImageImporter, ImportLimits
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.drivers.gvisor import GvisorDriver
@@ -37,6 +38,7 @@ from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
+from innkeeper.host.image_verbs import ImageVerbs
 from innkeeper.host.inventory import choose_platform
 from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
@@ -184,6 +186,16 @@ async def run_daemon(
         images_in_use = fleet.images_in_use()
         for digest in {} if images_in_use is None else await store.collect(images_in_use):
             log.info("removed an image that nothing stands on", digest=digest[:12])
+        importer = ImageImporter(
+            directories=directories,
+            pool=pool,
+            store=store,
+            group=CgroupTree.detect().server_root(f"{group_name}-imports"),
+            limits=import_limits(settings),
+            allow=settings.image_registries,
+            host_netns=settings.host_netns or None,
+        )
+        await importer.sweep()
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
         forgetting = asyncio.get_running_loop().create_task(
@@ -201,7 +213,7 @@ async def run_daemon(
         def in_use() -> InUse:
             held = fleet.held()
             return InUse(
-                machines={machine.id for machine in held} | builder.under_way,
+                machines={machine.id for machine in held} | builder.under_way | importer.under_way,
                 disks=_owned(fleet, pool),
                 # A machine on its way up holds a slot that only its builder knows.
                 slots=network.accounted(
@@ -282,7 +294,7 @@ async def run_daemon(
             gid=nobody.pw_gid,
             max_image_bytes=settings.image_max_mb * MIB,
         )
-        handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers()}
+        handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 
@@ -332,6 +344,16 @@ def persistent_host_id(host_dir: Path) -> UUID:
         temporary.write_text(f"{uuid4()}\n")
         temporary.replace(path)
         return UUID(path.read_text().strip())
+
+
+def import_limits(settings: Settings) -> ImportLimits:
+    """The limits of imports out of the server's settings."""
+    return ImportLimits(
+        max_mib=settings.import_max_mb,
+        max_files=settings.import_max_files,
+        seconds=settings.import_timeout_seconds,
+        reserve_mib=settings.disk_reserve_mb,
+    )
 
 
 def network_settings(settings: Settings) -> NetworkSettings:

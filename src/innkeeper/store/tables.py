@@ -209,6 +209,18 @@ image_builds = sa.Table(
     sa.Index(None, "status"),
 )
 
+registry_credentials = sa.Table(
+    "registry_credentials",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("registry", sa.Text(), nullable=False),
+    sa.Column("username", sa.Text(), nullable=False),
+    sa.Column("password_sealed", sa.LargeBinary(), nullable=False),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.UniqueConstraint("organization_id", "registry"),
+)
+
 audit_events = sa.Table(
     "audit_events",
     metadata,

@@ -133,6 +133,36 @@ class Nothing(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class ImageImport(BaseModel):
+    """Body of POST /v1/images."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1, max_length=192, description="Of the image: `name` or `name:tag`.")
+    reference: str = Field(
+        min_length=1,
+        max_length=512,
+        description="An image in a registry: `registry/path[:tag][@sha256:…]`; without both it is `latest`. Never a file.",
+    )
+
+
+class RegistryLogin(BaseModel):
+    """Body of PUT /v1/registries/{registry}."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    username: str = Field(min_length=1, max_length=4_096)
+    password: str = Field(min_length=1, max_length=4_096, description="Or an access token. It is never shown again.")
+
+
+class RegistryAnswer(BaseModel):
+    """A registry that the organization has a credential for."""
+
+    registry: str
+    username: str
+    updated_at: datetime
+
+
 class ImagesCollect(BaseModel):
     """Body of POST /v1/image-gc."""
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.errors import ImageNotFoundError
@@ -76,6 +77,7 @@ class ImageStore:
         self.mounts_directory = host_dir / "mounts" / "images"
         # How often each digest is held; of this process only, as what a killed one held has no name.
         self._held: Counter[str] = Counter()
+        self._sources = self.directory / "sources"
         for directory in (self.directory, self.mounts_directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -153,12 +155,35 @@ class ImageStore:
         except FileNotFoundError:
             return None
 
+    def known_source(self, key: str) -> tuple[str, int, dict[str, Any]] | None:
+        """(digest, bytes, configuration) of what was made of a source before and is still here; `key` is a SHA-256 that stands for it."""
+        try:
+            table = json.loads((self._sources / f"{key}.json").read_text())
+            if self.size_of(table["digest"]) == table["size_bytes"]:
+                return table["digest"], table["size_bytes"], table["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def remember_source(self, key: str, digest: str, size_bytes: int, config: dict[str, Any]) -> None:
+        """Keep what was made of a source, for `known_source`."""
+        self._sources.mkdir(mode=0o700, exist_ok=True)
+        fresh = self._sources / f".{key}.{os.getpid()}"
+        fresh.write_text(json.dumps({"digest": digest, "size_bytes": size_bytes, "config": config}))
+        fresh.replace(self._sources / f"{key}.json")
+
+    def _forget_sources(self) -> None:
+        for path in self._sources.glob("*.json"):
+            if self.known_source(path.stem) is None:
+                path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def held(self, digest: str) -> Iterator[None]:
         """Keep the file from being collected: while it is handed over, the database does not name it yet."""
         self._held[digest] += 1
         try:
-            (self.directory / f"{digest}{KEPT}").touch(mode=0o600)
+            if self.size_of(digest) is not None:
+                (self.directory / f"{digest}{KEPT}").touch(mode=0o600)
             yield
         finally:
             self._held[digest] -= 1
@@ -180,6 +205,8 @@ class ImageStore:
                 target.rmdir()
             (self.directory / f"{digest}.erofs").unlink()
             gone[digest] = size_bytes
+        if gone:
+            self._forget_sources()
         return gone
 
     def doomed(self, in_use: frozenset[str], *, keep: frozenset[str] | None = None) -> dict[str, int]:
@@ -196,9 +223,9 @@ class ImageStore:
         }
 
     @contextlib.contextmanager
-    def workspace(self) -> Iterator[Path]:
+    def workspace(self, prefix: str = ".build-") -> Iterator[Path]:
         """A private directory on the store's file system, gone at the end."""
-        directory = Path(tempfile.mkdtemp(prefix=".build-", dir=self.directory))
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self.directory))
         try:
             yield directory
         finally:

@@ -47,6 +47,7 @@ def machine_checks(settings: Settings) -> tuple[Check, ...]:
         check_memory(settings),
         check_disk(settings),
         check_agent(agent_path(settings)),
+        check_import_tools(),
     )
 
 
@@ -164,6 +165,16 @@ def check_agent(path: Path) -> Check:
     if shutil.which("go", path=TOOL_PATH) is None:
         build = f"apt-get install -y golang-go && {build}"
     return Check("guest agent", False, f"{path} is not there", build, required=True)
+
+
+def check_import_tools() -> Check:
+    """The programs that `inn image import` needs; everything else works without them."""
+    missing = [name for name in ("skopeo", "umoci") if find_tool(name) is None]
+    if missing:
+        return Check(
+            "image import", None, f"{' and '.join(missing)} not installed", f"apt-get install -y {' '.join(missing)}"
+        )
+    return Check("image import", True, "skopeo and umoci")
 
 
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
