@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.daemon_fixture import anyio_backend
+from tests.integration.daemon_fixture import anyio_backend, host, instance
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("acceptance", "integration", "security")]
 from internet_fixture import Internet, internet  # noqa: E402
 from server_fixture import Api, Room, Server, server  # noqa: E402
 
-__all__ = ["anyio_backend"]
+__all__ = ["anyio_backend", "host", "instance"]
 
 
 @pytest.fixture(scope="package")

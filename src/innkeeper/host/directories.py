@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from innkeeper.errors import InstanceFailedError
+from innkeeper.host.exhaustion import unavailable
 
 INSTANCE_RECORD = "instance.json"
 # See `machine.FORMAT`: the same rules.
@@ -78,7 +79,8 @@ class Directories:
     def _recorded(self, instance_id: UUID, field: str) -> str | None:
         """A field of the instance's record, or None where there is no record.
 
-        Raises InstanceFailedError for one that cannot be read: to take it for none would be to take its disk for nobody's.
+        Raises InstanceFailedError for one that cannot be read: to take it for none would be to take its disk for nobody's. UnavailableError, which that
+        is too, where the host has run out of something.
         """
         try:
             body = json.loads((self.instances / str(instance_id) / INSTANCE_RECORD).read_text())
@@ -88,7 +90,8 @@ class Directories:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InstanceFailedError("The instance's record cannot be read") from error
+            exhausted = unavailable(error) if isinstance(error, OSError) else None
+            raise exhausted or InstanceFailedError("The instance's record cannot be read") from error
 
     def make(self) -> None:
         """Make them all, root's alone."""

@@ -20,7 +20,7 @@ import structlog
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
-from innkeeper.errors import InnkeeperError, InstanceFailedError, InstanceNotFoundError, NoHostError, NotFoundError
+from innkeeper.errors import InnkeeperError, InstanceNotFoundError, NoHostError, NotFoundError, UnavailableError
 from innkeeper.host.admission import Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
@@ -129,7 +129,7 @@ class Fleet:
         for instance_id in self.disks():
             try:
                 digest = self._directories.image_of(instance_id)
-            except InstanceFailedError:
+            except UnavailableError:
                 return None
             if digest is None:
                 return None
@@ -137,7 +137,7 @@ class Fleet:
         return frozenset(in_use)
 
     def owned_disks(self) -> set[str]:
-        """Names of the disks that instances and machines own. Raises InstanceFailedError when a record cannot be read."""
+        """Names of the disks that instances and machines own. Raises UnavailableError when a record cannot be read."""
         return self._directories.owned_disks() | {machine.record.disk for machine in self._held}
 
     def journals_of(self, machine: Machine) -> Path:

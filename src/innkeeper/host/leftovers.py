@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 
 from innkeeper.core.leak import Leak
-from innkeeper.errors import InstanceFailedError
+from innkeeper.errors import UnavailableError
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.drivers.gvisor import GvisorDriver
@@ -64,5 +64,5 @@ def _owned(directories: Directories, living: list[MachineRecord], disks: DiskPoo
     """Names of disks that are somebody's: all of them while a record cannot be read."""
     try:
         return directories.owned_disks() | {record.disk for record in living}
-    except InstanceFailedError:
+    except UnavailableError:
         return set(disks.disks()) if disks is not None else set()

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
-from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError
+from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError, UnavailableError
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
@@ -256,7 +256,7 @@ class MachineBuilder:
         else:
             try:
                 owned = self._directories.disk_of(record.instance_id) == record.disk
-            except InstanceFailedError:
+            except UnavailableError:
                 owned = True
         if not owned:
             await self._disks.remove_disk(record.disk)
