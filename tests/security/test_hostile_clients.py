@@ -44,7 +44,7 @@ def innkeeper() -> Iterator[Server]:
 def room(innkeeper: Server) -> Room:
     """The neighbour: a room that works while others misbehave."""
     api = innkeeper.api()
-    made = api.room(api.make_profile(memory_mb=512))
+    made = api.room(api.make_profile(memory_mb=512, vcpu_count=1))
     made.create()
     return made
 
@@ -53,7 +53,7 @@ def room(innkeeper: Server) -> Room:
 def victim(innkeeper: Server) -> Room:
     """The room that the hostile clients use, with a file of 64 MiB."""
     api = innkeeper.api()
-    made = api.room(api.make_profile(memory_mb=512))
+    made = api.room(api.make_profile(memory_mb=512, vcpu_count=1))
     made.output("head -c 67108864 /dev/zero > /home/user/big")
     return made
 

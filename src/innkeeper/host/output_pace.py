@@ -7,7 +7,7 @@ import time
 
 # `yes` writes hundreds of MB a second, and eight of them made a neighbour's commands ten times as long. Of an execution 64 MiB are kept, so what
 # is of any use comes at once.
-BYTES_PER_SECOND = 33_554_432
+BYTES_PER_SECOND = 16_777_216
 BYTES_AT_ONCE = 67_108_864
 
 

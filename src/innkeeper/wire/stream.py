@@ -149,15 +149,16 @@ class Stream:
         if self._receive_window < 0:
             raise ProtocolError("data beyond the credit")
 
-    def push_data(self, data: bytes, channel: int) -> None:
-        """Queue bytes that were reserved. Raises ProtocolError when too many pieces of too few bytes are unread."""
+    def push_data(self, data: bytes, channel: int) -> bool:
+        """Queue bytes that were reserved; whether as a piece of their own. Raises ProtocolError when too many pieces of too few bytes are unread."""
         last = self._events[-1] if self._events else None
         if isinstance(last, Data) and last.channel == channel and len(last.data) + len(data) <= JOIN_BYTES:
             self._events[-1] = Data(last.data + data, channel)
-            return
+            return False
         if len(self._events) >= self._max_pieces:
             raise ProtocolError("too many unread pieces of data")
         self._push(Data(data, channel))
+        return True
 
     def push_message(self, payload: bytes) -> None:
         """Queue a message. Raises ProtocolError when it is not an object, or too many or too large ones are unread."""

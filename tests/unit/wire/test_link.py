@@ -446,6 +446,16 @@ async def test_a_large_frame_costs_what_it_takes():
         each.close()
 
 
+async def test_pieces_of_a_few_bytes_that_cannot_be_joined_cost_more():
+    link, wire = fed(limits=SLOW)
+    stream = link.open("verb")
+    link.data_received(raw(Kind.DATA, stream.id, b"x") * 40)
+    assert wire.reading
+    link.data_received((raw(Kind.DATA2, stream.id, b"x") + raw(Kind.DATA, stream.id, b"x")) * 5)
+    assert not wire.reading
+    link.close()
+
+
 async def test_a_flood_that_is_held_ends_with_the_link():
     link, wire = fed(limits=SLOW)
     link.data_received(raw(Kind.PING, 0, bytes(8)) * 200)
