@@ -25,6 +25,7 @@ from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
 from innkeeper.host.drivers.contract import Driver, MachinePlan
 from innkeeper.host.guest_link import GuestEndpoint
+from innkeeper.host.linux.freeze import thaw
 from innkeeper.host.machine import Identity, Machine, MachineRecord
 from innkeeper.host.network.addressing import Slot
 from innkeeper.host.network.firewall import PolicyClass
@@ -203,6 +204,8 @@ class MachineBuilder:
         # Not by the list of mounts, which is as long as there are guests: a hundred of them would read it a hundred times.
         if running is None or not os.path.ismount(plan.overlay.target):  # noqa: ASYNC240 - two lstat(2)
             return None
+        # A daemon that was killed in the moment of a backup left it frozen: its guest's next write would never end.
+        thaw(plan.mount_directory / "disk")
         async with AsyncExitStack() as stack:
             try:
                 slot = await self._network.adopt(record.slot_index)

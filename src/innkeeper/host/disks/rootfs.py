@@ -105,9 +105,6 @@ async def mount_root(pool: DiskPool, plan: DiskPlan) -> InstanceDisk:
     """
     options = plan.overlay.options()
     adopted = mounts.is_mounted(plan.overlay.target)
-    if adopted:
-        # A daemon that was killed in the moment of a backup left it frozen.
-        thaw(plan.mount_directory / "disk")
     created = False
     steps: dict[str, float] = {}
     try:
