@@ -116,16 +116,16 @@ def closed(innkeeper: Server, world: Internet) -> int:
 def test_closed_connections_leave_the_table(
     attacker: Room, neighbour: Room, innkeeper: Server, world: Internet
 ) -> None:
-    with Flood(attacker, "connections", ADDRESS, "churn", "5") as flood:
+    with Flood(attacker, "connections", ADDRESS, "churn", "3") as flood:
         assert neighbour.output(f"curl -sS --max-time 10 http://{ADDRESS}/") == "hello from the internet"
     opened, most, began = flood.answer[0], closed(innkeeper, world), time.monotonic()
-    assert opened > 500 and most > 50, "the attack opens and closes connections at all"
+    assert opened > 200 and most > 50, "the attack opens and closes connections at all"
     # The kernel's own time for them is 120 seconds.
     while left := closed(innkeeper, world):
         assert time.monotonic() - began < 45, f"{left} of {opened} closed connections stay in the table"
         time.sleep(0.5)
     print(
-        f"{opened} connections in 5 s: {most} closed ones in the table at the end, none {time.monotonic() - began:.0f} s later"
+        f"{opened} connections in 3 s: {most} closed ones in the table at the end, none {time.monotonic() - began:.0f} s later"
     )
 
 

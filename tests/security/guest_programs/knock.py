@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-SECONDS = float(os.environ.get("SECONDS", "3"))
+SECONDS = float(os.environ.get("SECONDS", "2"))
 
 
 def tcp(address: str, port: int) -> str:
