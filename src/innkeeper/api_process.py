@@ -21,7 +21,6 @@ import structlog
 from innkeeper.bus.socketpair import make_socketpair
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.linux import command
-from innkeeper.host.linux.mounts import DROP_COPIES_OF_GUESTS
 from innkeeper.settings import ENV_PREFIX, Settings, text_of
 
 log = structlog.stdlib.get_logger(__name__)
@@ -34,10 +33,14 @@ MIGRATION_SECONDS = 3_600.0
 # What it may take to stop beyond INNKEEPER_STOP_SECONDS.
 STOP_GRACE_SECONDS = 5.0
 INSIDE = Path("/mnt")
-# $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only.
-ENTER = f"""
+# $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
+# the namespace begins with, of this server and its neighbours (all have a `host` folder), are dropped: they would keep disks busy for as long as
+# the API runs.
+ENTER = """
 set -e
-{DROP_COPIES_OF_GUESTS}
+awk '($1 == "overlay" || $1 ~ "^/dev/loop") && $2 ~ "/host/(mounts/|pool$)" {print $2}' /proc/self/mounts | sort -r | while read -r target; do
+    umount -l "$(printf %b "$target")" || true
+done
 mount -t tmpfs -o size=64k,mode=755 none /mnt
 mkdir /mnt/venv /mnt/src /mnt/api
 mount --bind "$1" /mnt/venv

@@ -135,6 +135,8 @@ def verify(image: Path, synced: list[str], target: Path) -> int:
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == name, f"{name} is not what was synced"
     finally:
         asyncio.run(mounts.umount_tree(target))
+        # With the mount point go the copies of the mount that other programs' namespaces have.
+        target.rmdir()
     asyncio.run(loop_device.wait_unused(image))
     checked = subprocess.run(["e2fsck", "-f", "-n", image], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -77,6 +78,10 @@ class DiskPool:
         """Unmount the pool where it is one of ours; disks still in use keep it alive until they are unmounted."""
         if self.backing:
             await mounts.umount_tree(self.directory)
+            # Removing a mount point takes the copies of the mount with it that other namespaces have: that of an image's build would keep the pool's
+            # file busy until the build ends, and no server could open the pool again before that.
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
 
 
 async def open_pool(host_dir: Path, *, size_mib: int | None = None) -> DiskPool:

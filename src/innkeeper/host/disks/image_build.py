@@ -17,7 +17,7 @@ from innkeeper.host.disks.image_recipe import TREE_SCRIPT, Recipe, load_recipe, 
 from innkeeper.host.disks.image_store import ImageRecord, ImageStore
 from innkeeper.host.disks.package_lock import DEBIAN, LOCK, Mirrors, PackageLock, installed_packages, listed
 from innkeeper.host.disks.ready_image import ReadyImageDamaged, file_digest, take_ready_image
-from innkeeper.host.linux import command, mounts
+from innkeeper.host.linux import command
 
 # Of a 575 MB tree on two cores: lz4 in 4 KiB clusters 2.6 s and 341 MB, lz4hc 7.2 s and 310 MB, lz4 in 64 KiB clusters
 # 1.5 s and 316 MB. Guests read through the page cache, so what counts is the build and the first, cold read.
@@ -168,7 +168,6 @@ def build_argv(work: Path) -> list[str]:
     return [
         "setpriv", "--pdeathsig", "KILL", "--",
         "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL",
-        "sh", "-c", f'{mounts.DROP_COPIES_OF_GUESTS}exec "$@"', "sh",
         "bash", str(TREE_SCRIPT), str(work),
     ]  # fmt: skip
 

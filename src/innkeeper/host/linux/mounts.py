@@ -29,14 +29,6 @@ UMOUNT_NOFOLLOW = 0x8
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 
-# Shell, for the beginning of a mount namespace that lives for long: it drops the copies of guests' mounts and pools, of this server and its neighbours
-# (all have a `host` folder). They would keep loop devices busy: a server that ended could not start again before that namespace does.
-DROP_COPIES_OF_GUESTS = """
-awk '($1 == "overlay" || $1 ~ "^/dev/loop") && $2 ~ "/host/(mounts/|pool$)" {print $2}' /proc/self/mounts | sort -r | while read -r target; do
-    umount -l "$(printf %b "$target")" || true
-done
-"""
-
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
