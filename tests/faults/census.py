@@ -6,6 +6,7 @@ Written without the product's own leak search, so that neither can hide the othe
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -43,7 +44,12 @@ def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list
             *_namespaces(home, records),
             *_slot_elements(home),
             *_folders(host, machines, _alive(home) if instances is None else set(instances)),
-            *(f"temporary file {path}" for pattern in TEMPORARY for path in host.glob(pattern)),
+            # Not Path.glob: that one raises when a folder goes away while it looks.
+            *(
+                f"temporary file {name}"
+                for pattern in TEMPORARY
+                for name in glob.glob(pattern, root_dir=host, recursive=True)  # noqa: PTH207
+            ),
         ]
     )
 

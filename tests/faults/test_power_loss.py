@@ -22,7 +22,7 @@ from innkeeper.host.disks.disk_template import reflink
 from innkeeper.host.linux import loop_device, mounts
 
 INSTANTS = 3
-LONG_INSTANTS = 25
+LONG_INSTANTS = 12
 # Files of random size, each named by its digest: `name size` is said after its data and its name were synced.
 WRITER = """
 import hashlib, os, random, sys

@@ -6,6 +6,7 @@ Whatever the server makes on a host is looked for here, by its kind; a running d
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -103,7 +104,8 @@ def unmounted_devices(host: Path) -> dict[Path, Path]:
 
 def temporary_files(host: Path) -> list[Path]:
     """Half-made files. While no server runs they are nobody's."""
-    return [path for pattern in TEMPORARY for path in host.glob(pattern)]
+    # Not Path.glob: that one raises when a folder goes away while it looks.
+    return [host / name for pattern in TEMPORARY for name in glob.glob(pattern, root_dir=host)]  # noqa: PTH207
 
 
 def _entries(directory: Path) -> list[os.DirEntry[str]]:

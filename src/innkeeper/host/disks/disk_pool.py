@@ -56,7 +56,12 @@ class DiskPool:
 
     def disks(self) -> dict[str, int]:
         """Every disk by name, with the bytes it really takes (shared blocks counted)."""
-        return {path.stem: path.stat().st_blocks * 512 for path in self.disks_directory.glob("*.img")}
+        found = {}
+        for path in self.disks_directory.glob("*.img"):
+            # One may be removed at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                found[path.stem] = path.stat().st_blocks * 512
+        return found
 
     def free_bytes(self) -> int:
         """Room for new data: in the pool, and on the file system behind its sparse file."""
