@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from server_fixture import INN, Api, Server, fresh, plain_environment, server, until
+from tests.integration.daemon_fixture import build_go
 
 DOCKERFILE = """\
 # syntax=docker/dockerfile:1
@@ -251,3 +253,54 @@ def begin_build(innkeeper: Server, context: Path, image: str) -> subprocess.Pope
     with client.stdout as said:
         assert any(line == b"begun\n" for line in said)
     return client
+
+
+def test_an_image_with_a_shell_that_is_not_bash_and_no_users(
+    innkeeper: Server, api: Api, context: Path, image: str
+) -> None:
+    """One static file is all that is in it: the shell form runs, users are numbers, and rooms run commands."""
+    shell = build_go(Path(__file__).parents[1] / "tiny_shell", "tiny-shell")
+    shutil.copyfile(shell, context / "sh")
+    (context / "Dockerfile").write_text(
+        "FROM scratch\nCOPY --chmod=755 sh /bin/\nENV WORD=hello\nRUN echo $WORD > /made ; id\n"
+        "USER 1234:56\nRUN id\nWORKDIR /work\n"
+    )
+    done = build(innkeeper, context, image)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 0 /\n" in done.stdout and "1234 56 /\n" in done.stdout
+    assert rooms_output(innkeeper, api, image, "cat /made; id; echo $WORD").splitlines() == [
+        "hello",
+        "1234 56 /",
+        "hello",
+    ]
+    (context / "Dockerfile").write_text(
+        f"FROM {image}\nCOPY --from={image} /made /copied\nUSER 0\nRUN cat /copied; exit 9\n"
+    )
+    failed = build(innkeeper, context, fresh("fails"))
+    assert failed.returncode == 1 and "exit code 9\nhello" in failed.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_800)
+def test_two_hundred_thousand_files(innkeeper: Server, api: Api, context: Path, image: str) -> None:
+    """Made by a step, copied between stages, exported, and counted in a room; the figures go into the documentation."""
+    count = 200_000
+    (context / "make.py").write_text(
+        "import os\n"
+        f"for folder in range({count // 1000}):\n"
+        "    os.makedirs(f'/many/{folder}')\n"
+        "    for number in range(1000):\n"
+        "        with open(f'/many/{folder}/{number}', 'w') as file:\n"
+        "            file.write(str(number))\n"
+    )
+    (context / "Dockerfile").write_text(
+        "FROM base AS many\nUSER root\nCOPY make.py /\nRUN python3 /make.py\n"
+        "FROM base\nUSER root\nCOPY --from=many /many /copied\n"
+    )
+    for what in ("built", "built again from kept steps"):
+        began = time.monotonic()
+        done = innkeeper.inn("image", "build", str(context), "-t", image)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        print(f"{count} files {what} in {time.monotonic() - began:.1f} s")
+        print("\n".join(line for line in done.stdout.splitlines() if " s" in line))
+    assert rooms_output(innkeeper, api, image, "find /copied -type f | wc -l") == str(count)

@@ -1,7 +1,8 @@
 """Makes an image of a kept step: the merged tree of its disk and the image below becomes one EROFS file.
 
 What is read was written by a guest. The kernel reads it through the same mounts as for any guest; mkfs.erofs reads it as user `nobody` with the one
-capability to read everything, without network, in namespaces that take every mount and process with them, however they end.
+capability to read everything, in a root directory in which there is nothing else to read, without network, in namespaces that take every mount and process
+with them, however they end.
 """
 
 from __future__ import annotations
@@ -99,9 +100,6 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
 
     """
     await asyncio.to_thread(make_skeleton, work / "skeleton")
-    out = work / "out"
-    out.mkdir(mode=0o700)
-    os.chown(out, uid, gid)
     (work / "plan.sh").write_text(plan_text(plan, work, uid=uid, gid=gid))
     argv = [
         "setpriv", "--pdeathsig", "KILL", "--",
@@ -119,15 +117,11 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
         raise ImageExportFailed from command.CommandFailed(
             argv, command.describe_status(done.returncode), returncode=done.returncode, stderr=tail.encode()
         )
-    image = out / "image.erofs"
+    image = work / "image.erofs"
     digest = await asyncio.to_thread(_sha256, image)
     return ExportedImage(image, digest, int((work / "files").read_text()))
 
 
 def _sha256(path: Path) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(fd, "rb") as file:
-        # The store gives the file to root: until then nobody's other processes could write to it.
-        os.fchown(fd, 0, 0)
-        os.fchmod(fd, 0o400)
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,7 @@
 # Exports one image. Called by image_export.py, as root, inside mount, network, ipc and pid namespaces of its own: whatever it
 # mounts or starts is gone when it ends, however it ends.
 #
-#   image_export.sh PLAN     reads PLAN, writes $work/out/image.erofs and $work/files (how many files are in it)
+#   image_export.sh PLAN     reads PLAN, writes $work/image.erofs and $work/files (how many files are in it)
 #
 # Exit status 3: too many files; 4: too many bytes.
 set -euo pipefail
@@ -18,14 +18,31 @@ findmnt --noheadings --list --output TARGET | sort -r | while read -r target; do
     case $target in "$host_directory"/mounts/*) umount --lazy "$target" ;; esac
 done
 
-# Every process that reads the tree: a user of no consequence that may read everything, and nothing else.
+# What reads the tree lives in a root of its own: itself, the libraries it needs, the tree, and a file system for what it makes. As a
+# user of no consequence it may read everything, and there is nothing of the host to read: not by a path, and not by a file
+# handle either, since no descriptor of a file system of the host is to be had.
+jail=$work/jail
+mkdir "$jail"
+mount -t tmpfs -o mode=755,size=64m,nodev,nosuid jail "$jail"
+mkdir "$jail/bin" "$jail/tree" "$jail/out"
+for program in setpriv prlimit find mkfs.erofs; do
+    path=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program")
+    cp -L "$path" "$jail/bin/$program"
+    ldd "$path" | awk '/=> \//{ print $3 } /^[[:space:]]*\//{ print $1 }' | while IFS= read -r library; do
+        mkdir -p "$jail$(dirname "$library")"
+        cp -Lu "$library" "$jail$library"
+    done
+done
+truncate --size="$((max_bytes + max_bytes / 64 + 67108864))" "$work/out.img"
+mkfs.ext4 -q -F -O ^has_journal -m 0 -E nodiscard,assume_storage_prezeroed=1,root_owner="$uid:$gid" -- "$work/out.img"
+mount -t ext4 -o loop,nodev,nosuid,noatime,noexec "$work/out.img" "$jail/out"
 jailed() {
-    setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs \
+    chroot "$jail" /bin/setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs \
         --bounding-set -all,+dac_read_search --inh-caps -all,+dac_read_search --ambient-caps -all,+dac_read_search -- "$@"
 }
 
 layers=$work/skeleton
-mkdir "$work/disk" "$work/lower" "$work/tree"
+mkdir "$work/disk" "$work/lower"
 if [ -n "$disk" ]; then
     mount -t ext4 -o loop,nodev,nosuid,noatime "$disk" "$work/disk"
     layers=$layers:$work/disk/u
@@ -36,10 +53,10 @@ if [ -n "$lower" ]; then
 else
     layers=$layers:$work/lower
 fi
-mount -t overlay -o "ro,nodev,nosuid,noatime,userxattr,metacopy=off,redirect_dir=nofollow,index=off,lowerdir=$layers" overlay "$work/tree"
+mount -t overlay -o "ro,nodev,nosuid,noatime,userxattr,metacopy=off,redirect_dir=nofollow,index=off,lowerdir=$layers" overlay "$jail/tree"
 
 # Types only, no names: a name may hold anything.
-counts=$(jailed find "$work/tree" -xdev -printf '%y\n' | sort | uniq -c)
+counts=$(jailed /bin/find /tree -xdev -printf '%y\n' | sort | uniq -c)
 files=$(awk '{ sum += $1 } END { print sum + 0 }' <<< "$counts")
 printf '%s\n' "$files" > "$work/files"
 [ "$files" -le "$max_files" ] || exit 3
@@ -51,18 +68,21 @@ if grep -q '[bcps]$' <<< "$counts"; then
     while IFS= read -r -d '' path; do
         exclude+=("--exclude-path=$path")
         [ ${#exclude[@]} -lt 1000 ] || exit 3
-    done < <(jailed find "$work/tree" -xdev \( -type b -o -type c -o -type p -o -type s \) -printf '%P\0')
+    done < <(jailed /bin/find /tree -xdev \( -type b -o -type c -o -type p -o -type s \) -printf '%P\0')
 fi
 
 # mkfs.erofs clamps times to this one, and writes it down as the image's own: far in the future, every file keeps its time and
 # equal trees still make equal images.
 export SOURCE_DATE_EPOCH=4102444800
 # shellcheck disable=SC2086  # options, to be split
-jailed prlimit --fsize="$max_bytes" --core=0 -- mkfs.erofs --quiet $erofs_options -U "$uuid" "${exclude[@]}" \
-    "$work/out/image.erofs" "$work/tree" || {
+jailed /bin/prlimit --fsize="$max_bytes" --core=0 -- /bin/mkfs.erofs --quiet $erofs_options -U "$uuid" "${exclude[@]}" \
+    /out/image.erofs /tree || {
     status=$?
-    [ "$(stat --format=%s "$work/out/image.erofs" 2> /dev/null || echo 0)" -ge "$max_bytes" ] && exit 4
+    [ "$(stat --format=%s "$jail/out/image.erofs" 2> /dev/null || echo 0)" -ge "$max_bytes" ] && exit 4
     # 128 + SIGXFSZ
     [ "$status" = 153 ] && exit 4
     exit "$status"
 }
+# A regular file and nothing else, whatever took its place.
+[ -f "$jail/out/image.erofs" ] && [ ! -L "$jail/out/image.erofs" ] || exit 1
+cp --no-preserve=all "$jail/out/image.erofs" "$work/image.erofs"

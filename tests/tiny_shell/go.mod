@@ -1,0 +1,3 @@
+module tiny_shell
+
+go 1.19
