@@ -56,7 +56,22 @@ func stampOf(path string) fileStamp {
 }
 
 // Lookup finds a user by name, or by number, for which an entry is not needed. Images without /etc/passwd have root at home in /.
-func Lookup(name string) (User, error) {
+// With a group after `:`, that is the user's only one.
+func Lookup(spec string) (User, error) {
+	name, group, named := strings.Cut(spec, ":")
+	user, err := find(name)
+	if err != nil || !named {
+		return user, err
+	}
+	gid, err := GroupID(group)
+	if err != nil {
+		return User{}, err
+	}
+	user.GID, user.Groups = gid, []uint32{gid}
+	return user, nil
+}
+
+func find(name string) (User, error) {
 	stamp := [2]fileStamp{stampOf("/etc/passwd"), stampOf("/etc/group")}
 	cached.Lock()
 	defer cached.Unlock()
@@ -184,21 +199,6 @@ type Owner struct {
 
 // LookupOwner reads `user` or `user:group`, by names or numbers. A user alone brings its own group.
 func LookupOwner(spec string) (Owner, error) {
-	user, err := LookupWithGroup(spec)
+	user, err := Lookup(spec)
 	return Owner{user.UID, user.GID}, err
-}
-
-// LookupWithGroup finds a user of `user` or `user:group`; with a group named, it is the user's only one.
-func LookupWithGroup(spec string) (User, error) {
-	name, group, named := strings.Cut(spec, ":")
-	user, err := Lookup(name)
-	if err != nil || !named {
-		return user, err
-	}
-	gid, err := GroupID(group)
-	if err != nil {
-		return User{}, err
-	}
-	user.GID, user.Groups = gid, []uint32{gid}
-	return user, nil
 }

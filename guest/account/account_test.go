@@ -33,3 +33,13 @@ func TestGroupID(t *testing.T) {
 		t.Error("found")
 	}
 }
+
+func TestAUserMayNameItsGroup(t *testing.T) {
+	user, err := Lookup("1234:7")
+	if err != nil || user.UID != 1234 || user.GID != 7 || len(user.Groups) != 1 || user.Home != "/" {
+		t.Error(user, err)
+	}
+	if _, err := Lookup("root:nosuch"); err == nil {
+		t.Error("found")
+	}
+}

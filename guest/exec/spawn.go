@@ -77,7 +77,7 @@ func (t *Table) plan(request *Request) (*plan, error) {
 	if name == "" {
 		name = settings.User
 	}
-	user, err := account.LookupWithGroup(name)
+	user, err := account.Lookup(name)
 	if err != nil {
 		return nil, err
 	}

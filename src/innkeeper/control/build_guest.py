@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import anyio
 import sqlalchemy as sa
 import structlog
 
@@ -172,7 +173,8 @@ async def open_guest(control: Control, plan: GuestPlan) -> AsyncIterator[BuildGu
         yield BuildGuest(control, host_id, instance.id)
     finally:
         # Cancelled or not: whoever cancels waits for this.
-        await asyncio.shield(_take_away(control, host_id, instance.id))
+        with anyio.CancelScope(shield=True):
+            await _take_away(control, host_id, instance.id)
 
 
 async def _take_away(control: Control, host_id: UUID, instance_id: UUID) -> None:

@@ -41,6 +41,8 @@ from innkeeper.errors import (
     FileMissingError,
     ForbiddenError,
     GuestError,
+    InstanceFailedError,
+    InstanceNotFoundError,
     InvalidRequestError,
     NotFoundError,
     UnavailableError,
@@ -55,6 +57,18 @@ KEY_VERSION = 1
 TAIL_LINES = 20
 TAIL_CHARACTERS = 2_000
 SUMMARY_CHARACTERS = 500
+
+
+# Errors of a step that its line has to be told with.
+_AT_FAULT = (
+    InvalidRequestError,
+    FileMissingError,
+    ForbiddenError,
+    ConflictError,
+    GuestError,
+    InstanceFailedError,
+    InstanceNotFoundError,
+)
 
 
 class StepFailed(Exception):  # noqa: N818  # reads as a sentence where it is raised
@@ -237,6 +251,7 @@ class BuildRun:
 
     def _tell_kept(self, stage: StagePlan, until: int) -> None:
         for number, step in enumerate(stage.steps[:until]):
+            self._control.metrics.build_steps_kept += not isinstance(step, NoteStep)
             self._tell(stage, number, step, kept=not isinstance(step, NoteStep))
 
     def _tell(self, stage: StagePlan, number: int, step: Step, *, kept: bool) -> None:
@@ -251,6 +266,10 @@ class BuildRun:
         )
 
     async def _run_steps(self, stage: StagePlan, start: _State, first: int) -> None:
+        # Before there is a guest that would have to wait for them.
+        for step in stage.steps[first:]:
+            if isinstance(step, CopyStep) and isinstance(step.origin, int):
+                await self._bring_about(self._stages[step.origin])
         async with AsyncExitStack() as guests:
             try:
                 guest = await guests.enter_async_context(open_guest(self._control, self._guest_plan(start)))
@@ -268,6 +287,7 @@ class BuildRun:
                 began = time.monotonic()
                 await self._carry_out(step, guest, guests, sources)
                 await guest.save(key)
+                self._control.metrics.build_steps_run += 1
                 self._kept.add(key)
                 self._log.event("note", text=f"done in {time.monotonic() - began:.1f} s")
 
@@ -295,7 +315,7 @@ class BuildRun:
                 await self._copy_between(step, sources[step.origin], guest)
             elif isinstance(step, CopyStep):
                 await self._copy(step, guest)
-        except (InvalidRequestError, FileMissingError, ForbiddenError, ConflictError, GuestError) as error:
+        except _AT_FAULT as error:
             if isinstance(error, DockerfileError):
                 raise
             raise StepFailed(f"Dockerfile line {step.line}: {step.text[:200]}: {error.message}") from error
@@ -321,11 +341,7 @@ class BuildRun:
 
     async def _source(self, origin: int | str, guests: AsyncExitStack) -> BuildGuest:
         """A guest of the stage or image that files are copied from."""
-        if isinstance(origin, int):
-            await self._bring_about(self._stages[origin])
-            state = self._final(origin)
-        else:
-            state = _State(self._digests[origin], None)
+        state = self._final(origin) if isinstance(origin, int) else _State(self._digests[origin], None)
         return await guests.enter_async_context(open_guest(self._control, self._guest_plan(state)))
 
     async def _copy_between(self, step: CopyStep, source: BuildGuest, guest: BuildGuest) -> None:

@@ -119,6 +119,7 @@ async def create(control: Control, principal: Principal, request: BuildRequest) 
         control.builds[build.id] = live
         for base in used.values():
             live.users.enter_context(control.image_users.using(base.id, f"build of {request.name!r}"))
+        control.metrics.image_builds += 1
         control.tasks.spawn(_work(control, live, plan, request, used), name="image build")
     except BaseException:
         control.builds.pop(build.id, None)
@@ -326,6 +327,7 @@ async def _end(control: Control, live: LiveBuild, status: BuildStatus, error: st
     if live.build.digest is not None:
         # Written down already: what went wrong after that concerns nobody.
         status, error = BuildStatus.READY, ""
+    control.metrics.image_build_failures += status is BuildStatus.FAILED
     live.build = dataclasses.replace(
         live.build, status=status, error=error[-ERROR_CHARACTERS:] or None, ended_at=clock.now()
     )

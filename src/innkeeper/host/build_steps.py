@@ -9,7 +9,7 @@ from typing import Any
 
 from innkeeper.bus.contract import Data, End, Handler, ServerCall
 from innkeeper.core import build_verbs as verbs
-from innkeeper.errors import GuestError, ImageNotFoundError, InvalidRequestError, NotFoundError
+from innkeeper.errors import GuestError, ImageNotFoundError, InvalidRequestError, NotFoundError, UnavailableError
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_export import ExportPlan, export_image
 from innkeeper.host.disks.image_store import ImageStore
@@ -124,7 +124,10 @@ class BuildSteps:
             # Nothing writes any more. What the kernel still holds back goes to the disk's file; the copy then shares its blocks.
             await asyncio.to_thread(syncfs, machine.upper)
             disk = self._disks.disk_path(machine.record.disk)
-            kept = await self._cache.keep(request.key, disk, image_digest=machine.record.shape.image_digest)
+            try:
+                kept = await self._cache.keep(request.key, disk, image_digest=machine.record.shape.image_digest)
+            except OSError as error:
+                raise UnavailableError(f"The host cannot keep the step: {error.strerror}") from error
         return {"cache_bytes": kept}
 
     async def _find(self, request: verbs.FindSteps, call: ServerCall) -> dict[str, Any]:
