@@ -15,9 +15,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from innkeeper.errors import InnkeeperError, PayloadTooLargeError
 from innkeeper.host.disks.image_build import EROFS_OPTIONS
 from innkeeper.host.linux import command
+
+log = structlog.stdlib.get_logger(__name__)
 
 SCRIPT = Path(__file__).with_name("image_export.sh")
 # Always the same: equal trees then make equal files.
@@ -112,11 +116,10 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
     if done.returncode == TOO_LARGE:
         raise PayloadTooLargeError(f"The image would be larger than {plan.max_bytes >> 20} MiB")
     if done.returncode != 0:
-        # For the log: what the tools say may quote names that a guest chose.
+        # For the log alone: what the tools say may quote names that a guest chose.
         tail = (done.stdout + done.stderr).decode(errors="replace")[-TAIL_CHARACTERS:]
-        raise ImageExportFailed from command.CommandFailed(
-            argv, command.describe_status(done.returncode), returncode=done.returncode, stderr=tail.encode()
-        )
+        log.error("an image could not be made", status=command.describe_status(done.returncode), said=tail)
+        raise ImageExportFailed
     image = work / "image.erofs"
     digest = await asyncio.to_thread(_sha256, image)
     return ExportedImage(image, digest, int((work / "files").read_text()))
