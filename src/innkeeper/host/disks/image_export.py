@@ -8,6 +8,7 @@ with them, however they end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shlex
@@ -19,7 +20,7 @@ import structlog
 
 from innkeeper.errors import InnkeeperError, PayloadTooLargeError
 from innkeeper.host.disks.image_build import EROFS_OPTIONS
-from innkeeper.host.linux import command
+from innkeeper.host.linux import command, loop_device
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,6 +30,8 @@ IMAGE_UUID = uuid.uuid5(uuid.NAMESPACE_OID, "innkeeper image")
 FILES_MAX = 2_000_000
 EXPORT_SECONDS = 1_800
 TAIL_CHARACTERS = 500
+# What the file system of the output needs for itself, beside a 64th.
+OUT_SPARE_BYTES = 67_108_864
 # Of the script: more files, or more bytes, than an image may have.
 TOO_MANY_FILES, TOO_LARGE = 3, 4
 
@@ -58,12 +61,15 @@ class ExportedImage:
     files: int
 
 
-def plan_text(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> str:
+def plan_text(
+    plan: ExportPlan, work: Path, *, disk: Path | None, lower: Path | None, output: Path, uid: int, gid: int
+) -> str:
     """The shell assignments that image_export.sh reads."""
     values = {
         "work": work,
-        "disk": plan.disk or "",
-        "lower": plan.lower or "",
+        "disk": disk or "",
+        "lower": lower or "",
+        "output": output,
         "max_bytes": plan.max_bytes,
         "max_files": plan.max_files,
         "uid": uid,
@@ -104,7 +110,27 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
 
     """
     await asyncio.to_thread(make_skeleton, work / "skeleton")
-    (work / "plan.sh").write_text(plan_text(plan, work, uid=uid, gid=gid))
+    out = work / "out.img"
+    out.touch(mode=0o600)
+    os.truncate(out, plan.max_bytes + plan.max_bytes // 64 + OUT_SPARE_BYTES)
+    await command.run(
+        ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0",
+         "-E", f"nodiscard,assume_storage_prezeroed=1,root_owner={uid}:{gid}", "--", str(out)]
+    )  # fmt: skip
+    # Attached here and not by mount(8), which loses against others that look for a free device at the same moment.
+    with contextlib.ExitStack() as devices:
+        disk = plan.disk and devices.enter_context(loop_device.attach(plan.disk)).path
+        lower = plan.lower and devices.enter_context(loop_device.attach(plan.lower, read_only=True)).path
+        output = devices.enter_context(loop_device.attach(out)).path
+        text = plan_text(plan, work, disk=disk, lower=lower, output=output, uid=uid, gid=gid)
+        (work / "plan.sh").write_text(text)
+        await _run_script(plan, work)
+    image = work / "image.erofs"
+    digest = await asyncio.to_thread(_sha256, image)
+    return ExportedImage(image, digest, int((work / "files").read_text()))
+
+
+async def _run_script(plan: ExportPlan, work: Path) -> None:
     argv = [
         "setpriv", "--pdeathsig", "KILL", "--",
         "unshare", "--mount", "--propagation", "private", "--net", "--ipc", "--pid", "--fork", "--kill-child=KILL",
@@ -120,9 +146,6 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
         tail = (done.stdout + done.stderr).decode(errors="replace")[-TAIL_CHARACTERS:]
         log.error("an image could not be made", status=command.describe_status(done.returncode), said=tail)
         raise ImageExportFailed
-    image = work / "image.erofs"
-    digest = await asyncio.to_thread(_sha256, image)
-    return ExportedImage(image, digest, int((work / "files").read_text()))
 
 
 def _sha256(path: Path) -> str:

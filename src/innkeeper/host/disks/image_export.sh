@@ -7,15 +7,16 @@
 # Exit status 3: too many files; 4: too many bytes.
 set -euo pipefail
 
-work='' disk='' lower='' max_bytes='' max_files='' uid='' gid='' uuid='' erofs_options=''
+work='' disk='' lower='' output='' max_bytes='' max_files='' uid='' gid='' uuid='' erofs_options=''
 # shellcheck source=/dev/null
 . "$1"
 
 # This namespace began as a copy of the host's, so it holds the disks and images of guests too. Let go of them: a guest that
-# is destroyed while we export could not give back its disk otherwise.
+# is destroyed while we export could not give back its disk otherwise. One that is destroyed at this very moment is gone already:
+# the kernel detaches a mount from every namespace when its directory is removed.
 host_directory=$(dirname "$(dirname "$work")")
 findmnt --noheadings --list --output TARGET | sort -r | while read -r target; do
-    case $target in "$host_directory"/mounts/*) umount --lazy "$target" ;; esac
+    case $target in "$host_directory"/mounts/*) umount --lazy "$target" 2> /dev/null || true ;; esac
 done
 
 # What reads the tree lives in a root of its own: itself, the libraries it needs, the tree, and a file system for what it makes. As a
@@ -33,9 +34,7 @@ for program in setpriv prlimit find mkfs.erofs; do
         cp -Lu "$library" "$jail$library"
     done
 done
-truncate --size="$((max_bytes + max_bytes / 64 + 67108864))" "$work/out.img"
-mkfs.ext4 -q -F -O ^has_journal -m 0 -E nodiscard,assume_storage_prezeroed=1,root_owner="$uid:$gid" -- "$work/out.img"
-mount -t ext4 -o loop,nodev,nosuid,noatime,noexec "$work/out.img" "$jail/out"
+mount -t ext4 -o nodev,nosuid,noatime,noexec "$output" "$jail/out"
 jailed() {
     chroot "$jail" /bin/setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs \
         --bounding-set -all,+dac_read_search --inh-caps -all,+dac_read_search --ambient-caps -all,+dac_read_search -- "$@"
@@ -44,11 +43,11 @@ jailed() {
 layers=$work/skeleton
 mkdir "$work/disk" "$work/lower"
 if [ -n "$disk" ]; then
-    mount -t ext4 -o loop,nodev,nosuid,noatime "$disk" "$work/disk"
+    mount -t ext4 -o nodev,nosuid,noatime "$disk" "$work/disk"
     layers=$layers:$work/disk/u
 fi
 if [ -n "$lower" ]; then
-    mount -t erofs -o loop,ro,nodev,nosuid,noatime "$lower" "$work/lower"
+    mount -t erofs -o ro,nodev,nosuid,noatime "$lower" "$work/lower"
     layers=$layers:$work/lower
 else
     layers=$layers:$work/lower
