@@ -14,6 +14,16 @@ HEADERS = [
     # nginx would hold the stream back otherwise.
     (b"x-accel-buffering", b"no"),
 ]
+# One event, as the OpenAPI document describes a stream: what a client's parser hands on. Comments are no events.
+CONTENT: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}},
+            "required": ["event", "data"],
+        }
+    }
+}
 
 
 def frame(event: str, data: dict[str, Any]) -> bytes:

@@ -95,7 +95,7 @@ def add_build_routes(router: APIRouter, control: Control) -> None:
     @router.get(
         "/v1/image-builds/{build_id}/events",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": sse.CONTENT}},
     )
     async def build_events(
         principal: CurrentPrincipal,

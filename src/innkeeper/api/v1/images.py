@@ -76,7 +76,7 @@ def add_image_routes(router: APIRouter, control: Control) -> None:
     @router.get(
         "/v1/images/{name}/import/events",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": sse.CONTENT}},
     )
     async def import_events(
         principal: CurrentPrincipal,

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from innkeeper.api import sse
 from innkeeper.api.dialects.gentility import public_files
 from innkeeper.api.dialects.gentility.files import LIST_MAX
 from innkeeper.api.dialects.gentility.output import OUTPUT_MAX_BYTES
@@ -135,7 +136,7 @@ def build_paths() -> dict[str, dict[str, Any]]:
                     "200": {
                         "description": "The command ended, whatever its exit code. With `Accept: text/event-stream`: "
                         "the events `started`, `output`, then `result` (this same object) or `error`.",
-                        "content": {**json_content(CommandAnswer), "text/event-stream": {"schema": _TEXT}},
+                        "content": {**json_content(CommandAnswer), **sse.CONTENT},
                     }
                 },
             )
