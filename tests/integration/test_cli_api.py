@@ -50,7 +50,8 @@ def inn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inn]:
     os.close(ready_write)
     try:
         with os.fdopen(ready_read) as ready:
-            assert json.loads(ready.read())["first_token"]
+            assert json.loads(ready.readline()) == {"opened": True}
+            assert json.loads(ready.readline())["first_token"]
 
         def run(*argv: str, token: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
             environment = {"PATH": "/usr/bin:/bin", "INNKEEPER_HOME": str(home), **variables}
