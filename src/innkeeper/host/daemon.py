@@ -30,7 +30,8 @@ from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.image_store import ImageStore
-from innkeeper.host.disks.oci_import import ImageImporter, ImportLimits
+from innkeeper.host.disks.oci_import import ImageImporter
+from innkeeper.host.disks.oci_job import ImportLimits
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.drivers.gvisor import GvisorDriver

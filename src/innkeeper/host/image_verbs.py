@@ -10,7 +10,8 @@ from innkeeper.core.host_verbs import ImportImage
 from innkeeper.core.image_config import config_to_json
 from innkeeper.core.registry import parse_reference
 from innkeeper.errors import InvalidRequestError
-from innkeeper.host.disks.oci_import import ImageImporter, ImportSource
+from innkeeper.host.disks.oci_import import ImageImporter
+from innkeeper.host.disks.oci_job import ImportSource
 from innkeeper.host.verbs import bind_handler
 
 ARCHIVES = ("oci-archive", "docker-archive")
