@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
+import secrets
 import socket
 import socketserver
 import ssl
@@ -61,7 +61,9 @@ class Internet:
 @contextlib.contextmanager
 def internet() -> Iterator[Internet]:
     """The two namespaces with everything that runs in them."""
-    host, beyond = f"ika{os.getpid()}h", f"ika{os.getpid()}i"
+    # Not by the process: the security tests' world may still be there when the acceptance tests make theirs.
+    name = f"ika{secrets.token_hex(4)}"
+    host, beyond = f"{name}h", f"{name}i"
     with tempfile.TemporaryDirectory(prefix="ika") as directory, contextlib.ExitStack() as stack:
         folder = Path(directory)
         context, ca_pem = certificates(folder)

@@ -149,6 +149,7 @@ def disks_of(home: Path) -> list[Path]:
     """The restored disks; the pool is mounted for looking at them where it is a file system of its own."""
     pool = home / "host" / "pool"
     if (home / "host" / "pool.xfs").exists():
+        pool.mkdir(exist_ok=True)
         subprocess.run(["mount", "-o", "loop,nouuid", home / "host" / "pool.xfs", pool], check=True)
     found = sorted(pool.glob("disks/*.img"))
     assert len(found) == 3

@@ -21,7 +21,7 @@ VICTIMS = ("api", "daemon", "both", "sandbox", "gofer", "runsc")
 LONG_KILLS = 50
 CLIENTS = 3
 # Once for each victim, at another instant of another mixture of requests each run; the seed is printed and repeats the choices.
-SEED_VARIABLE = "INNKEEPER_STORM_SEED"
+SEED_VARIABLE = "STORM_SEED"
 
 
 @pytest.fixture(scope="module")
