@@ -7,13 +7,14 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from innkeeper.bus.contract import Data, End, Handler, ServerCall
+from innkeeper.bus.contract import End, Handler, ServerCall
 from innkeeper.core import build_verbs as verbs
 from innkeeper.errors import GuestError, ImageNotFoundError, InvalidRequestError, NotFoundError, UnavailableError
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_export import ExportPlan, export_image
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.step_cache import StepCache
+from innkeeper.host.files import send_content
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.linux.mounts import syncfs
 from innkeeper.host.verbs import bind_handler
@@ -99,22 +100,7 @@ class BuildSteps:
         if request.mode is not None:
             params["mode"] = request.mode
         async with machine.in_use():
-            stream = await machine.endpoint.open("unpack", params)
-            try:
-                ended = False
-                async for event in call.events():
-                    if isinstance(event, Data):
-                        if stream.over:
-                            break
-                        await stream.send_data(event.data)
-                    elif isinstance(event, End):
-                        ended = True
-                        await stream.send_end()
-                if not ended and not stream.over:
-                    raise InvalidRequestError("The files ended early")
-                answer = await stream.result()
-            finally:
-                stream.cancel()
+            answer = await send_content(machine, call, "unpack", params, ended_early="The files ended early")
         return {name: _count(answer, name) for name in ("files", "bytes", "skipped")}
 
     async def _save(self, request: verbs.SaveStep, call: ServerCall) -> dict[str, Any]:

@@ -86,28 +86,35 @@ def _int_or_zero(value: object) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
+async def send_content(
+    machine: Machine, call: ServerCall, verb: str, params: dict[str, Any], *, ended_early: str
+) -> dict[str, Any]:
+    """The agent's answer to a verb that takes the call's content. Without END (the client went away) it raises InvalidRequestError with `ended_early`."""
+    stream = await machine.endpoint.open(verb, params)
+    try:
+        ended = False
+        async for event in call.events():
+            if isinstance(event, Data):
+                if stream.over:
+                    break
+                await stream.send_data(event.data)
+            elif isinstance(event, End):
+                ended = True
+                await stream.send_end()
+        if not ended and not stream.over:
+            raise InvalidRequestError(ended_early)
+        return await stream.result()
+    finally:
+        stream.cancel()
+
+
 async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> dict[str, Any]:
     """Take a file's content from the call; see WriteFile. Without END (the client went away) nothing is written."""
     params: dict[str, Any] = {**path_param(guest_path(request.path)), "parents": True}
     if request.mode is not None:
         params["mode"] = request.mode
     async with machine.transferring():
-        stream = await machine.endpoint.open("write", params)
-        try:
-            ended = False
-            async for event in call.events():
-                if isinstance(event, Data):
-                    if stream.over:
-                        break
-                    await stream.send_data(event.data)
-                elif isinstance(event, End):
-                    ended = True
-                    await stream.send_end()
-            if not ended and not stream.over:
-                raise InvalidRequestError("The content ended early")
-            answer = await stream.result()
-        finally:
-            stream.cancel()
+        answer = await send_content(machine, call, "write", params, ended_early="The content ended early")
     return {"bytes": _int_or_zero(answer.get("bytes")), "created": bool(answer.get("created"))}
 
 
