@@ -126,8 +126,8 @@ def test_what_is_no_command_is_refused(shared: Room, body: object) -> None:
 
 def test_a_timeout_kills_the_process_group_and_keeps_the_output_so_far(shared: Room) -> None:
     began = time.monotonic()
-    answer = shared.run("echo before; sleep 300 & sleep 300; echo after", timeout=1)
-    assert time.monotonic() - began < 10
+    answer = shared.run("echo before; sleep 300 & sleep 300; echo after", timeout=2)
+    assert time.monotonic() - began < 60
     assert (answer["status"], answer["result"]["exit_code"], answer["result"]["output"]) == ("error", 124, "before")
     assert shared.run("pgrep -x sleep")["result"]["exit_code"] == 1
 
@@ -143,7 +143,7 @@ def test_the_profiles_own_timeout_holds_where_the_request_says_none(api: Api) ->
 def test_it_answers_when_the_shell_exits_and_the_background_lives_on(room: Room, command: str) -> None:
     began = time.monotonic()
     assert room.run(command)["result"]["exit_code"] == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert room.run("pgrep -x sleep")["result"]["exit_code"] == 0
 
 
@@ -222,4 +222,4 @@ def test_a_frozen_room_answers(innkeeper: Server, room: Room) -> None:
     until(lambda: states[0].read_text().strip() in ("FROZEN", "1"), seconds=20)
     began = time.monotonic()
     assert room.output("echo awake") == "awake"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30

@@ -68,8 +68,9 @@ async def test_frozen_processes_stand_still_until_thawed(group: Group) -> None:
         group.thaw()
         group.thaw()
         assert not group.frozen()
-        await asyncio.sleep(0.2)
-        assert ticks([child.pid]) > before
+        async with asyncio.timeout(20):
+            while ticks([child.pid]) == before:
+                await asyncio.sleep(0.02)
     finally:
         await group.kill_all()
         assert child.wait() == -9
@@ -80,8 +81,9 @@ async def test_kill_all_outruns_forks_and_reaches_the_frozen(group: Group) -> No
     nested = group.child("nested")
     nested.create()
     inner = started_in(nested, FORKS)
-    await asyncio.sleep(0.1)
-    assert len(group.procs()) >= 4
+    async with asyncio.timeout(20):
+        while len(group.procs()) < 4:
+            await asyncio.sleep(0.02)
     await group.freeze()
     await group.kill_all()
     assert group.procs() == []
@@ -116,10 +118,10 @@ async def test_limits_hold_on_version_1(group: Group) -> None:
     assert (directories["memory"] / "memory.limit_in_bytes").read_text() == f"{48 << 20}\n"
 
     child = started_in(group, "for i in $(seq 50); do sleep 5 & done 2>/dev/null; wait")
-    await asyncio.sleep(0.3)
-    assert len(group.procs()) <= 10
+    # The shell gives up at the fork that is refused, and what it had started goes on.
+    assert await asyncio.to_thread(child.wait) == 2
+    assert 5 <= len(group.procs()) <= 10
     await group.kill_all()
-    child.wait()
 
     hungry = started_in(group, "exec tail /dev/zero")
     assert await asyncio.to_thread(hungry.wait) == -9

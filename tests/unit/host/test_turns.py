@@ -39,14 +39,14 @@ async def test_first_come_first_served():
     assert order == [0, 1, 2, 3, 4]
     for task in tasks:
         task.result().end()
-    await asyncio.wait_for(turns.take(), 1)
-    (await asyncio.wait_for(turns.take(), 1)).end()
+    await asyncio.wait_for(turns.take(), 20)
+    (await asyncio.wait_for(turns.take(), 20)).end()
 
 
 async def test_a_place_is_given_back_when_its_time_is_over():
     turns = Turns(1, hold_seconds=0.01)
     first = await turns.take()
-    second = await asyncio.wait_for(turns.take(), 1)
+    second = await asyncio.wait_for(turns.take(), 20)
     first.end()
     waiting = asyncio.create_task(turns.take())
     await settle()
@@ -71,7 +71,7 @@ async def test_cancelling_loses_no_place(when):
         first.end()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    (await asyncio.wait_for(patient, 1)).end()
+    (await asyncio.wait_for(patient, 20)).end()
     assert turns.waiting == 0
-    (await asyncio.wait_for(turns.take(), 1)).end()
+    (await asyncio.wait_for(turns.take(), 20)).end()
     assert turns._free == 1

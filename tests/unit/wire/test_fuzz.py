@@ -99,7 +99,7 @@ async def survive(data, piece):
         link.close(error)
     assert len(wire.written) < 20_000
     link.close()
-    await asyncio.wait_for(link.wait_closed(), 1)
+    await asyncio.wait_for(link.wait_closed(), 20)
     await settle(3)
     assert all(stream.over for stream in streams)
     assert (link._streams, link._served, faults) == ({}, {}, [])

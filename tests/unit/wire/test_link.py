@@ -174,7 +174,7 @@ async def test_pings():
     link.close()
     for lost in (third, asyncio.create_task(link.ping())):
         with pytest.raises(LinkLostError):
-            await asyncio.wait_for(lost, 1)
+            await asyncio.wait_for(lost, 20)
 
 
 async def test_hello_and_its_loss():
@@ -401,7 +401,7 @@ async def test_closing_wakes_everybody_and_leaves_nothing():
     link.close(ProtocolError("enough"))
     link.close(None)
     link.connection_lost(None)
-    done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
+    done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
     await link_closed
     assert [type(one) for one in done] == [LinkLostError, LinkLostError, type(None), LinkLostError, LinkLostError]
     assert broken(link) == "enough"

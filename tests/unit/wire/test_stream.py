@@ -39,7 +39,7 @@ async def ends():
     yield opener, server
     opener.close()
     await settle()
-    await asyncio.wait_for(server.wait_closed(), 1)
+    await asyncio.wait_for(server.wait_closed(), 20)
     assert (server._streams, server._served) == ({}, {})
 
 
@@ -109,7 +109,7 @@ async def test_the_socket_holds_senders_back_and_one_that_is_cancelled_harms_no_
     await settle()
     assert not late.done()
     server._transport.read(True)
-    await asyncio.wait_for(asyncio.gather(senders[0], senders[2], late), 1)
+    await asyncio.wait_for(asyncio.gather(senders[0], senders[2], late), 20)
     opener.close()
     await settle()
     await server.wait_closed()
@@ -141,6 +141,6 @@ async def test_a_lost_connection_ends_both_sides():
     assert len(server._served) == 1
     opener._transport.abort()
     with pytest.raises(LinkLostError):
-        await asyncio.wait_for(stream.result(), 1)
-    await asyncio.wait_for(server.wait_closed(), 1)
+        await asyncio.wait_for(stream.result(), 20)
+    await asyncio.wait_for(server.wait_closed(), 20)
     assert server._served == {}
