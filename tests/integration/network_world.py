@@ -16,7 +16,7 @@ from dnslib import AAAA, QTYPE, RR, TXT, A, DNSRecord
 from innkeeper.host.linux import netns, nftables
 from innkeeper.host.network.firewall import FirewallLimits
 from innkeeper.host.network.network import NetworkSettings
-from innkeeper.host.network.resolver import Upstream
+from innkeeper.host.network.upstream import Upstream
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ import pytest
 
 from innkeeper.host.inventory import PROBES, choose_platform, refuse_reasons, take_inventory
 from innkeeper.host.linux import command
-from innkeeper.host.probes import sandbox
+from innkeeper.host.probes import network, sandbox
 from innkeeper.host.probes.control_groups import probe_control_groups
 from innkeeper.host.probes.filesystems import probe_filesystems
 from innkeeper.host.probes.firewall import check_forwarding
@@ -108,6 +108,16 @@ def test_doctor_says_the_truth_about_this_machine(tmp_path: Path) -> None:
         if check["ok"] is False:
             assert check["fix"] and "\n" not in check["fix"], check
     assert not (tmp_path / "host").exists()
+
+
+async def test_a_kernel_without_connection_timeouts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a kernel refuses the rules as this one does those of a protocol that it never heard of."""
+    monkeypatch.setattr(network, "NFT_TIMEOUTS", network.NFT_TIMEOUTS.replace(b"close: 5", b"nosuchstate: 5"))
+    check = next(one for one in (await network.probe_network()).checks if one.name == "nft")
+    assert (check.ok, check.required) == (False, True)
+    assert "CONFIG_NF_CONNTRACK_TIMEOUT" in check.detail and str(check.fix).startswith(
+        "apt-get install -y linux-image-"
+    )
 
 
 def test_plain_output_is_one_line_a_check_and_one_fix_a_failure(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from dnslib import RCODE
+from dnslib import RCODE, DNSRecord
 
 from innkeeper.host.linux import netns
 from innkeeper.host.network.firewall import FirewallLimits
 from innkeeper.host.network.network import Network, PolicyClass
+from innkeeper.host.network.resolver import IN_FLIGHT_PER_GUEST
 
 sys.path.insert(0, str(Path(__file__).parent))
 import network_world as nw
@@ -68,6 +69,7 @@ async def test_refused_and_unknown_names_do_not_exist(world: World, network: Net
         assert (await nw.ask(slot.netns, slot.resolver_ip, name)).header.rcode == RCODE.NXDOMAIN
     assert "www.closed.test A" not in world.questions
     assert (await nw.ask(slot.netns, slot.resolver_ip, "good.test", "ANY")).header.rcode == RCODE.REFUSED
+    assert network.resolver.counts.outcomes == {"answered": 2, "refused": 1, "failed": 0, "malformed": 0}
 
 
 async def test_a_long_answer_is_cut_on_udp_and_whole_on_tcp(network: Network) -> None:
@@ -82,7 +84,27 @@ async def test_a_silent_name_server_ends_in_servfail_and_blocks_nobody(network: 
     slow = asyncio.create_task(nw.ask(slot.netns, slot.resolver_ip, "silent.test"))
     await asyncio.sleep(0.1)
     assert (await nw.ask(other.netns, other.resolver_ip, "good.test")).rr
+    assert network.resolver.in_flight == 1
     assert (await slow).header.rcode == RCODE.SERVFAIL
+    assert (network.resolver.in_flight, network.resolver.counts.outcomes["failed"]) == (0, 1)
+    assert network.resolver.upstream_failures == 2
+
+
+async def test_questions_beyond_a_guest_s_share_are_counted_and_not_taken(network: Network) -> None:
+    slot = await network.acquire()
+    packet = DNSRecord.question("silent.test", "A").pack()
+
+    def ask() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((str(slot.resolver_ip), 53))
+            for _ in range(IN_FLIGHT_PER_GUEST + 10):
+                sock.send(packet)
+
+    await nw.inside(slot.netns, ask)
+    async with asyncio.timeout(30):
+        while network.resolver.counts.dropped["guest_questions"] < 10:
+            await asyncio.sleep(0.01)
+    assert network.resolver.counts.dropped == {"guest_questions": 10, "guest_connections": 0, "full": 0}
 
 
 async def test_garbage_and_floods_leave_the_resolver_working(world: World, network: Network) -> None:
@@ -115,6 +137,8 @@ async def test_garbage_and_floods_leave_the_resolver_working(world: World, netwo
     assert (await nw.ask(other.netns, other.resolver_ip, "good.test")).rr
     rules = await netns.run_inside(network.plan.router_netns, ["nft", "list", "set", "ip", "innkeeper", "dns_pace"])
     assert str(slot.guest_ip) in rules.stdout.decode()
+    assert (await network.refused_packets())["dns_flood"] > 0
+    assert network.resolver.counts.outcomes["malformed"] > 0
     await asyncio.sleep(1.2)  # the flooder has its allowance back, too
     assert (await nw.ask(slot.netns, slot.resolver_ip, "good.test")).rr
 

@@ -48,7 +48,7 @@ from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.network.firewall import FirewallLimits
 from innkeeper.host.network.network import Network, NetworkSettings
-from innkeeper.host.network.resolver import Upstream
+from innkeeper.host.network.upstream import parse_upstream
 from innkeeper.host.operator_verbs import OperatorVerbs
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
@@ -364,14 +364,3 @@ def network_settings(settings: Settings) -> NetworkSettings:
     return NetworkSettings(
         limits=FirewallLimits(allowed_cidrs=allowed), upstreams=upstreams, host_netns=settings.host_netns or None
     )
-
-
-def parse_upstream(text: str) -> Upstream:
-    """A name server of its setting: `address`, `address:port` or `[address]:port`."""
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        return Upstream(host, int(port.removeprefix(":") or 53))
-    if text.count(":") == 1:
-        host, _, port = text.partition(":")
-        return Upstream(host, int(port))
-    return Upstream(text)

@@ -29,7 +29,7 @@ from innkeeper.host.probes.network import check_ip_forward, probe_network
 from innkeeper.host.probes.sandbox import faster, locate_runsc, probe_sandbox
 from innkeeper.settings import Settings
 
-FORMAT = 1
+FORMAT = 2
 KVM_SECONDS = 3
 
 Probe = Callable[[Settings], Awaitable[Findings]]

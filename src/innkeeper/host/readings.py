@@ -49,6 +49,7 @@ class HostReadings:
                 committed_mb(self.fleet.loads()) * MIB,
             ),
             *self._network(),
+            *self._names(),
             *await self._packets(),
             gauge("disk_pool_free_bytes", "Room for new data on guests' disks.", self.disks.free_bytes()),
             gauge("disks", "Guests' disks.", len(self.disks.disks())),
@@ -120,13 +121,37 @@ class HostReadings:
             )
         ]
 
+    def _names(self) -> list[Reading]:
+        resolver = self.network.resolver
+        counts = resolver.counts
+        return [
+            by_label(
+                "counter",
+                "dns_questions",
+                "Questions of guests for names, by what became of them.",
+                "outcome",
+                dict(counts.outcomes),
+            ),
+            by_label(
+                "counter",
+                "dns_questions_dropped",
+                "Questions that were not taken: a guest had too many open, or connections, or all guests together had.",
+                "reason",
+                dict(counts.dropped),
+            ),
+            counter(
+                "dns_upstream_failures", "Tries of a name server that brought no answer.", resolver.upstream_failures
+            ),
+            gauge("dns_questions_in_flight", "Questions of guests that are being answered.", resolver.in_flight),
+        ]
+
     async def _packets(self) -> list[Reading]:
         try:
             async with asyncio.timeout(SECONDS):
                 found = await self.network.refused_packets()
         except (CommandFailed, InnkeeperError, OSError, TimeoutError):
             return []
-        text = "Packets of guests that were refused by the egress policy, or dropped for a false sender, since the rules were loaded."
+        text = "Packets of guests that were refused by the egress policy, or dropped for a false sender or as too many questions, since the rules were loaded."
         return [
             by_label(
                 "counter",

@@ -78,6 +78,7 @@ delete table ip6 {TABLE}
 table ip {TABLE} {{
     counter refused {{ }}
     counter spoofed {{ }}
+    counter dns_flood {{ }}
     set guests {{ type ifname . ether_addr . ipv4_addr; {_elements(guests)} }}
     set online {{ type ifname; {_elements([_name(slot) for slot in online])} }}
     set allowed {{ type ipv4_addr; flags interval; auto-merge; {_elements(limits.allowed_cidrs)} }}
@@ -104,7 +105,7 @@ table ip {TABLE} {{
         type filter hook input priority filter; policy drop;
         iifname "lo" accept
         iifname "{UPLINK}" drop
-        iifname @online ip daddr {plan.resolver_ip} udp dport 53 add @dns_pace {{ ip saddr {dns_pace} }} drop
+        iifname @online ip daddr {plan.resolver_ip} udp dport 53 add @dns_pace {{ ip saddr {dns_pace} }} counter name dns_flood drop
         iifname @online ip daddr {plan.resolver_ip} udp dport 53 accept
         iifname @online ip daddr {plan.resolver_ip} tcp dport 53 goto questions
         goto refuse

@@ -16,7 +16,8 @@ from innkeeper.host.linux.command import CommandFailed
 from innkeeper.host.network import firewall, router, slots
 from innkeeper.host.network.addressing import ServerPlan, Slot, is_public
 from innkeeper.host.network.firewall import FirewallLimits, PolicyClass
-from innkeeper.host.network.resolver import Decide, HostUpstreams, Resolver, Upstream, everything
+from innkeeper.host.network.resolver import Decide, Resolver, everything
+from innkeeper.host.network.upstream import HostUpstreams, NameServers, Upstream
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -56,10 +57,13 @@ class NetworkSettings:
 class Network:
     """Hands out slots. Get one by `async with Network.open(...) as network:`."""
 
-    def __init__(self, plan: ServerPlan, settings: NetworkSettings, found: router.Found, mtu: int) -> None:
+    def __init__(
+        self, plan: ServerPlan, settings: NetworkSettings, found: router.Found, resolver: Resolver, mtu: int
+    ) -> None:
         self.plan = plan
         self.mtu = mtu
         self.found = found
+        self.resolver = resolver
         self.keep_running = True
         self._settings = settings
         self._in_use: dict[int, PolicyClass] = {}
@@ -99,17 +103,17 @@ class Network:
         async with router.one_at_a_time():
             plan = await router.open_plan(server_id, run_directory, subnet=settings.subnet, host_netns=host_netns)
             found = await router.bring_up(plan, limits, host_netns=host_netns)
-        network = cls(plan, settings, found, await router.uplink_mtu(host_netns))
-        network.keep_running = keep_running
         upstreams = settings.upstreams
+        ask = HostUpstreams() if upstreams is None else lambda: upstreams
         resolver = Resolver(
             plan.resolver_ip,
             inside=plan.router_netns,
-            upstreams=HostUpstreams() if upstreams is None else lambda: upstreams,
+            name_servers=NameServers(ask, host_netns=host_netns),
             may_be_told=_may_be_told(limits.allowed_cidrs),
             decide=decide,
-            host_netns=host_netns,
         )
+        network = cls(plan, settings, found, resolver, await router.uplink_mtu(host_netns))
+        network.keep_running = keep_running
         async with resolver.serving():
             maintenance = asyncio.create_task(network._maintain(), name="network slots")
             try:
@@ -131,7 +135,7 @@ class Network:
         return len(self._ready)
 
     async def refused_packets(self) -> dict[str, int]:
-        """Packets of guests that were `refused` by the policy, or dropped because their sender was `spoofed`, since the rules were loaded."""
+        """Packets of guests that were `refused` by the policy, or dropped: their sender was `spoofed`, or they were a `dns_flood`."""
         return await nftables.counters("ip", firewall.TABLE, inside=self.plan.router_netns)
 
     async def acquire(self, policy: PolicyClass = PolicyClass.INTERNET) -> Slot:

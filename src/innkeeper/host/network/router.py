@@ -17,7 +17,7 @@ from innkeeper.host.linux import netns, nftables
 from innkeeper.host.network import firewall
 from innkeeper.host.network.addressing import ServerPlan, Slot, choose_subnet
 from innkeeper.host.network.firewall import TABLE, UPLINK, FirewallLimits
-from innkeeper.host.network.resolver import HostUpstreams
+from innkeeper.host.network.upstream import HostUpstreams
 
 log = structlog.stdlib.get_logger(__name__)
 

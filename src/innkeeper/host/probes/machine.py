@@ -18,6 +18,7 @@ from innkeeper.settings import Settings
 
 ARCHITECTURES = ("x86_64", "aarch64")
 MINIMUM_KERNEL = (5, 10)
+KERNEL_FIX = "apt-get install -y linux-image-$(dpkg --print-architecture) && reboot"
 # Each with the reason that a person understands; numbers from linux/capability.h.
 CAPABILITIES = {
     "CAP_CHOWN": 0,
@@ -69,7 +70,7 @@ def check_kernel() -> Check:
             "kernel",
             False,
             f"{detail}: {wanted} or newer is needed",
-            "apt-get install -y linux-image-amd64 && reboot",
+            KERNEL_FIX,
             True,
         )
     return Check("kernel", True, detail, required=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from innkeeper.host.linux import command
 from innkeeper.host.probes.check import Check, Findings
-from innkeeper.host.probes.machine import find_tool
+from innkeeper.host.probes.machine import KERNEL_FIX, find_tool
 
 NFT_RULES = b"""
 table inet innkeeper_probe {
@@ -20,6 +20,16 @@ table ip innkeeper_probe_nat {
   chain post {
     type nat hook postrouting priority 100;
     masquerade
+  }
+}
+"""
+# What is left out of small kernels: without it closed connections fill the host's table of them.
+NFT_TIMEOUTS = b"""
+table ip innkeeper_probe {
+  ct timeout guest { protocol tcp; l3proto ip; policy = { established: 7440, close: 5 }; }
+  chain forward {
+    type filter hook forward priority 0; policy accept;
+    meta l4proto tcp ct timeout set "guest"
   }
 }
 """
@@ -40,7 +50,12 @@ async def _check_nft() -> Check:
     except command.CommandFailed as error:
         detail = f"nft cannot load a ruleset: {first_line(error)}"
         return Check("nft", False, detail, "modprobe -a nf_tables nft_masq nf_nat nf_conntrack", required=True)
-    return Check("nft", True, "sets, timeouts and masquerade work", required=True)
+    try:
+        await command.run(["unshare", "--net", "nft", "-f", "-"], stdin=NFT_TIMEOUTS, timeout_seconds=10)
+    except command.CommandFailed as error:
+        detail = f"the kernel lacks CONFIG_NF_CONNTRACK_TIMEOUT (ct timeout): {first_line(error)}"
+        return Check("nft", False, detail, KERNEL_FIX, required=True)
+    return Check("nft", True, "sets, connection timeouts and masquerade work", required=True)
 
 
 async def _check_iproute() -> Check:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from innkeeper.host.network import dns_answers
 from innkeeper.host.network.addressing import is_public
-from innkeeper.host.network.resolver import Upstream, parse_resolv_conf
+from innkeeper.host.network.upstream import Upstream, parse_resolv_conf
 
 
 def question(name: str = "Example.ORG", qtype: str = "A", *, payload_bytes: int = 0) -> dns_answers.Question:
