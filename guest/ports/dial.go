@@ -18,10 +18,9 @@ const (
 
 // Dial serves the dial verb: bytes both ways, END as the half close.
 func Dial(stream *link.Stream, open link.Request) {
-	request := struct {
-		Port int    `json:"port"`
-		Host string `json:"host"`
-	}{Host: "127.0.0.1"}
+	var request struct {
+		Port int `json:"port"`
+	}
 	if err := open.Decode(&request); err != nil {
 		stream.Fail(err)
 		return
@@ -30,10 +29,7 @@ func Dial(stream *link.Stream, open link.Request) {
 		stream.Fail(link.Errorf("bad_request", "%d is no port", request.Port))
 		return
 	}
-	if request.Host == "" {
-		request.Host = "127.0.0.1"
-	}
-	connection, err := net.DialTimeout("tcp", net.JoinHostPort(request.Host, strconv.Itoa(request.Port)), dialTimeout)
+	connection, err := dialOwn(strconv.Itoa(request.Port))
 	if err != nil {
 		stream.Fail(link.Errorf("unreachable", "%v", err))
 		return
@@ -59,6 +55,34 @@ func Dial(stream *link.Stream, open link.Request) {
 		return
 	}
 	stream.Succeed(struct{}{})
+}
+
+// dialOwn connects to the port on the first of the guest's own addresses that takes it: loopback, where nearly everything
+// listens, is asked first, and a server bound to nothing but the guest's outer address is found all the same.
+func dialOwn(port string) (net.Conn, error) {
+	deadline := time.Now().Add(dialTimeout)
+	connection, first := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", port), dialTimeout)
+	if first == nil {
+		return connection, nil
+	}
+	for _, address := range otherAddresses() {
+		dialer := net.Dialer{Deadline: deadline}
+		if connection, err := dialer.Dial("tcp", net.JoinHostPort(address, port)); err == nil {
+			return connection, nil
+		}
+	}
+	return nil, first
+}
+
+func otherAddresses() []string {
+	found := []string{"::1"}
+	addresses, _ := net.InterfaceAddrs()
+	for _, address := range addresses {
+		if network, ok := address.(*net.IPNet); ok && network.IP.IsGlobalUnicast() {
+			found = append(found, network.IP.String())
+		}
+	}
+	return found
 }
 
 // receive carries the opener's bytes to the port. A stream that is gone takes the connection with it.

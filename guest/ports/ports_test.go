@@ -59,6 +59,37 @@ func TestDialRefused(t *testing.T) {
 	}
 }
 
+func TestAServerOnAnotherAddressIsFound(t *testing.T) {
+	addresses, _ := net.InterfaceAddrs()
+	tried := 0
+	for _, address := range addresses {
+		network, ok := address.(*net.IPNet)
+		if !ok || network.IP.String() == "127.0.0.1" || network.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		listener, err := net.Listen("tcp", net.JoinHostPort(network.IP.String(), "0"))
+		if err != nil {
+			continue
+		}
+		tried++
+		go func() {
+			if connection, err := listener.Accept(); err == nil {
+				_, _ = connection.Write([]byte("found"))
+				_ = connection.Close()
+			}
+		}()
+		call := linktest.New(t, verbs).Open(fmt.Sprintf(`"verb":"dial","port":%d`, listener.Addr().(*net.TCPAddr).Port))
+		call.Send(link.End, "")
+		if outcome := call.Finish(); outcome.Output != "found" {
+			t.Error(network, outcome)
+		}
+		_ = listener.Close()
+	}
+	if tried == 0 {
+		t.Skip("no address but 127.0.0.1")
+	}
+}
+
 func TestCancelHangsUp(t *testing.T) {
 	closed := make(chan struct{})
 	port := listen(t, func(c *net.TCPConn) { _, _ = io.ReadAll(c); close(closed) })

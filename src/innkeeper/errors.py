@@ -148,6 +148,15 @@ class GuestError(InnkeeperError):
         self.guest_code = guest_code
 
 
+class PortUnreachableError(GuestError):
+    """Nothing listens on this port of the instance."""
+
+    code = "port_unreachable"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, guest_code="unreachable")
+
+
 class LinkLostError(GuestError):
     """The link to the guest was lost."""
 

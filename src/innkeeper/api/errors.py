@@ -19,6 +19,7 @@ from innkeeper.errors import (
     LinkLostError,
     NotFoundError,
     PayloadTooLargeError,
+    PortUnreachableError,
     RateLimitedError,
     UnauthorizedError,
     UnavailableError,
@@ -41,6 +42,7 @@ _STATUS: tuple[tuple[type[InnkeeperError], int], ...] = (
     (RateLimitedError, 429),
     (UnavailableError, 503),
     (LinkLostError, 503),
+    (PortUnreachableError, 502),
 )
 
 # What the guest's own refusals mean to a client; anything else is a guest that does not work: 503.

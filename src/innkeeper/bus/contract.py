@@ -60,6 +60,10 @@ class ServerCall(Protocol):
         """Send a JSON message."""
         ...
 
+    async def send_end(self) -> None:
+        """Say that no more data comes, although the result is still to come."""
+        ...
+
     def events(self) -> AsyncIterator[Data | Message | End]:
         """What the opener sends, in order; ends after END or when the opener is gone."""
         ...

@@ -50,6 +50,7 @@ from innkeeper.host.network.firewall import FirewallLimits
 from innkeeper.host.network.network import Network, NetworkSettings
 from innkeeper.host.network.upstream import parse_upstream
 from innkeeper.host.operator_verbs import OperatorVerbs
+from innkeeper.host.ports import Ports
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
 from innkeeper.host.turns import Turns
@@ -296,6 +297,7 @@ async def run_daemon(
             max_image_bytes=settings.image_max_mb * MIB,
         )
         handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
+        handlers |= Ports(fleet).handlers()
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 

@@ -21,6 +21,7 @@ from innkeeper.errors import (
     InstanceFailedError,
     InvalidRequestError,
     LinkLostError,
+    PortUnreachableError,
 )
 from innkeeper.wire.frames import Limits, ProtocolError
 from innkeeper.wire.link import Link
@@ -50,6 +51,8 @@ def guest_error(code: str, message: str) -> Exception:
         return ForbiddenError(text or None)
     if code == "no_space":
         return ConflictError(text or None)
+    if code == "unreachable":
+        return PortUnreachableError()
     if code in (
         "bad_request",
         "is_a_directory",

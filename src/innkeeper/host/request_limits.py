@@ -9,6 +9,7 @@ from innkeeper.core.build_verbs import ExportStep, FindSteps, SaveStep
 from innkeeper.core.egress_policy import MODES
 from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
+from innkeeper.core.port_verbs import DialPort
 from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, WARM_POOL_RANGE
 from innkeeper.errors import InvalidRequestError
 
@@ -43,6 +44,8 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
     elif isinstance(request, CollectImages):
         if not all(DIGEST.fullmatch(digest) for digest in request.keep):
             raise InvalidRequestError("keep: not SHA-256s")
+    elif isinstance(request, DialPort):
+        _check_range("port", request.port, (1, 65_535))
     elif isinstance(request, Execute):
         if not 0 < request.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequestError(f"timeout_seconds: more than 0, at most {MAX_TIMEOUT_SECONDS}")
