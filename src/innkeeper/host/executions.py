@@ -144,6 +144,7 @@ class Executions:
         if not started.is_set():
             execution.machine.journals.pop(str(execution.request.execution_id), None)
             self._lose(execution, InstanceFailedError(execution.machine.failure or "The machine was taken away"))
+            execution.journal.close()
             started.set()
 
     def resume(self, machine: Machine, directory: Path) -> None:

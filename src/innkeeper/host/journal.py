@@ -2,7 +2,7 @@
 
 An execution keeps its first 16 MiB and its last 48 MiB; the bytes between are a marked gap. Offsets count the bytes that the
 command wrote, so they never shift. `<execution>.head` holds the first part, `<execution>.tail` is a ring of the last
-part, `<execution>.json` the record of its end.
+part, `<execution>.running` the mark of one that runs, which becomes `<execution>.json`, the record of its end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
@@ -24,7 +24,7 @@ TAIL_BYTES = 48 * 1_048_576
 INSTANCE_BYTES = 512 * 1_048_576
 # Records without output are small but not free: a room that runs a million commands keeps the newest of them.
 INSTANCE_EXECUTIONS = 10_000
-# Everything that an execution leaves: the last one is its file changes, which the scanner writes.
+# Everything that an execution leaves: the last one is its file changes, which the scanner writes. Earlier versions left `.new`.
 SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".changes")
 
 
@@ -43,7 +43,7 @@ class ExecutionRecord:
     lost: str | None = None
 
 
-_FIELDS = frozenset(one.name for one in fields(ExecutionRecord))
+_FIELDS = tuple(one.name for one in fields(ExecutionRecord))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +59,35 @@ class OutputSlice:
 class Journal:
     """Writes one execution's output.
 
-    `<execution>.running` marks one that was begun: a daemon that starts again finds it and goes on. `finish` leaves the record in its place.
+    `<execution>.running` marks one that was begun: a daemon that starts again finds it and goes on. `finish` writes the record into it and gives it its
+    last name. So a command costs the host's file system one new inode and no removed one, which is most of what its journal takes.
     """
 
     def __init__(self, directory: Path, execution_id: UUID) -> None:
-        self._stem = directory / str(execution_id)
+        # Not a Path: every command comes by here, and pathlib takes longer than the calls that it makes.
+        self._stem = f"{directory}/{execution_id}"
         self.record = ExecutionRecord(execution_id=str(execution_id), started_at=time.time())
         self._head: BinaryIO | None = None
         self._tail: BinaryIO | None = None
         self._mark: BinaryIO | None = None
+        # Of the record, once it has its name.
+        self._recorded_bytes = 0
 
     @classmethod
     def resume(cls, directory: Path, execution_id: UUID) -> Journal:
         """The journal of an execution that an earlier daemon began, ready to be continued at `record.total_bytes`."""
         journal = cls(directory, execution_id)
-        journal.record = _unfinished(directory, str(execution_id))
+        journal.record = _marked(directory, str(execution_id))
         return journal
 
     def exists(self) -> bool:
         """Whether there is an execution of that id already."""
-        return self._stem.with_suffix(".json").exists() or self._stem.with_suffix(".running").exists()
+        return os.path.exists(f"{self._stem}.json") or os.path.exists(f"{self._stem}.running")  # noqa: PTH110
 
     def begin(self) -> None:
         """Mark the execution as begun. Raises FileExistsError for an id that runs already."""
-        with self._stem.with_suffix(".running").open("xb") as mark:
-            mark.write(_mark(self.record))
+        self._mark = _open(f"{self._stem}.running", os.O_EXCL)
+        _pwrite_all(self._mark.fileno(), _mark(self.record), 0)
 
     def write(self, data: bytes) -> None:
         """Append output. Raises OSError when the host's disk is full; what was written until then counts."""
@@ -126,28 +130,31 @@ class Journal:
 
     def _opened_head(self) -> int:
         if self._head is None:
-            self._head = _open(self._stem.with_suffix(".head"))
+            self._head = _open(f"{self._stem}.head")
         return self._head.fileno()
 
     def _opened_tail(self) -> int:
         if self._tail is None:
-            self._tail = _open(self._stem.with_suffix(".tail"))
-            self._mark = _open(self._stem.with_suffix(".running"))
+            self._tail = _open(f"{self._stem}.tail")
         return self._tail.fileno()
 
+    def _opened_mark(self) -> int:
+        if self._mark is None:
+            self._mark = _open(f"{self._stem}.running")
+        return self._mark.fileno()
+
     def _note_total(self) -> None:
-        if self._mark is not None:
+        if not self._recorded_bytes:
             # The ring's own size does not tell how often it went round.
-            _pwrite_all(self._mark.fileno(), _mark(self.record), 0)
+            _pwrite_all(self._opened_mark(), _mark(self.record), 0)
 
     def finish(self) -> None:
-        """Leave the record. It takes a new name: ext4 flushes a file that is renamed over another, and a command's answer would wait for the disk."""
-        path = self._stem.with_suffix(".json")
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self.record)))
-        path.unlink(missing_ok=True)
-        temporary.rename(path)
-        self._stem.with_suffix(".running").unlink(missing_ok=True)
+        """Leave the record; again, when a background child has written more since. It is longer than the mark, so nothing of that one stays."""
+        text = json.dumps({name: getattr(self.record, name) for name in _FIELDS}).encode()
+        _pwrite_all(self._opened_mark(), text.ljust(self._recorded_bytes), 0)
+        if not self._recorded_bytes:
+            os.rename(f"{self._stem}.running", f"{self._stem}.json")  # noqa: PTH104
+        self._recorded_bytes = max(self._recorded_bytes, len(text))
 
     def close(self) -> None:
         """Close the files."""
@@ -157,8 +164,8 @@ class Journal:
         self._head = self._tail = self._mark = None
 
 
-def _open(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+def _open(path: str, flags: int = 0) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600), "r+b", buffering=0)
 
 
 def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -179,9 +186,13 @@ def _mark(record: ExecutionRecord) -> bytes:
     return f"{record.started_at:020.6f} {record.total_bytes:020d}\n".encode()
 
 
-def _unfinished(directory: Path, execution_id: str) -> ExecutionRecord:
+def _marked(directory: Path, execution_id: str) -> ExecutionRecord:
+    """What the mark of an execution says of it: as far as it has come, or its end, where a daemon was killed before it could name the record."""
     try:
-        started_at, total = (directory / f"{execution_id}.running").read_text().split()
+        text = (directory / f"{execution_id}.running").read_text()
+        if text.startswith("{"):
+            return _recorded(text)
+        started_at, total = text.split()
         record = ExecutionRecord(execution_id=execution_id, started_at=float(started_at), total_bytes=int(total))
     except (FileNotFoundError, ValueError):
         # None, or one that a crash of the host left empty.
@@ -193,27 +204,38 @@ def _unfinished(directory: Path, execution_id: str) -> ExecutionRecord:
     return record
 
 
+def _recorded(text: str) -> ExecutionRecord:
+    try:
+        body = json.loads(text)
+        # What a newer version wrote beside is passed over.
+        return ExecutionRecord(**{name: value for name, value in body.items() if name in _FIELDS})
+    except (ValueError, TypeError, AttributeError):
+        # Cut short by a crash of the host: as good as none.
+        raise ExecutionNotFoundError from None
+
+
 def unfinished(directory: Path) -> list[UUID]:
-    """Executions that were begun and have no record of their end."""
+    """Executions that were begun and have no record of their end; a record that has not got its name yet gets it. Damaged marks are passed over."""
     found = []
-    with contextlib.suppress(FileNotFoundError):
-        for path in directory.glob("*.running"):
-            with contextlib.suppress(ValueError):
-                found.append(UUID(path.stem))
+    for path in directory.glob("*.running"):
+        with contextlib.suppress(ValueError, ExecutionNotFoundError):
+            execution_id = UUID(path.stem)
+            if _marked(directory, path.stem).ended:
+                path.rename(path.with_suffix(".json"))
+            else:
+                found.append(execution_id)
     return found
 
 
 def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
     """The record of an execution, as far as it has come. Raises ExecutionNotFoundError."""
     try:
-        body = json.loads((directory / f"{execution_id}.json").read_text())
-        # What a newer version wrote beside is passed over.
-        return ExecutionRecord(**{name: value for name, value in body.items() if name in _FIELDS})
+        text = (directory / f"{execution_id}.json").read_text()
     except FileNotFoundError:
-        return _unfinished(directory, str(execution_id))
-    except (ValueError, TypeError, AttributeError):
-        # Cut short by a crash of the host: as good as none.
+        return _marked(directory, str(execution_id))
+    except ValueError:
         raise ExecutionNotFoundError from None
+    return _recorded(text)
 
 
 def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: int) -> OutputSlice:

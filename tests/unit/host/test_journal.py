@@ -142,6 +142,40 @@ def test_the_record_and_its_end(tmp_path):
         read_record(tmp_path, uuid4())
 
 
+def test_a_record_that_grows_after_the_end_is_written_over_the_first_one(tmp_path):
+    one, execution_id, whole = written(tmp_path, [30])
+    one.record.ended = True
+    one.record.duration_ms = 1.25
+    one.finish()
+    one.write(content(HEAD + TAIL))
+    one.record.duration_ms = None
+    one.finish()
+    one.record.lost = "x" * 100
+    one.finish()
+    one.close()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".head", ".tail"}
+    assert read_record(tmp_path, execution_id) == one.record
+    assert one.record.total_bytes == len(whole) + HEAD + TAIL
+
+
+def test_a_record_that_a_killed_daemon_did_not_name_is_named(tmp_path):
+    one, execution_id, _ = written(tmp_path, [30])
+    one.record.ended, one.record.exit_code = True, 3
+    one.finish()
+    one.close()
+    named = tmp_path / f"{execution_id}.json"
+    named.rename(named.with_suffix(".running"))
+    assert read_record(tmp_path, execution_id).exit_code == 3
+    assert unfinished(tmp_path) == []
+    assert read_record(tmp_path, execution_id).exit_code == 3
+    assert [path.name for path in tmp_path.glob(f"{execution_id}.[jr]*")] == [named.name]
+
+
+def test_a_damaged_mark_is_passed_over(tmp_path):
+    (tmp_path / f"{uuid4()}.running").touch()
+    assert unfinished(tmp_path) == []
+
+
 @pytest.mark.parametrize("suffix", [".json", ".running"])
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"other": 1}', "1 2 3", "x y"])
 def test_a_damaged_record_is_none(tmp_path, suffix, text):
