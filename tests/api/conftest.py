@@ -45,7 +45,7 @@ class Api:
 
     def put_file(self, room_instance: UUID, path: str, data: bytes) -> None:
         """A file in the scripted guest of an instance's public id."""
-        entry = self.world.control.rooms.by_public_id(room_instance)
+        entry = self.world.control.live.by_public_id(room_instance)
         assert entry is not None
         self.world.host.files[entry.instance.id, path] = data
 

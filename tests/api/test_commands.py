@@ -257,7 +257,7 @@ class Endless:
 @pytest.mark.parametrize(("accept", "until"), [("text/event-stream", b"started"), ("application/json", b"")])
 async def test_a_client_that_goes_away_frees_everything(api: Any, accept: str, until: bytes) -> None:
     made = await api.make_room()
-    entry = api.world.control.rooms.by_public_id(UUID(made["instance_id"]))
+    entry = api.world.control.live.by_public_id(UUID(made["instance_id"]))
     tasks = len(asyncio.all_tasks())
     api.world.host.output = Endless()
     sent, _ = await asgi_call(api, accept, until=until)

@@ -80,7 +80,7 @@ async def test_no_token_and_bad_tokens(api: Any) -> None:
                     encoded = [(k.encode(), v.encode("latin-1")) for k, v in headers]
                     answer = await client.request(method, fill(api, template), headers=encoded)
                     check(answer, template, 401, "unauthorized")
-    assert not api.world.control.rooms.find((api.profile_id, "r"))
+    assert not api.world.control.live.find((api.profile_id, "r"))
 
 
 async def test_wrong_methods_name_the_right_ones(api: Any) -> None:

@@ -53,7 +53,7 @@ async def test_a_look_into_each_process(api: Any) -> None:
             answer = await client.post("/v1/diagnosis", json=bad)
             assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), bad
         made = await api.make_room()
-        (entry,) = api.world.control.rooms
+        (entry,) = api.world.control.live
         guest = {"kind": "guest", "instance_id": made["instance_id"]}
         assert (await client.post("/v1/diagnosis", json=guest)).json()["text"].endswith(str(entry.instance.id))
         absent = {**guest, "instance_id": "00000000-0000-4000-8000-000000000000"}

@@ -226,7 +226,7 @@ async def test_the_log_names_request_and_instance_and_never_the_key_of_public_fi
 ) -> None:
     made = await api.make_room()
     answer = await api.client.post(f"{api.room}/command", json={"command": "true"})
-    entry = next(iter(api.world.control.rooms))
+    entry = next(iter(api.world.control.live))
     await api.client.get("/v1/tokens")
     lines = capsys.readouterr().out.splitlines()
     line = next(line for line in lines if answer.headers["x-request-id"] in line)

@@ -169,7 +169,7 @@ class Matrix:
         values["host_id"] = str(self.world.host.id)
         room = (await self.ask(("POST", ROOM), values, owner.token)).json()
         ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
-        entry = self.world.control.rooms.by_public_id(UUID(room["instance_id"]))
+        entry = self.world.control.live.by_public_id(UUID(room["instance_id"]))
         assert entry is not None
         self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")

@@ -16,7 +16,7 @@ from innkeeper.api.errors import ClientDisconnectedError, ErrorShape, describe, 
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.raw_path import raw_path
 from innkeeper.api.requests_at_once import RequestsAtOnce
-from innkeeper.control.rooms import INSTANCE_ID
+from innkeeper.control.lifecycle import INSTANCE_ID
 from innkeeper.errors import NotFoundError
 
 log = structlog.get_logger("innkeeper.api")

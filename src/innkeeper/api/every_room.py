@@ -6,7 +6,7 @@ from uuid import UUID
 
 from innkeeper.control import rooms
 from innkeeper.control.context import Control
-from innkeeper.control.room_table import RoomView
+from innkeeper.control.room_entry import RoomView
 from innkeeper.core.token import Principal
 
 

@@ -15,11 +15,11 @@ from innkeeper.control import (
     hosts,
     image_builds,
     images,
-    provisioning,
     reconciler,
     retention,
     warm_pools,
 )
+from innkeeper.control import rooms as control_rooms
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.write_behind import FLUSH_SECONDS
@@ -110,5 +110,5 @@ async def _load(control: Control) -> None:
     for room, instance in await control.database.read(rooms.every):
         stored = control.profiles.get(room.profile_id)
         if stored is not None:
-            entry = provisioning.remember(control, stored, room, instance)
+            entry = control_rooms.remember(control, stored, room, instance)
             warm_pools.note_loaded(control, room.profile_id, now - entry.last_active)

@@ -51,7 +51,7 @@ async def report(control: Control, principal: Principal, host_id: UUID) -> Capac
     verb = DescribeCapacity()
     answer = await control.bus.request(host_id, verb.verb, to_wire(verb), timeout_seconds=HOST_SECONDS)
     capacity = _CAPACITY.validate_python(answer)
-    states = Counter(str(entry.instance.state) for entry in control.rooms if entry.instance.host_id == host_id)
+    states = Counter(str(entry.instance.state) for entry in control.live if entry.instance.host_id == host_id)
     profiles = []
     for found in sorted(control.profiles.values(), key=lambda one: one.profile.name):
         organization = control.organizations.get(found.profile.organization_id)

@@ -14,8 +14,8 @@ from innkeeper.control.host_table import HostTable
 from innkeeper.control.image_imports import Imports
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.image_users import ImageUsers
+from innkeeper.control.live_table import LiveTable
 from innkeeper.control.metrics import Metrics
-from innkeeper.control.room_table import RoomTable
 from innkeeper.control.secrets import SecretBox, load_box
 from innkeeper.control.tasks import Tasks
 from innkeeper.control.token_cache import TokenCache
@@ -51,7 +51,7 @@ class Control:
         self.flights = Flights(self.tasks)
         self.later = WriteBehind()
         self.tokens = TokenCache()
-        self.rooms = RoomTable()
+        self.live = LiveTable()
         self.hosts = HostTable()
         self.profiles: dict[UUID, StoredProfile] = {}
         self.organizations: dict[UUID, Organization] = {}

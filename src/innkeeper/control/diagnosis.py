@@ -55,7 +55,7 @@ async def look_into_guest(control: Control, principal: Principal, instance_id: U
 
     """
     require(principal, Scope.ADMIN)
-    entry = control.rooms.by_public_id(instance_id) or control.rooms.by_instance(instance_id)
+    entry = control.live.by_public_id(instance_id) or control.live.by_instance(instance_id)
     if entry is None or entry.instance.host_id is None:
         raise InstanceNotFoundError
     log.warning("the operator looks into a guest's agent", instance=str(entry.instance.id))

@@ -1,4 +1,4 @@
-"""Executions: run a command in a room, and read again what it said and changed."""
+"""Executions: run a command in an instance, and read again what it said and changed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from innkeeper.bus.contract import Call, Data, Message
-from innkeeper.control import audit, rooms
-from innkeeper.control.room_table import Entry
+from innkeeper.control import audit, lifecycle
+from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import Execute, ReadFilesChanged, ReadOutput, to_wire
 from innkeeper.core.instance import Instance
 from innkeeper.core.profile import COMMAND_TIMEOUT_RANGE, validate_env
@@ -39,7 +39,12 @@ PAGE_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class ExecutionRequest:
-    """A shell line to run. `timeout_seconds` None: the profile's; `stream`: no limit on the output that is sent."""
+    """A shell line to run. `timeout_seconds` None: the spec's; `stream`: no limit on the output that is sent.
+
+    Raises:
+        InvalidRequestError: a bad command, time limit, directory or variable.
+
+    """
 
     command: str
     timeout_seconds: float | None = None
@@ -47,6 +52,10 @@ class ExecutionRequest:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     stdin: bytes | None = field(default=None, repr=False)
     stream: bool = False
+
+    def __post_init__(self) -> None:
+        # Here, so that a bad request is refused before anything is made or woken for it.
+        _validate(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ class Execution:
         """Send the command to the host."""
         host_id = self._entry.instance.host_id
         if host_id is None:
-            raise UnavailableError("The room has no host")
+            raise UnavailableError(f"The {self._entry.kind} has no host")
         self._call = await self._stack.enter_async_context(
             self._control.bus.open(host_id, Execute.verb, to_wire(self._request))
         )
@@ -177,7 +186,10 @@ class Execution:
         self._retried = True
         self._control.metrics.execution_retries += 1
         await self._stack.aclose()
-        await rooms.revive(self._control, self._principal, self._entry)
+        try:
+            await lifecycle.revive(self._control, self._principal, self._entry)
+        except InstanceNotFoundError:
+            raise UnavailableError(f"The {self._entry.kind} was removed meanwhile") from None
         await self.open()
 
     @property
@@ -192,23 +204,18 @@ class Execution:
 
 @asynccontextmanager
 async def start(
-    control: Control, principal: Principal, profile_id: UUID, room_id: str, request: ExecutionRequest
+    control: Control, principal: Principal, entry: Entry, request: ExecutionRequest
 ) -> AsyncIterator[Execution]:
-    """Run a command in the room, which is made where it is missing. Leaving the context early leaves the command running.
+    """Run a command in an instance that is ready. Leaving the context early leaves the command running.
 
-    Raises:
-        InvalidRequestError: a bad command, time limit, directory or variable.
-        And what `rooms.get_or_create` raises, and the host's errors from `output` and `result`.
-
+    Raises what the host refuses; `output` and `result` raise the rest.
     """
-    _validate(request)
-    entry = await rooms.ready_entry(control, principal, profile_id, room_id)
     limit = request.timeout_seconds
     verb = Execute(
         instance_id=entry.instance.id,
         execution_id=uuid7(),
         command=request.command,
-        timeout_seconds=float(entry.stored.profile.command_timeout_seconds if limit is None else limit),
+        timeout_seconds=float(entry.spec.command_timeout_seconds if limit is None else limit),
         cwd=request.cwd,
         env=request.env,
         stdin=request.stdin is not None,
@@ -231,24 +238,21 @@ async def start(
         raise
     finally:
         entry.open_streams -= 1
-        control.rooms.touch(entry)
+        control.live.touch(entry)
         await execution.close()
 
 
 async def read_output(
     control: Control,
-    principal: Principal,
-    profile_id: UUID,
-    room_id: str,
+    entry: Entry,
     execution_id: UUID,
     *,
     offset: int = 0,
     limit: int = 1_048_576,
 ) -> OutputPage:
-    """A piece of an execution's kept output. Raises InstanceNotFoundError, ExecutionNotFoundError."""
+    """A piece of an execution's kept output. Raises ExecutionNotFoundError."""
     if offset < 0 or not 1 <= limit <= OUTPUT_LIMIT_MAX:
         raise InvalidRequestError(f"offset: must not be negative; limit: must be between 1 and {OUTPUT_LIMIT_MAX}")
-    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
     verb = ReadOutput(entry.instance.id, execution_id, offset=offset, limit=limit)
     head: dict[str, Any] = {}
     pieces: list[bytes] = []
@@ -280,18 +284,15 @@ async def read_output(
 
 async def files_changed(
     control: Control,
-    principal: Principal,
-    profile_id: UUID,
-    room_id: str,
+    entry: Entry,
     execution_id: UUID,
     *,
     cursor: int = 0,
     limit: int = PAGE_MAX,
 ) -> FilesChangedPage:
-    """A page of an execution's file changes. Raises InstanceNotFoundError, ExecutionNotFoundError."""
+    """A page of an execution's file changes. Raises ExecutionNotFoundError."""
     if cursor < 0 or not 1 <= limit <= PAGE_MAX:
         raise InvalidRequestError(f"cursor: must not be negative; limit: must be between 1 and {PAGE_MAX}")
-    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
     verb = ReadFilesChanged(entry.instance.id, execution_id, cursor=cursor, limit=limit)
     answer = await control.bus.request(_host(entry), ReadFilesChanged.verb, to_wire(verb), timeout_seconds=READ_SECONDS)
     return FilesChangedPage(entry.instance, _changes(answer["files_changed"]), answer["total"], answer["next_cursor"])
@@ -319,7 +320,7 @@ def _validate(request: ExecutionRequest) -> None:
 
 def _host(entry: Entry) -> UUID:
     if entry.instance.host_id is None:
-        raise UnavailableError("The room has no host")
+        raise UnavailableError(f"The {entry.kind} has no host")
     return entry.instance.host_id
 
 

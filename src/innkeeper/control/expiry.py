@@ -1,4 +1,4 @@
-"""Idle rooms go away after their profile's `idle_seconds`; never while a process of the user runs or a call is open."""
+"""Idle instances go away after their spec's `idle_seconds`; never while a process of the user runs or a call is open."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from uuid import UUID
 
 import structlog
 
-from innkeeper.control import rooms
+from innkeeper.control import lifecycle
+from innkeeper.control.live_table import Entry
 from innkeeper.control.reconciler import system_principal
-from innkeeper.control.room_table import Entry
 from innkeeper.core.host_verbs import ListMachines, to_wire
 from innkeeper.core.instance import InstanceState
 from innkeeper.errors import InnkeeperError
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 30.0
 HOST_SECONDS = 30.0
-# Where nothing is going on in the control side; a room in any other state has a flight that will end.
+# Where nothing is going on in the control side; an instance in any other state has a flight that will end.
 RESTING = (InstanceState.READY, InstanceState.STOPPED, InstanceState.FAILED)
 
 
@@ -35,9 +35,9 @@ async def step(control: Control) -> None:
 
 
 async def expire(control: Control) -> list[UUID]:
-    """Destroy the rooms that are idle for too long now; their instances' ids."""
+    """Destroy the instances that are idle for too long now; their ids."""
     now = time.time()
-    idle = [entry for entry in control.rooms if _overdue(control, entry, now)]
+    idle = [entry for entry in control.live if _overdue(control, entry, now)]
     if not idle:
         return []
     gone = []
@@ -56,9 +56,11 @@ async def expire(control: Control) -> list[UUID]:
             continue
         principal = system_principal(entry.instance.organization_id, "expiry")
         try:
-            await rooms.destroy_entry(control, principal, entry, action="room.expire")
+            await lifecycle.destroy(control, principal, entry, verb="expire")
         except InnkeeperError as error:
-            log.warning("an idle room could not be destroyed", instance_id=str(entry.instance.id), reason=error.message)
+            log.warning(
+                "an idle instance could not be destroyed", instance_id=str(entry.instance.id), reason=error.message
+            )
         else:
             control.metrics.rooms_expired += 1
             gone.append(entry.instance.id)
@@ -75,12 +77,12 @@ def _overdue(control: Control, entry: Entry, now: float) -> bool:
 
 
 def _past(entry: Entry, idle_seconds: float) -> bool:
-    limit = entry.stored.profile.idle_seconds
+    limit = entry.spec.idle_seconds
     return limit is not None and idle_seconds > limit
 
 
 async def _machines(control: Control, host_ids: set[UUID]) -> dict[UUID, dict[UUID, dict[str, Any]]]:
-    """What the hosts say of their machines; a host that does not answer is absent, and its rooms stay."""
+    """What the hosts say of their machines; a host that does not answer is absent, and its instances stay."""
     found = {}
     for host_id in host_ids:
         try:

@@ -1,4 +1,4 @@
-"""Files of a room: read, stat, write, list; and the public ones, by the instance's public id alone."""
+"""Files of an instance: read, stat, write, list; and the public ones, by the instance's public id alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from innkeeper.bus.contract import Call, Data, Message
-from innkeeper.control import audit, provisioning, rooms
-from innkeeper.control.room_table import Entry
+from innkeeper.control import audit, lifecycle, provisioning, rooms
+from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import ListFiles, ReadFile, StatFile, WriteFile, path_to_wire, to_wire
 from innkeeper.core.instance import Instance
 from innkeeper.core.token import Principal, Scope
@@ -23,8 +23,6 @@ from innkeeper.errors import (
     PayloadTooLargeError,
     UnavailableError,
 )
-from innkeeper.store import profiles as profile_store
-from innkeeper.store import rooms as room_store
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -104,25 +102,23 @@ class FileReader:
 async def read(
     control: Control,
     principal: Principal,
-    profile_id: UUID,
-    room_id: str,
+    entry: Entry,
     path: bytes,
     *,
     offset: int = 0,
     length: int | None = None,
     max_bytes: int | None = None,
 ) -> AsyncIterator[FileReader]:
-    """Open a regular file of an existing room.
+    """Open a regular file of an instance, which is woken where it sleeps.
 
     Raises:
-        InstanceNotFoundError, FileMissingError: no room, no file.
+        FileMissingError: no file.
         InvalidRequestError: a directory, or not an absolute path.
         PayloadTooLargeError: more than `max_bytes`.
 
     """
     wire_path = _wire(path)
     _check_range(offset, length)
-    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
     control.metrics.file_reads += 1
     async with _reading(control, principal, entry, wire_path, offset, length, max_bytes, None) as reader:
         yield reader
@@ -132,7 +128,7 @@ async def read(
 async def read_public(
     control: Control, public_id: UUID, path: bytes, *, offset: int = 0, length: int | None = None
 ) -> AsyncIterator[FileReader]:
-    """Open a public file: whoever knows the instance's public id may, as far as the profile's `public_files` says.
+    """Open a public file: whoever knows the instance's public id may, as far as its `public_files` says.
 
     Raises:
         FileMissingError: no such instance, file or permission; they look alike.
@@ -140,20 +136,19 @@ async def read_public(
     """
     wire_path = _wire(path)
     _check_range(offset, length)
-    entry = control.rooms.by_public_id(public_id) or await _load_public(control, public_id)
-    if entry is None or entry.instance.desired == "destroyed" or entry.stored.profile.public_files == "off":
+    entry = control.live.by_public_id(public_id) or await rooms.load_public(control, public_id)
+    if entry is None or entry.doomed or entry.spec.public_files == "off":
         raise FileMissingError
     control.metrics.public_file_reads += 1
     nobody = Principal(entry.instance.organization_id, None, frozenset({PUBLIC}), "public")
-    public = entry.stored.profile.public_files
+    public = entry.spec.public_files
     async with _reading(control, nobody, entry, wire_path, offset, length, None, public) as reader:
         yield reader
 
 
-async def stat(control: Control, principal: Principal, profile_id: UUID, room_id: str, path: bytes) -> FileStat:
-    """What a path of an existing room is. Raises as `read`."""
+async def stat(control: Control, principal: Principal, entry: Entry, path: bytes) -> FileStat:
+    """What a path of an instance is. Raises as `read`."""
     wire_path = _wire(path)
-    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
     answer = await _request(control, principal, entry, StatFile(entry.instance.id, wire_path))
     return FileStat(
         type=answer["type"],
@@ -169,18 +164,16 @@ async def stat(control: Control, principal: Principal, profile_id: UUID, room_id
 async def list_directory(
     control: Control,
     principal: Principal,
-    profile_id: UUID,
-    room_id: str,
+    entry: Entry,
     path: bytes,
     *,
     cursor: str | None = None,
     limit: int = PAGE_MAX,
 ) -> FilePage:
-    """A page of a directory of an existing room. Raises as `read`; InvalidRequestError where it is no directory."""
+    """A page of a directory of an instance. Raises as `read`; InvalidRequestError where it is no directory."""
     wire_path = _wire(path)
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidRequestError(f"limit: must be between 1 and {PAGE_MAX}")
-    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
     answer = await _request(
         control, principal, entry, ListFiles(entry.instance.id, wire_path, cursor=cursor, limit=limit)
     )
@@ -193,26 +186,23 @@ async def list_directory(
 async def write(
     control: Control,
     principal: Principal,
-    profile_id: UUID,
-    room_id: str,
+    entry: Entry,
     path: bytes,
     chunks: AsyncIterable[bytes],
     *,
     mode: int | None = None,
     max_bytes: int | None = None,
 ) -> FileWritten:
-    """Write a file of an existing room, whole or not at all; missing directories are made.
+    """Write a file of an instance, whole or not at all; missing directories are made.
 
     Raises:
-        InstanceNotFoundError: no such room; a file does not make one.
         PayloadTooLargeError: `chunks` gave more than `max_bytes`; nothing is written.
 
     """
     wire_path = _wire(path)
     if mode is not None and not 0 <= mode <= 0o7777:
         raise InvalidRequestError("mode: must be between 0 and 07777")
-    entry = await rooms.existing_entry(control, principal, profile_id, room_id)
-    await rooms.usable_entry(control, principal, entry)
+    await lifecycle.usable(control, principal, entry)
     control.metrics.file_writes += 1
     verb = WriteFile(entry.instance.id, wire_path, mode=mode)
     with _Open(control, entry):
@@ -234,7 +224,7 @@ async def write(
 
 
 class _Open:
-    """Counts a stream as use of the room, so that it does not expire under it."""
+    """Counts a stream as use of the instance, so that it does not expire under it."""
 
     def __init__(self, control: Control, entry: Entry) -> None:
         self._control = control
@@ -245,7 +235,7 @@ class _Open:
 
     def __exit__(self, *_: object) -> None:
         self._entry.open_streams -= 1
-        self._control.rooms.touch(self._entry)
+        self._control.live.touch(self._entry)
 
 
 @asynccontextmanager
@@ -259,7 +249,7 @@ async def _reading(
     max_bytes: int | None,
     public: str | None,
 ) -> AsyncIterator[FileReader]:
-    await rooms.usable_entry(control, principal, entry)
+    await lifecycle.usable(control, principal, entry)
     verb = ReadFile(entry.instance.id, wire_path, offset=offset, length=length, max_bytes=max_bytes, public=public)
     params = to_wire(verb)
     with _Open(control, entry):
@@ -276,16 +266,16 @@ async def _reading(
                         raise UnavailableError("The host answered out of turn")
                     yield FileReader(entry.instance, head.body, events)
                     return
-            await rooms.revive(control, principal, entry)
+            await lifecycle.revive(control, principal, entry)
 
 
 async def _request(control: Control, principal: Principal, entry: Entry, verb: Any) -> dict[str, Any]:
-    await rooms.usable_entry(control, principal, entry)
+    await lifecycle.usable(control, principal, entry)
     with _Open(control, entry):
         try:
             return await control.bus.request(_host(entry), verb.verb, to_wire(verb), timeout_seconds=HOST_SECONDS)
         except InstanceNotFoundError:
-            await rooms.revive(control, principal, entry)
+            await lifecycle.revive(control, principal, entry)
             return await control.bus.request(_host(entry), verb.verb, to_wire(verb), timeout_seconds=HOST_SECONDS)
 
 
@@ -313,15 +303,6 @@ async def _next(events: AsyncIterator[Any]) -> Any:
         raise UnavailableError("The host did not answer in time") from None
 
 
-async def _load_public(control: Control, public_id: UUID) -> Entry | None:
-    found = await control.database.read(room_store.by_public_id, public_id)
-    if found is None:
-        return None
-    room, instance = found
-    stored = control.profiles.get(room.profile_id) or await control.database.read(profile_store.get, room.profile_id)
-    return None if stored is None else provisioning.remember(control, stored, room, instance)
-
-
 def _wire(path: bytes) -> str:
     if not path.startswith(b"/") or b"\0" in path or len(path) > PATH_BYTES_MAX:
         raise InvalidRequestError(f"path: must be absolute, without NUL, at most {PATH_BYTES_MAX} bytes")
@@ -335,5 +316,5 @@ def _check_range(offset: int, length: int | None) -> None:
 
 def _host(entry: Entry) -> UUID:
     if entry.instance.host_id is None:
-        raise UnavailableError("The room has no host")
+        raise UnavailableError(f"The {entry.kind} has no host")
     return entry.instance.host_id

@@ -69,7 +69,7 @@ async def _look(control: Control, host: Host) -> HostView:
         )
     except InnkeeperError:
         status = {}
-    streams = [entry.open_streams for entry in control.rooms if entry.instance.host_id == host.id]
+    streams = [entry.open_streams for entry in control.live if entry.instance.host_id == host.id]
     return HostView(host, reachable=bool(status), rooms=len(streams), open_calls=sum(streams), status=status)
 
 
@@ -98,7 +98,7 @@ async def set_draining(
         return await _look(control, await stored(control, host_id))
     host = dataclasses.replace(entry.host, draining=draining, drain_deadline=deadline)
     control.hosts.put(dataclasses.replace(entry, host=host))
-    control.rooms.set_host(host)
+    control.live.set_host(host)
     control.pools_hint.set()
     return await _look(control, host)
 
@@ -143,7 +143,7 @@ async def _connect(control: Control, host_id: UUID) -> None:
             agent_version=agent_version,
         )
     )
-    control.rooms.set_host(host)
+    control.live.set_host(host)
     await reconciler.adopt(control, host_id)
     control.pools_hint.set()
 
@@ -152,7 +152,7 @@ async def _handle(control: Control, host_id: UUID, body: dict[str, Any]) -> None
     kind = body.get("type")
     if kind == "machine.failed":
         instance_id = parse_uuid(str(body.get("instance_id")))
-        entry = None if instance_id is None else control.rooms.by_instance(instance_id)
+        entry = None if instance_id is None else control.live.by_instance(instance_id)
         # A room that is coming up or going down hears of its failure from the call that is under way.
         if entry is not None and control.flights.get(entry.key) is None:
             provisioning.mark_failed(control, entry, str(body.get("failure") or "The guest failed"))

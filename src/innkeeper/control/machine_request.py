@@ -1,4 +1,4 @@
-"""What a host is asked for when a profile or an instance needs a machine. Pure."""
+"""What a host is asked for when a warm pool or an instance needs a machine. Pure."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from innkeeper.core.host_verbs import EnsureMachine, MachineShape
 from innkeeper.core.image import Image
 from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.instance import Instance
-from innkeeper.core.profile import Profile, pool_shape
+from innkeeper.core.instance_spec import InstanceSpec, pool_shape
 
 HOSTNAME_MAX = 63
 
 
-def shape_of(profile: Profile, image: Image, *, driver: str, agent_version: str) -> MachineShape:
-    """The shape of the profile's new guests: what the warm pool keeps ready, and what a new instance asks for."""
+def shape_of(spec: InstanceSpec, image: Image, *, driver: str, agent_version: str) -> MachineShape:
+    """The shape of the spec's new guests: what the warm pool keeps ready, and what a new instance asks for."""
     return MachineShape(
-        pool_key=pool_shape(profile, image_digest=image.digest, driver=driver, agent_version=agent_version),
+        pool_key=pool_shape(spec, image_digest=image.digest, driver=driver, agent_version=agent_version),
         image_digest=image.digest,
         driver=driver,
-        vcpu_count=profile.vcpu_count,
-        memory_mb=profile.memory_mb,
-        disk_mb=profile.disk_mb,
-        egress_mode=profile.egress_policy.mode,
-        user=profile.user or image.config.user,
+        vcpu_count=spec.vcpu_count,
+        memory_mb=spec.memory_mb,
+        disk_mb=spec.disk_mb,
+        egress_mode=spec.egress_policy.mode,
+        user=spec.user or image.config.user,
     )
 
 
 def ensure_of(
-    instance: Instance, profile: Profile, image: Image | None, env: dict[str, str], *, driver: str, agent_version: str
+    instance: Instance, spec: InstanceSpec, image: Image | None, env: dict[str, str], *, driver: str, agent_version: str
 ) -> EnsureMachine:
     """The request that makes the instance's machine ready.
 
-    Its image and size are the ones that it was made with; a pool serves it only while the profile still says the same.
+    Its image and size are the ones that it was made with; a pool serves it only while the spec still says the same.
     """
     config = instance.image_config or (ImageConfig() if image is None else image.defaults)
     shape = MachineShape(
@@ -42,11 +42,11 @@ def ensure_of(
         vcpu_count=instance.vcpu_count,
         memory_mb=instance.memory_mb,
         disk_mb=instance.disk_mb,
-        egress_mode=profile.egress_policy.mode,
-        user=profile.user or config.user,
+        egress_mode=spec.egress_policy.mode,
+        user=spec.user or config.user,
     )
     if image is not None and image.usable:
-        fresh = shape_of(profile, image, driver=driver, agent_version=agent_version)
+        fresh = shape_of(spec, image, driver=driver, agent_version=agent_version)
         same = (fresh.image_digest, fresh.user, fresh.vcpu_count, fresh.memory_mb, fresh.disk_mb) == (
             shape.image_digest,
             shape.user,
@@ -58,23 +58,23 @@ def ensure_of(
     return EnsureMachine(
         instance_id=instance.id,
         shape=shape,
-        hostname=hostname_of(profile, instance),
-        user=profile.user,
-        workdir=workdir_of(profile, config),
+        hostname=hostname_of(spec, instance),
+        user=spec.user,
+        workdir=workdir_of(spec, config),
         env={**config.env, **env},
     )
 
 
-def workdir_of(profile: Profile, config: ImageConfig) -> str | None:
-    """Where commands begin: what the profile says, else what the image says; None is the user's home."""
-    return profile.workdir or config.workdir or None
+def workdir_of(spec: InstanceSpec, config: ImageConfig) -> str | None:
+    """Where commands begin: what the spec says, else what the image says; None is the user's home."""
+    return spec.workdir or config.workdir or None
 
 
-def hostname_of(profile: Profile, instance: Instance) -> str:
-    """A host name that people recognise: the profile's name and the end of the instance's id."""
-    return f"{host_label(profile)}-{instance.id.hex[-8:]}"
+def hostname_of(spec: InstanceSpec, instance: Instance) -> str:
+    """A host name that people recognise: the spec's name and the end of the instance's id."""
+    return f"{host_label(spec)}-{instance.id.hex[-8:]}"
 
 
-def host_label(profile: Profile) -> str:
-    """The profile's name as the beginning of a host name, with room for a suffix of nine characters."""
-    return re.sub(r"[^a-z0-9]+", "-", profile.name)[: HOSTNAME_MAX - 9].strip("-") or "room"
+def host_label(spec: InstanceSpec) -> str:
+    """The spec's name as the beginning of a host name, with room for a suffix of nine characters."""
+    return re.sub(r"[^a-z0-9]+", "-", spec.name)[: HOSTNAME_MAX - 9].strip("-") or "room"

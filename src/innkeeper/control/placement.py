@@ -7,7 +7,7 @@ from uuid import UUID
 
 from innkeeper.control.host_table import HostEntry
 from innkeeper.core.image import Image, ImageStatus
-from innkeeper.core.profile import Profile
+from innkeeper.core.instance_spec import InstanceSpec
 from innkeeper.errors import HostDrainingError, NoHostError, UnavailableError
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 ISOLATION_LEVELS = ("gvisor", "microvm")
 
 
-def choose(control: Control, profile: Profile, *, host_id: UUID | None) -> HostEntry:
+def choose(control: Control, spec: InstanceSpec, *, host_id: UUID | None) -> HostEntry:
     """The host for a new instance: the one asked for, else the one with the fewest instances. A full host says so itself when it is asked.
 
     Raises:
-        NoHostError: none is reachable and can isolate as strongly as the profile wants.
+        NoHostError: none is reachable and can isolate as strongly as the spec wants.
         HostDrainingError: those that do take no new instances now.
 
     """
@@ -29,7 +29,7 @@ def choose(control: Control, profile: Profile, *, host_id: UUID | None) -> HostE
     able = [
         entry
         for entry in control.hosts
-        if entry.host.id in reachable and _serves(entry, profile) and host_id in (None, entry.host.id)
+        if entry.host.id in reachable and _serves(entry, spec) and host_id in (None, entry.host.id)
     ]
     return _least_used(control, able)
 
@@ -47,30 +47,30 @@ def _least_used(control: Control, able: list[HostEntry]) -> HostEntry:
     if len(fit) == 1:
         return fit[0]
     load = {entry.host.id: 0 for entry in fit}
-    for room in control.rooms:
-        if room.instance.host_id in load:
-            load[room.instance.host_id] += 1
+    for living in control.live:
+        if living.instance.host_id in load:
+            load[living.instance.host_id] += 1
     return min(fit, key=lambda entry: load[entry.host.id])
 
 
-def usable_image(control: Control, profile: Profile) -> Image:
-    """The profile's image, ready to be used.
+def usable_image(control: Control, spec: InstanceSpec) -> Image:
+    """The spec's image, ready to be used.
 
     Raises:
         UnavailableError: it is being built, could not be built, or is not there.
 
     """
-    image = control.images.resolve(profile.organization_id, profile.image)
+    image = control.images.resolve(spec.organization_id, spec.image)
     if image is not None and image.usable:
         return image
     if image is not None and image.status is ImageStatus.FAILED:
-        raise UnavailableError(f"The image {profile.image!r} could not be built", retry_after_seconds=30)
+        raise UnavailableError(f"The image {spec.image!r} could not be built", retry_after_seconds=30)
     if image is not None and image.status is ImageStatus.BUILDING:
-        raise UnavailableError(f"The image {profile.image!r} is still being built", retry_after_seconds=10)
-    raise UnavailableError(f"The image {profile.image!r} is not there", retry_after_seconds=30)
+        raise UnavailableError(f"The image {spec.image!r} is still being built", retry_after_seconds=10)
+    raise UnavailableError(f"The image {spec.image!r} is not there", retry_after_seconds=30)
 
 
-def _serves(entry: HostEntry, profile: Profile) -> bool:
-    if profile.driver not in ("auto", entry.driver) or entry.isolation_level not in ISOLATION_LEVELS:
+def _serves(entry: HostEntry, spec: InstanceSpec) -> bool:
+    if spec.driver not in ("auto", entry.driver) or entry.isolation_level not in ISOLATION_LEVELS:
         return False
-    return ISOLATION_LEVELS.index(entry.isolation_level) >= ISOLATION_LEVELS.index(profile.min_isolation)
+    return ISOLATION_LEVELS.index(entry.isolation_level) >= ISOLATION_LEVELS.index(spec.min_isolation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 
 from innkeeper.control import audit, clock
 from innkeeper.control.access import require, require_any
+from innkeeper.control.room_entry import show_profile
 from innkeeper.core.egress_policy import EgressPolicy, parse_egress_policy
 from innkeeper.core.profile import Profile, validate_profile
 from innkeeper.core.token import Principal, Scope
@@ -143,7 +143,7 @@ async def update(control: Control, principal: Principal, profile_id: UUID, chang
         control.profiles.pop(profile_id, None)
         raise ConflictError("The profile was changed by someone else meanwhile")
     control.profiles[profile_id] = after
-    control.rooms.set_profile(after)
+    show_profile(control.live, after)
     control.pools_hint.set()
     return _view(after)
 
@@ -174,14 +174,10 @@ async def delete(control: Control, principal: Principal, profile_id: UUID) -> No
     control.pools_hint.set()
 
 
-def open_env(control: Control, stored: StoredProfile) -> dict[str, str]:
-    """The variables of a profile with their values, for the host alone."""
-    if stored.env_sealed is None:
-        return {}
+def _open_env(control: Control, stored: StoredProfile) -> dict[str, str]:
+    """The variables of a profile with their values."""
     profile = stored.profile
-    plain = control.box.open(stored.env_sealed, organization_id=profile.organization_id, object_id=profile.id)
-    env: dict[str, str] = json.loads(plain)
-    return env
+    return control.box.open_env(stored.env_sealed, organization_id=profile.organization_id, object_id=profile.id)
 
 
 def _changed(control: Control, before: StoredProfile, changes: Mapping[str, Any]) -> StoredProfile:
@@ -196,7 +192,7 @@ def _changed(control: Control, before: StoredProfile, changes: Mapping[str, Any]
     policy = values.get("egress_policy")
     if policy is not None and not isinstance(policy, EgressPolicy):
         values["egress_policy"] = parse_egress_policy(policy)
-    env_before = open_env(control, before)
+    env_before = _open_env(control, before)
     env = _merged(env_before, changes["env"]) if "env" in changes else env_before
     profile = dataclasses.replace(before.profile, **values)
     if profile == before.profile and env == env_before:
@@ -204,11 +200,7 @@ def _changed(control: Control, before: StoredProfile, changes: Mapping[str, Any]
     validate_profile(dataclasses.replace(profile, env=env))
     _require_supported(control, profile, changes)
     profile = dataclasses.replace(profile, revision=before.profile.revision + 1)
-    sealed = None
-    if env:
-        sealed = control.box.seal(
-            json.dumps(env).encode(), organization_id=profile.organization_id, object_id=profile.id
-        )
+    sealed = control.box.seal_env(env, organization_id=profile.organization_id, object_id=profile.id)
     return StoredProfile(profile, tuple(sorted(env)), sealed)
 
 

@@ -1,10 +1,11 @@
-"""How a room comes up and goes down. Only flights run these, so for one room they never overlap in this process; leases keep other processes away."""
+"""How an instance comes up and goes down. Only flights run these, so for one handle they never overlap in this process; leases keep other processes away."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -13,25 +14,23 @@ import structlog
 
 from innkeeper.bus.contract import Message
 from innkeeper.control import audit, clock, placement
+from innkeeper.control.live_table import Entry
 from innkeeper.control.machine_request import ensure_of
-from innkeeper.control.profiles import open_env
-from innkeeper.control.room_table import Entry
+from innkeeper.core.event import AuditEvent
 from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, to_wire
 from innkeeper.core.instance import LEGAL, PROVISIONING, BootStep, Instance, InstanceState, Isolation, transition
-from innkeeper.core.room import Room
+from innkeeper.core.instance_spec import InstanceSpec
 from innkeeper.core.token import Organization, Principal
 from innkeeper.errors import (
-    HostMismatchError,
     InnkeeperError,
     InstanceFailedError,
+    InstanceNotFoundError,
     NoHostError,
-    ProfileNotFoundError,
     RateLimitedError,
     UnavailableError,
 )
 from innkeeper.ids import public_key_id, uuid7
 from innkeeper.store import audit_events, instances, leases, organizations, rooms
-from innkeeper.store.profiles import StoredProfile
 from innkeeper.store.tables import instances as instances_table
 
 if TYPE_CHECKING:
@@ -48,101 +47,86 @@ OTHER_PROCESS_POLL_SECONDS = 0.2
 _RANK = {state: position for position, state in enumerate(PROVISIONING)}
 
 
-async def bring_up(
-    control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
-) -> Entry:
-    """The room, ready: made, restarted on its disk, or found so.
+async def bring_up(control: Control, principal: Principal, entry: Entry) -> Entry:
+    """The instance, ready: restarted on its disk, or found so.
 
     Raises:
-        NoHostError, UnavailableError, RateLimitedError: it cannot be made now; nothing is left of it.
-        InstanceFailedError: it is there and failed.
+        InstanceNotFoundError: it is being destroyed, or was.
+        NoHostError, UnavailableError: it cannot be brought up now.
+        InstanceFailedError: it failed.
 
     """
-    key = (stored.profile.id, room_id)
-    entry = control.rooms.find(key) or await load(control, stored, room_id)
-    if entry is not None and entry.instance.desired == "destroyed":
-        await take_down(control, principal, entry)
-        entry = None
-    lease: UUID | None = None
-    new = entry is None
-    if entry is None:
-        entry, lease = await _create(control, principal, stored, room_id, host_id)
-        new = lease is not None
-    if host_id is not None and host_id != entry.instance.host_id:
-        raise HostMismatchError
+    if entry.doomed:
+        raise InstanceNotFoundError
     if entry.ready:
         return entry
-    if lease is None:
-        lease = await _claim(control, principal, entry)
+    lease = await _claim(control, principal, entry)
     if lease is None:
         return await _wait_for_other_process(control, entry)
-    await _ensure(control, entry, lease, new=new)
+    await _ensure(control, entry, lease, new=False)
     return entry
 
 
-async def load(control: Control, stored: StoredProfile, room_id: str) -> Entry | None:
-    """The room from the database into memory: one that another process made."""
-    found = await control.database.read(rooms.get, stored.profile.id, room_id)
-    return None if found is None else remember(control, stored, found[0], found[1])
-
-
-def remember(control: Control, stored: StoredProfile, room: Room, instance: Instance) -> Entry:
-    """A stored room in memory."""
-    host = control.hosts.get(instance.host_id)
-    return control.rooms.add(Entry(instance, stored, room.room_id, host.host if host is not None else None))
-
-
-async def _create(
-    control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
-) -> tuple[Entry, UUID | None]:
-    """A new room, its row committed and leased, before any host hears of it; or the one that another process just made, without a lease."""
-    profile = stored.profile
-    host = placement.choose(control, profile, host_id=host_id)
-    image = placement.usable_image(control, profile)
+def plan(control: Control, spec: InstanceSpec, *, profile_id: UUID, host_id: UUID | None) -> Instance:
+    """A new instance of the spec, on the host that is to have it; nothing is stored yet. Raises NoHostError, UnavailableError."""
+    host = placement.choose(control, spec, host_id=host_id)
+    image = placement.usable_image(control, spec)
     created_at = clock.now()
-    instance = Instance(
+    return Instance(
         id=uuid7(),
-        organization_id=profile.organization_id,
+        organization_id=spec.organization_id,
         public_id=public_key_id(),
-        profile_id=profile.id,
-        image=profile.image,
+        profile_id=profile_id,
+        image=spec.image,
         state=InstanceState.ACTIVE,
         created_at=created_at,
         host_id=host.host.id,
         last_active_at=created_at,
         image_digest=image.digest,
         image_config=image.defaults,
-        vcpu_count=profile.vcpu_count,
-        memory_mb=profile.memory_mb,
-        disk_mb=profile.disk_mb,
+        vcpu_count=spec.vcpu_count,
+        memory_mb=spec.memory_mb,
+        disk_mb=spec.disk_mb,
     )
-    room = Room(profile.id, room_id, instance.id, created_at)
+
+
+async def commit(
+    control: Control, instance: Instance, event: AuditEvent, insert_handle: Callable[[sa.Connection], None]
+) -> UUID:
+    """Store a planned instance with its handle, before any host hears of it; its lease.
+
+    Raises:
+        RateLimitedError: a limit of the organization.
+        IntegrityError: the handle is there already, or what it belongs to is not.
+
+    """
     lease = uuid4()
-    event = audit.event(
-        principal, "room.create", "instance", instance.id, {"profile_id": str(profile.id), "room_id": room_id}
-    )
-    organization = await organization_of(control, profile.organization_id)
+    organization = await organization_of(control, instance.organization_id)
 
     def insert(connection: sa.Connection) -> None:
-        check_limits(connection, organization, profile.memory_mb)
-        instances.insert(connection, instance, lock_token=lease, now=created_at, ttl_seconds=LEASE_SECONDS)
-        rooms.insert(connection, room)
+        check_limits(connection, organization, instance.memory_mb)
+        instances.insert(connection, instance, lock_token=lease, now=instance.created_at, ttl_seconds=LEASE_SECONDS)
+        insert_handle(connection)
         audit_events.insert(connection, event)
 
     try:
         await control.database.write(insert)
-    except sa.exc.IntegrityError:
-        entry = await load(control, stored, room_id)
-        if entry is None:
-            # Not the pair, so it was the profile: it went away at this moment.
-            control.profiles.pop(profile.id, None)
-            raise ProfileNotFoundError from None
-        return entry, None
     except RateLimitedError:
         control.metrics.rooms_refused += 1
         raise
     control.metrics.rooms_created += 1
-    return remember(control, stored, room, instance), lease
+    return lease
+
+
+async def start(control: Control, entry: Entry, lease: UUID) -> None:
+    """Bring a committed instance up for the first time. Where that cannot be done now, nothing is left of it.
+
+    Raises:
+        NoHostError: it cannot be made now.
+        InstanceFailedError: it is there and failed.
+
+    """
+    await _ensure(control, entry, lease, new=True)
 
 
 async def organization_of(control: Control, organization_id: UUID) -> Organization | None:
@@ -174,7 +158,7 @@ def check_limits(connection: sa.Connection, organization: Organization | None, m
 
 
 async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID | None:
-    """The lease of an existing room that is to come up (again), or None while another process works on it."""
+    """The lease of an existing instance that is to come up (again), or None while another process works on it."""
     await control.later.flush(control)
     before = entry.instance
     restart = before.state in (InstanceState.FAILED, InstanceState.STOPPED, InstanceState.READY)
@@ -186,7 +170,7 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
         if token is not None:
             leases.apply(connection, instances_table, before.id, token, instances.state_values(wanted), release=False)
             if restart:
-                audit_events.insert(connection, audit.event(principal, "room.restart", "instance", before.id))
+                audit_events.insert(connection, audit.event(principal, f"{entry.kind}.restart", "instance", before.id))
         return token
 
     token = await control.database.write(claim)
@@ -197,21 +181,21 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
 
 
 async def _wait_for_other_process(control: Control, entry: Entry) -> Entry:
-    """The room once the process that holds its lease has brought it up."""
+    """The instance once the process that holds its lease has brought it up."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LEASE_SECONDS
     while loop.time() < deadline:
         instance = await control.database.read(instances.get, entry.instance.id)
         if instance is None or instance.state is InstanceState.DESTROYED:
-            control.rooms.remove(entry)
-            raise UnavailableError("The room was removed meanwhile")
+            control.live.remove(entry)
+            raise UnavailableError(f"The {entry.kind} was removed meanwhile")
         entry.change(instance)
         if instance.state is InstanceState.READY:
             return entry
         if instance.state is InstanceState.FAILED:
             raise InstanceFailedError(instance.failure)
         await asyncio.sleep(OTHER_PROCESS_POLL_SECONDS)
-    raise UnavailableError("Another process did not bring the room up in time")
+    raise UnavailableError(f"Another process did not bring the {entry.kind} up in time")
 
 
 async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> None:
@@ -228,7 +212,7 @@ async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> 
     else:
         ready = transition(entry.instance, InstanceState.READY)
         entry.change(dataclasses.replace(ready, boot_trace=boot_trace, isolation=isolation))
-        control.rooms.touch(entry)
+        control.live.touch(entry)
         control.later.state(entry.instance, lease)
         control.metrics.rooms_claimed += bool(answer.get("claimed"))
         if control.profile_used.get(entry.instance.profile_id) is None:
@@ -241,12 +225,14 @@ async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> 
 async def _ask(control: Control, entry: Entry) -> dict[str, Any]:
     host = control.hosts.get(entry.instance.host_id)
     if host is None:
-        raise UnavailableError("The host of the room is not reachable")
+        raise UnavailableError(f"The host of the {entry.kind} is not reachable")
     request = ensure_of(
         entry.instance,
-        entry.stored.profile,
+        entry.spec,
         control.images.resolve(entry.instance.organization_id, entry.instance.image),
-        open_env(control, entry.stored),
+        control.box.open_env(
+            entry.spec.env_sealed, organization_id=entry.spec.organization_id, object_id=entry.spec.owner_id
+        ),
         driver=host.driver,
         agent_version=host.agent_version,
     )
@@ -268,11 +254,11 @@ def _follow(entry: Entry, body: dict[str, Any]) -> None:
 
 
 async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exception, *, new: bool) -> None:
-    """Store why the room did not come up, and raise what its callers are told."""
+    """Store why the instance did not come up, and raise what its callers are told."""
     unavailable = isinstance(error, UnavailableError) and not isinstance(error, InstanceFailedError)
     if unavailable and new:
-        # Nobody was told of it: no room is left behind, and what the host may have begun is an orphan that it cleans away.
-        control.rooms.remove(entry)
+        # Nobody was told of it: no handle is left behind, and what the host may have begun is an orphan that it cleans away.
+        control.live.remove(entry)
         control.metrics.rooms_refused += 1
         await control.database.write(_forget, entry.instance.id)
         control.reconcile_hint.set()
@@ -298,7 +284,7 @@ def _forget(connection: sa.Connection, instance_id: UUID) -> None:
 
 
 def mark_lost(control: Control, entry: Entry) -> None:
-    """The room's machine is gone without a word, with what was in its memory, and its disk is kept: its next use starts it again."""
+    """The machine is gone without a word, with what was in its memory, and its disk is kept: its next use starts it again."""
     if entry.ready:
         control.metrics.machines_lost += 1
         stopped = transition(transition(entry.instance, InstanceState.STOPPING), InstanceState.STOPPED)
@@ -307,7 +293,7 @@ def mark_lost(control: Control, entry: Entry) -> None:
 
 
 def mark_failed(control: Control, entry: Entry, failure: str) -> None:
-    """The room's machine broke: its next use starts it again on its disk."""
+    """The machine broke: its next use starts it again on its disk."""
     if entry.ready:
         control.metrics.machines_failed += 1
         entry.change(transition(entry.instance, InstanceState.FAILED, failure=failure))
@@ -318,14 +304,14 @@ def _note_loss(control: Control, entry: Entry, reason: str) -> None:
     control.later.state(entry.instance, None)
     host = Principal(entry.instance.organization_id, None, frozenset(), "system:host")
     details = {"reason": reason, "memory": "lost", "disk": "kept"}
-    control.later.audit(audit.event(host, "room.machine_lost", "instance", entry.instance.id, details))
+    control.later.audit(audit.event(host, f"{entry.kind}.machine_lost", "instance", entry.instance.id, details))
 
 
-async def take_down(control: Control, principal: Principal, entry: Entry, *, action: str = "room.destroy") -> Entry:
-    """Destroy the room; returns when its guest is gone. What is begun here is finished by the reconciler if this is cut short.
+async def take_down(control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy") -> Entry:
+    """Destroy the instance; returns when its guest is gone. What is begun here is finished by the reconciler if this is cut short.
 
     Raises:
-        UnavailableError: the host cannot be asked now, or another process works on the room.
+        UnavailableError: the host cannot be asked now, or another process works on it.
 
     """
     await control.later.flush(control)
@@ -340,12 +326,12 @@ async def take_down(control: Control, principal: Principal, entry: Entry, *, act
         if token is not None:
             leases.apply(connection, instances_table, before.id, token, instances.state_values(doomed), release=False)
             if before.desired != "destroyed":
-                audit_events.insert(connection, audit.event(principal, action, "instance", before.id))
+                audit_events.insert(connection, audit.event(principal, f"{entry.kind}.{verb}", "instance", before.id))
         return token
 
     lease = await control.database.write(doom)
     if lease is None:
-        raise UnavailableError("The room is being worked on by another process")
+        raise UnavailableError(f"The {entry.kind} is being worked on by another process")
     entry.change(doomed)
     try:
         if doomed.host_id is not None:
@@ -369,7 +355,7 @@ async def take_down(control: Control, principal: Principal, entry: Entry, *, act
 
     await control.database.write(bury)
     entry.change(gone)
-    control.rooms.remove(entry)
+    control.live.remove(entry)
     control.metrics.rooms_destroyed += 1
     return entry
 

@@ -62,7 +62,7 @@ async def _ask(control: Control, view: HostView) -> tuple[str, list[dict[str, An
 
 def _control(control: Control) -> list[Reading]:
     load = control.database.load
-    states = Counter(entry.instance.state for entry in control.rooms)
+    states = Counter(entry.instance.state for entry in control.live)
     counted = [
         counter(f"control_{field.name}", str(field.metadata["text"]), float(getattr(control.metrics, field.name)))
         for field in dataclasses.fields(control.metrics)

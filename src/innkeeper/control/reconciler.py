@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from innkeeper.control import clock, provisioning
-from innkeeper.control.room_table import Entry
+from innkeeper.control.live_table import Entry
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.core.host_verbs import DestroyMachine, ListMachines, to_wire
 from innkeeper.core.instance import InstanceState
@@ -51,7 +51,7 @@ async def step(control: Control) -> None:
 async def adopt(control: Control, host_id: UUID) -> None:
     """Compare a host with the rows: keep what fits, note what is lost, finish what is half done, destroy what has no row."""
     # What changes between the host's answer and the comparison is not to be judged by that answer.
-    before = {entry.key: entry.instance.revision for entry in control.rooms if control.flights.get(entry.key) is None}
+    before = {entry.key: entry.instance.revision for entry in control.live if control.flights.get(entry.key) is None}
     answer = await control.bus.request(
         host_id, ListMachines.verb, to_wire(ListMachines()), timeout_seconds=HOST_SECONDS
     )
@@ -63,7 +63,7 @@ async def adopt(control: Control, host_id: UUID) -> None:
     # The rows are read after the host was asked, and a row is committed before its host hears of it: so what the host
     # has and the rows have not can only be an orphan.
     alive = await control.database.read(instances.alive_on_host, host_id)
-    for entry in control.rooms:
+    for entry in control.live:
         unchanged = before.get(entry.key) == entry.instance.revision and control.flights.get(entry.key) is None
         if unchanged and entry.instance.host_id == host_id:
             _compare(control, entry, machines.get(entry.instance.id))
@@ -74,7 +74,7 @@ async def adopt(control: Control, host_id: UUID) -> None:
 
 
 async def _destroy_orphan(control: Control, host_id: UUID, orphan: UUID) -> None:
-    log.warning("destroying a machine or disk that belongs to no room", instance_id=str(orphan))
+    log.warning("destroying a machine or disk that belongs to nothing", instance_id=str(orphan))
     try:
         await control.bus.request(
             host_id, DestroyMachine.verb, to_wire(DestroyMachine(orphan)), timeout_seconds=HOST_SECONDS
@@ -98,7 +98,7 @@ def _compare(control: Control, entry: Entry, machine: dict[str, Any] | None) -> 
 async def _resume(control: Control, host_id: UUID) -> None:
     """Begin again, each in its own flight, with what was cut short."""
     for instance_id in await control.database.read(instances.unsettled, now=clock.now()):
-        entry = control.rooms.by_instance(instance_id)
+        entry = control.live.by_instance(instance_id)
         if entry is None or entry.instance.host_id != host_id or control.flights.get(entry.key) is not None:
             continue
         principal = system_principal(entry.instance.organization_id, "reconciler")
@@ -116,4 +116,4 @@ def _down(control: Control, principal: Principal, entry: Entry) -> Any:
 
 
 def _up(control: Control, principal: Principal, entry: Entry) -> Any:
-    return lambda: provisioning.bring_up(control, principal, entry.stored, entry.room_id, None)
+    return lambda: provisioning.bring_up(control, principal, entry)

@@ -6,34 +6,25 @@ import asyncio
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from structlog.contextvars import bind_contextvars
+import sqlalchemy as sa
 
-from innkeeper.control import clock, profiles, provisioning
+from innkeeper.control import audit, lifecycle, profiles, provisioning
 from innkeeper.control.access import require
-from innkeeper.control.flights import Flight
-from innkeeper.control.room_table import Entry, RoomView
-from innkeeper.core.instance import InstanceState
-from innkeeper.core.room import validate_room_id
+from innkeeper.control.live_table import Entry
+from innkeeper.control.room_entry import RoomEntry, RoomView
+from innkeeper.core.instance import Instance
+from innkeeper.core.instance_spec import spec_of_profile
+from innkeeper.core.room import Room, validate_room_id
 from innkeeper.core.token import Principal, Scope
-from innkeeper.errors import (
-    HostDrainingError,
-    HostMismatchError,
-    InstanceFailedError,
-    InstanceNotFoundError,
-    InstanceNotReadyError,
-    InvalidRequestError,
-)
+from innkeeper.errors import HostMismatchError, InstanceNotFoundError, InvalidRequestError, ProfileNotFoundError
+from innkeeper.store import profiles as profile_store
 from innkeeper.store import rooms as store
 from innkeeper.store.profiles import StoredProfile
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
 
-__all__ = ["RoomView", "destroy", "find", "get_or_create", "list_all", "list_of_profile"]
-
 PAGE_MAX = 1_000
-# What a request leaves for the log: the edge takes it away again.
-INSTANCE_ID = "instance_id"
 
 
 async def get_or_create(
@@ -55,17 +46,17 @@ async def get_or_create(
 
 async def ready_entry(
     control: Control, principal: Principal, profile_id: UUID, room_id: str, *, host_id: UUID | None = None
-) -> Entry:
-    """What `get_or_create` gives, as the entry of the room table: the hot path of every command."""
-    entry = control.rooms.find((profile_id, room_id))
+) -> RoomEntry:
+    """What `get_or_create` gives, as the entry of the live table: the hot path of every command."""
+    entry = control.live.find((profile_id, room_id))
     if (
-        entry is not None
+        isinstance(entry, RoomEntry)
         and entry.ready
         and entry.instance.organization_id == principal.organization_id
         and (host_id is None or host_id == entry.instance.host_id)
         and principal.allows(Scope.ROOMS)
     ):
-        _use(control, entry)
+        lifecycle.use(control, entry)
         return entry
     require(principal, Scope.ROOMS)
     validate_room_id(room_id)
@@ -73,87 +64,106 @@ async def ready_entry(
     return await _bring_up(control, principal, stored, room_id, host_id)
 
 
-async def existing_entry(control: Control, principal: Principal, profile_id: UUID, room_id: str) -> Entry:
+async def existing_entry(control: Control, principal: Principal, profile_id: UUID, room_id: str) -> RoomEntry:
     """The room's entry in whatever state. Raises InstanceNotFoundError; nothing is made."""
     require(principal, Scope.ROOMS)
     validate_room_id(room_id)
     stored = await profiles.load(control, principal, profile_id)
-    entry = control.rooms.find((profile_id, room_id)) or await provisioning.load(control, stored, room_id)
-    if entry is None or entry.instance.desired == "destroyed":
+    entry = _in_memory(control, profile_id, room_id) or await load(control, stored, room_id)
+    if entry is None or entry.doomed:
         raise InstanceNotFoundError
     return entry
 
 
-async def usable_entry(control: Control, principal: Principal, entry: Entry) -> Entry:
-    """The same room, ready: one that sleeps is woken.
-
-    Raises:
-        InstanceFailedError: it failed; asking for the room restarts it.
-        InstanceNotReadyError: it takes longer than the wait limit.
-
-    """
-    if entry.ready:
-        _use(control, entry)
-        return entry
-    if entry.instance.state is InstanceState.FAILED:
-        raise InstanceFailedError(entry.instance.failure)
-    return await _bring_up(control, principal, entry.stored, entry.room_id, None)
-
-
-async def revive(control: Control, principal: Principal, entry: Entry) -> Entry:
-    """The room with a new machine on its disk, when its host says that the one we thought ready is gone."""
-    if entry.ready:
-        provisioning.mark_lost(control, entry)
-    return await _bring_up(control, principal, entry.stored, entry.room_id, None)
-
-
 async def _bring_up(
     control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
-) -> Entry:
+) -> RoomEntry:
     key = (stored.profile.id, room_id)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + control.settings.room_wait_seconds
-    while True:
-        entry = control.rooms.find(key)
-        if entry is not None and host_id is not None and host_id != entry.instance.host_id:
-            raise HostMismatchError
-        flight = control.flights.get(key)
-        if entry is not None:
-            _check_drain(entry)
-        if flight is None:
-            if entry is not None and entry.ready:
-                _use(control, entry)
-                return entry
-            flight = control.flights.start(
-                key, "up", lambda: provisioning.bring_up(control, principal, stored, room_id, host_id)
-            )
-        await _wait(control, flight, key, deadline - loop.time())
-        if flight.kind == "up":
-            flight.future.result()
+    entry = control.live.find(key)
+    if entry is not None and host_id not in (None, entry.instance.host_id):
+        raise HostMismatchError
+    found = await lifecycle.bring_up(control, key, lambda: _provision(control, principal, stored, room_id, host_id))
+    # The flight may have been another's, who asked for another host.
+    if host_id not in (None, found.instance.host_id):
+        raise HostMismatchError
+    return _room(found)
 
 
-def _use(control: Control, entry: Entry) -> None:
-    """The room is being used: its idle time starts anew, and the request's log lines name its instance (not by the public id, which is a key).
+async def _provision(
+    control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
+) -> RoomEntry:
+    """The room, ready: made, restarted on its disk, or found so."""
+    entry: RoomEntry | None = _in_memory(control, stored.profile.id, room_id) or await load(control, stored, room_id)
+    if entry is not None and entry.doomed:
+        await provisioning.take_down(control, principal, entry)
+        entry = None
+    lease: UUID | None = None
+    if entry is None:
+        entry, lease = await _create(control, principal, stored, room_id, host_id)
+    if host_id not in (None, entry.instance.host_id):
+        raise HostMismatchError
+    if lease is None:
+        await provisioning.bring_up(control, principal, entry)
+    else:
+        await provisioning.start(control, entry, lease)
+    return entry
 
-    Raises HostDrainingError when its host takes nothing more.
-    """
-    _check_drain(entry)
-    control.rooms.touch(entry)
-    bind_contextvars(**{INSTANCE_ID: str(entry.instance.id)})
+
+async def _create(
+    control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
+) -> tuple[RoomEntry, UUID | None]:
+    """A new room, its row committed and leased, before any host hears of it; or the one that another process just made, without a lease."""
+    profile = stored.profile
+    spec = spec_of_profile(profile, stored.env_sealed)
+    instance = provisioning.plan(control, spec, profile_id=profile.id, host_id=host_id)
+    room = Room(profile.id, room_id, instance.id, instance.created_at)
+    event = audit.event(
+        principal, "room.create", "instance", instance.id, {"profile_id": str(profile.id), "room_id": room_id}
+    )
+    try:
+        lease = await provisioning.commit(control, instance, event, lambda connection: store.insert(connection, room))
+    except sa.exc.IntegrityError:
+        entry = await load(control, stored, room_id)
+        if entry is None:
+            # Not the pair, so it was the profile: it went away at this moment.
+            control.profiles.pop(profile.id, None)
+            raise ProfileNotFoundError from None
+        return entry, None
+    return remember(control, stored, room, instance), lease
 
 
-async def _wait(control: Control, flight: Flight, key: tuple[UUID, str], seconds: float) -> None:
-    done, _ = await asyncio.wait({flight.future}, timeout=max(0.0, seconds))
-    if not done:
-        entry = control.rooms.find(key)
-        status = InstanceState.ACTIVE if entry is None else entry.instance.state
-        raise InstanceNotReadyError(f"Instance is still provisioning, current status: {status}")
+async def load(control: Control, stored: StoredProfile, room_id: str) -> RoomEntry | None:
+    """The room from the database into memory: one that another process made."""
+    found = await control.database.read(store.get, stored.profile.id, room_id)
+    return None if found is None else remember(control, stored, found[0], found[1])
 
 
-def _check_drain(entry: Entry) -> None:
-    host = entry.host
-    if host is not None and host.draining and host.refuses_use(clock.now()):
-        raise HostDrainingError("The room's host has been drained")
+async def load_public(control: Control, public_id: UUID) -> RoomEntry | None:
+    """The room of an instance's public id from the database into memory."""
+    found = await control.database.read(store.by_public_id, public_id)
+    if found is None:
+        return None
+    room, instance = found
+    stored = control.profiles.get(room.profile_id) or await control.database.read(profile_store.get, room.profile_id)
+    return None if stored is None else remember(control, stored, room, instance)
+
+
+def remember(control: Control, stored: StoredProfile, room: Room, instance: Instance) -> RoomEntry:
+    """A stored room in memory."""
+    host = control.hosts.get(instance.host_id)
+    return _room(control.live.add(RoomEntry(instance, stored, room.room_id, host.host if host is not None else None)))
+
+
+def _in_memory(control: Control, profile_id: UUID, room_id: str) -> RoomEntry | None:
+    entry = control.live.find((profile_id, room_id))
+    return None if entry is None else _room(entry)
+
+
+def _room(entry: Entry) -> RoomEntry:
+    """The entry of a room's key or row, which is a room's."""
+    if not isinstance(entry, RoomEntry):
+        raise TypeError(f"a {entry.kind} where a room was looked up")
+    return entry
 
 
 async def find(control: Control, principal: Principal, profile_id: UUID, room_id: str) -> RoomView:
@@ -164,8 +174,8 @@ async def find(control: Control, principal: Principal, profile_id: UUID, room_id
 async def find_instance(control: Control, principal: Principal, instance_id: UUID) -> RoomView:
     """The room of an instance's public or internal id. Raises InstanceNotFoundError."""
     require(principal, Scope.ROOMS)
-    entry = control.rooms.by_public_id(instance_id) or control.rooms.by_instance(instance_id)
-    if entry is None or entry.instance.organization_id != principal.organization_id:
+    entry = control.live.by_public_id(instance_id) or control.live.by_instance(instance_id)
+    if not isinstance(entry, RoomEntry) or entry.instance.organization_id != principal.organization_id:
         raise InstanceNotFoundError
     return entry.view
 
@@ -198,12 +208,12 @@ async def _page(
     views = []
     for room, instance in found:
         # Memory is ahead of the database by the states that are written behind.
-        entry = control.rooms.by_instance(instance.id)
-        if entry is None:
+        entry = control.live.by_instance(instance.id)
+        if not isinstance(entry, RoomEntry):
             stored = await profiles.load(control, principal, room.profile_id)
             host = control.hosts.get(instance.host_id)
             views.append(RoomView(instance, stored.profile, room.room_id, host.host if host is not None else None))
-        elif entry.instance.desired != "destroyed":
+        elif not entry.doomed:
             views.append(entry.view)
     return views
 
@@ -224,19 +234,7 @@ async def destroy(control: Control, principal: Principal, profile_id: UUID, room
         await asyncio.wait({flight.future})
         if flight.kind == "down" and flight.future.exception() is None:
             return
-    entry = control.rooms.find(key) or await provisioning.load(control, stored, room_id)
+    entry = _in_memory(control, profile_id, room_id) or await load(control, stored, room_id)
     if entry is None:
         raise InstanceNotFoundError
-    await destroy_entry(control, principal, entry)
-
-
-async def destroy_entry(control: Control, principal: Principal, entry: Entry, *, action: str = "room.destroy") -> None:
-    """Destroy a room that is in memory; joins a destruction that is going on."""
-    flight = control.flights.get(entry.key)
-    if flight is None:
-        flight = control.flights.start(
-            entry.key, "down", lambda: provisioning.take_down(control, principal, entry, action=action)
-        )
-    await asyncio.wait({flight.future})
-    if flight.kind == "down":
-        flight.future.result()
+    await lifecycle.destroy(control, principal, entry)

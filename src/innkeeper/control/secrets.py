@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import os
 from uuid import UUID
 
@@ -56,6 +57,19 @@ class SecretBox:
             return self._cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], organization_id.bytes + object_id.bytes)
         except (InvalidTag, ValueError):
             raise SealedError from None
+
+    def seal_env(self, env: dict[str, str], *, organization_id: UUID, object_id: UUID) -> bytes | None:
+        """The sealed form of environment variables; None where there are none."""
+        if not env:
+            return None
+        return self.seal(json.dumps(env).encode(), organization_id=organization_id, object_id=object_id)
+
+    def open_env(self, sealed: bytes | None, *, organization_id: UUID, object_id: UUID) -> dict[str, str]:
+        """The variables that `seal_env` sealed. Raises SealedError."""
+        if sealed is None:
+            return {}
+        env: dict[str, str] = json.loads(self.open(sealed, organization_id=organization_id, object_id=object_id))
+        return env
 
 
 def load_box(settings: Settings) -> SecretBox:

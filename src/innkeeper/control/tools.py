@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from innkeeper.control import rooms
-from innkeeper.control.room_table import RoomView
+from innkeeper.control.room_entry import RoomView
 from innkeeper.core.token import Principal
 
 if TYPE_CHECKING:

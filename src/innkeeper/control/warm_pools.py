@@ -9,9 +9,9 @@ from uuid import UUID
 import structlog
 
 from innkeeper.control.machine_request import host_label, shape_of, workdir_of
-from innkeeper.control.profiles import open_env
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.core.host_verbs import SetPools, WarmPool, to_wire
+from innkeeper.core.instance_spec import spec_of_profile
 from innkeeper.core.profile import Profile
 from innkeeper.errors import InnkeeperError
 
@@ -56,15 +56,21 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
             and profile.driver in ("auto", host.driver)
             and _used(control, profile)
         ):
-            shape = shape_of(profile, image, driver=host.driver, agent_version=host.agent_version)
+            spec = spec_of_profile(profile, stored.env_sealed)
+            shape = shape_of(spec, image, driver=host.driver, agent_version=host.agent_version)
             pools.append(
                 WarmPool(
                     shape,
                     -(-profile.warm_pool_size // hosts),
-                    hostname=host_label(profile),
+                    hostname=host_label(spec),
                     user=profile.user,
-                    workdir=workdir_of(profile, image.defaults),
-                    env={**image.config.env, **open_env(control, stored)},
+                    workdir=workdir_of(spec, image.defaults),
+                    env={
+                        **image.config.env,
+                        **control.box.open_env(
+                            stored.env_sealed, organization_id=profile.organization_id, object_id=profile.id
+                        ),
+                    },
                 )
             )
     return tuple(pools)

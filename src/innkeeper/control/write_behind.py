@@ -66,7 +66,7 @@ class WriteBehind:
             states, self._states = self._states, []
             events, self._events = self._events, []
             token_use, self._token_use = self._token_use, {}
-            active = control.rooms.take_touched()
+            active = control.live.take_touched()
             if not (states or events or token_use or active):
                 return
             for write in _parts(states, events, token_use, active):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -108,23 +106,3 @@ def validate_env(env: dict[str, str]) -> None:
             raise InvalidRequestError(f"env.{name}: must not contain NUL")
     if sum(len(k.encode()) + len(v.encode("utf-8", "surrogatepass")) + 2 for k, v in env.items()) > ENV_BYTES_MAX:
         raise InvalidRequestError(f"env: at most {ENV_BYTES_MAX} bytes in all")
-
-
-def pool_shape(profile: Profile, *, image_digest: str, driver: str, agent_version: str) -> str:
-    """The key of the warm pool that serves the profile: equal keys mean interchangeable guests (docs/architecture.md section 5).
-
-    env, user, hostname and DNS come with the claim, so they are not part of it.
-    """
-    parts = [
-        str(profile.organization_id),
-        str(profile.id),
-        profile.revision,
-        image_digest,
-        driver,
-        profile.vcpu_count,
-        profile.memory_mb,
-        profile.disk_mb,
-        profile.egress_policy.mode,
-        agent_version,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -10,6 +10,7 @@ import pytest
 
 from innkeeper.control import audit, executions, rooms
 from innkeeper.control.executions import ExecutionRequest
+from innkeeper.control.room_entry import RoomEntry
 from innkeeper.core.host_verbs import EnsureMachine, Execute
 from innkeeper.core.instance import InstanceState
 from innkeeper.errors import (
@@ -24,9 +25,13 @@ pytestmark = pytest.mark.anyio
 World = Any
 
 
+async def room(world: World) -> RoomEntry:
+    return await rooms.ready_entry(world.control, world.me, world.profile_id(), "r")
+
+
 async def run(world: World, command: str = "true", **fields: Any) -> tuple[bytes, executions.ExecutionResult]:
     request = ExecutionRequest(command, **fields)
-    async with executions.start(world.control, world.me, world.profile_id(), "r", request) as execution:
+    async with executions.start(world.control, world.me, await room(world), request) as execution:
         output = b"".join([piece async for piece in execution.output])
         return output, await execution.result()
 
@@ -55,7 +60,7 @@ async def test_input_larger_than_the_credit(world: World) -> None:
 
 async def test_the_result_alone(world: World) -> None:
     request = ExecutionRequest("true")
-    async with executions.start(world.control, world.me, world.profile_id(), "r", request) as execution:
+    async with executions.start(world.control, world.me, await room(world), request) as execution:
         assert (await execution.result()).exit_code == 0
 
 
@@ -82,7 +87,7 @@ async def test_a_lost_machine_is_brought_up_once_and_the_command_sent_again(worl
     world.host.machines.clear()
     request = ExecutionRequest("cat", stdin=b"input")
     world.host.output = []
-    async with executions.start(world.control, world.me, world.profile_id(), "r", request) as execution:
+    async with executions.start(world.control, world.me, await room(world), request) as execution:
         if read_output:
             assert b"".join([piece async for piece in execution.output]) == b"input"
         assert (await execution.result()).exit_code == 0
@@ -103,10 +108,8 @@ async def test_a_machine_that_stays_lost_is_not_asked_for_ever(world: World, mon
 
 
 async def test_an_open_command_counts_as_use(world: World) -> None:
-    async with executions.start(
-        world.control, world.me, world.profile_id(), "r", ExecutionRequest("true")
-    ) as execution:
-        entry = world.control.rooms.by_instance(execution.instance.id)
+    async with executions.start(world.control, world.me, await room(world), ExecutionRequest("true")) as execution:
+        entry = world.control.live.by_instance(execution.instance.id)
         assert entry.open_streams == 1
         await execution.result()
     assert entry.open_streams == 0
@@ -115,7 +118,7 @@ async def test_an_open_command_counts_as_use(world: World) -> None:
 async def test_a_caller_that_leaves_ends_the_call(world: World) -> None:
     async def endless() -> None:
         request = ExecutionRequest("sleep", stream=True)
-        async with executions.start(world.control, world.me, world.profile_id(), "r", request) as execution:
+        async with executions.start(world.control, world.me, await room(world), request) as execution:
             async for _ in execution.output:
                 started.set()
                 await asyncio.Event().wait()
@@ -125,22 +128,22 @@ async def test_a_caller_that_leaves_ends_the_call(world: World) -> None:
     await started.wait()
     running.cancel()
     await asyncio.wait({running})
-    entry = world.control.rooms.find((world.profile_id(), "r"))
+    entry = world.control.live.find((world.profile_id(), "r"))
     assert entry.open_streams == 0
     assert entry.instance.state is InstanceState.READY
 
 
 async def test_output_and_changes_can_be_read_again(world: World) -> None:
-    profile_id = world.profile_id()
-    async with executions.start(world.control, world.me, profile_id, "r", ExecutionRequest("x")) as execution:
+    entry = await room(world)
+    async with executions.start(world.control, world.me, entry, ExecutionRequest("x")) as execution:
         await execution.result()
-    args = (world.control, world.me, profile_id, "r", execution.execution_id)
+    args = (world.control, entry, execution.execution_id)
     page = await executions.read_output(*args, offset=1, limit=3)
     assert (page.data, page.next_offset, page.total_bytes, page.ended) == (b"ell", 4, 6, True)
     changes = await executions.files_changed(*args)
     assert (changes.total, changes.next_cursor, changes.files_changed[0].path) == (1, None, "/tmp/a")
     with pytest.raises(ExecutionNotFoundError):
-        await executions.read_output(world.control, world.me, profile_id, "r", uuid4())
+        await executions.read_output(world.control, entry, uuid4())
 
 
 @pytest.mark.parametrize(
@@ -164,15 +167,19 @@ async def test_bad_requests(world: World, fields: dict[str, Any]) -> None:
     assert world.host.count(EnsureMachine) == 0
 
 
-async def test_another_organization_sees_nothing(world: World) -> None:
-    profile_id = world.profile_id()
-    async with executions.start(world.control, world.me, profile_id, "r", ExecutionRequest("x")) as execution:
-        await execution.result()
+async def test_another_organization_does_not_reach_the_room(world: World) -> None:
+    await run(world)
     stranger = await world.stranger()
-    with pytest.raises(ProfileNotFoundError):
-        async with executions.start(world.control, stranger, profile_id, "r", ExecutionRequest("x")):
-            pass
-    for read in (executions.read_output, executions.files_changed):
+    for find in (rooms.ready_entry, rooms.existing_entry):
         with pytest.raises(ProfileNotFoundError):
-            await read(world.control, stranger, profile_id, "r", execution.execution_id)
-    assert world.host.count(Execute) == 1
+            await find(world.control, stranger, world.profile_id(), "r")
+    assert world.host.count(EnsureMachine) == 1
+
+
+async def test_a_room_that_is_destroyed_meanwhile_is_not_made_again(world: World) -> None:
+    entry = await room(world)
+    await rooms.destroy(world.control, world.me, world.profile_id(), "r")
+    with pytest.raises(UnavailableError, match="removed meanwhile"):
+        async with executions.start(world.control, world.me, entry, ExecutionRequest("x")) as execution:
+            await execution.result()
+    assert world.host.count(EnsureMachine) == 1

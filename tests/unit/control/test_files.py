@@ -11,6 +11,7 @@ import pytest
 
 from innkeeper.control import files, profiles, rooms
 from innkeeper.control.reconciler import adopt
+from innkeeper.control.room_entry import RoomEntry
 from innkeeper.core.host_verbs import EnsureMachine, ReadFile
 from innkeeper.errors import (
     FileMissingError,
@@ -18,7 +19,6 @@ from innkeeper.errors import (
     InstanceNotFoundError,
     InvalidRequestError,
     PayloadTooLargeError,
-    ProfileNotFoundError,
     UnavailableError,
 )
 
@@ -31,8 +31,12 @@ async def pieces(*data: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
+async def entry(world: World) -> RoomEntry:
+    return await rooms.existing_entry(world.control, world.me, world.profile_id(), "r")
+
+
 async def read(world: World, path: bytes, **options: Any) -> bytes:
-    async with files.read(world.control, world.me, world.profile_id(), "r", path, **options) as reader:
+    async with files.read(world.control, world.me, await entry(world), path, **options) as reader:
         return b"".join([piece async for piece in reader.chunks])
 
 
@@ -43,7 +47,7 @@ async def room(world: World) -> rooms.RoomView:
 
 
 async def test_write_read_stat_list(world: World, room: rooms.RoomView) -> None:
-    args = (world.control, world.me, world.profile_id(), "r")
+    args = (world.control, world.me, await entry(world))
     written = await files.write(*args, b"/tmp/a", pieces(b"one ", b"", b"two"))
     assert (written.size, written.created) == (7, True)
     assert await read(world, b"/tmp/a") == b"one two"
@@ -55,12 +59,12 @@ async def test_write_read_stat_list(world: World, room: rooms.RoomView) -> None:
 
 
 async def test_a_path_that_is_not_utf8(world: World, room: rooms.RoomView) -> None:
-    await files.write(world.control, world.me, world.profile_id(), "r", b"/tmp/\xff", pieces(b"x"))
+    await files.write(world.control, world.me, await entry(world), b"/tmp/\xff", pieces(b"x"))
     assert await read(world, b"/tmp/\xff") == b"x"
 
 
 async def test_too_large_an_upload_leaves_nothing(world: World, room: rooms.RoomView) -> None:
-    args = (world.control, world.me, world.profile_id(), "r", b"/tmp/a")
+    args = (world.control, world.me, await entry(world), b"/tmp/a")
     with pytest.raises(PayloadTooLargeError):
         await files.write(*args, pieces(b"x" * 10, b"y" * 10), max_bytes=15)
     with pytest.raises(FileMissingError):
@@ -74,16 +78,17 @@ async def test_bad_paths(world: World, room: rooms.RoomView, path: bytes) -> Non
 
 
 async def test_files_make_no_room(world: World) -> None:
-    args = (world.control, world.me, world.profile_id(), "never")
     with pytest.raises(InstanceNotFoundError):
-        async with files.read(*args, b"/tmp/a"):
-            pass
-    with pytest.raises(InstanceNotFoundError):
-        await files.write(*args, b"/tmp/a", pieces(b"x"))
-    for call in (files.stat, files.list_directory):
-        with pytest.raises(InstanceNotFoundError):
-            await call(*args, b"/tmp")
+        await rooms.existing_entry(world.control, world.me, world.profile_id(), "never")
     assert world.host.count(EnsureMachine) == 0
+
+
+async def test_files_of_a_room_that_was_destroyed_meanwhile(world: World, room: rooms.RoomView) -> None:
+    found = await entry(world)
+    await rooms.destroy(world.control, world.me, world.profile_id(), "r")
+    with pytest.raises(InstanceNotFoundError):
+        await files.stat(world.control, world.me, found, b"/tmp/a")
+    assert world.host.count(EnsureMachine) == 1
 
 
 async def test_a_sleeping_room_wakes(world: World, room: rooms.RoomView) -> None:
@@ -94,14 +99,14 @@ async def test_a_sleeping_room_wakes(world: World, room: rooms.RoomView) -> None
     await adopt(world.control, world.host.id)
     assert await read(world, b"/tmp/a") == b"kept"
     world.host.machines.clear()
-    assert (await files.stat(world.control, world.me, world.profile_id(), "r", b"/tmp/a")).size == 4
+    assert (await files.stat(world.control, world.me, await entry(world), b"/tmp/a")).size == 4
     assert world.host.count(EnsureMachine) == 4
 
 
 async def test_a_failed_room_says_so(world: World, room: rooms.RoomView) -> None:
     world.host.publish({"type": "machine.failed", "instance_id": str(room.instance.id), "failure": "broke"})
-    entry = world.control.rooms.by_instance(room.instance.id)
-    await world.until(lambda: not entry.ready)
+    failed = world.control.live.by_instance(room.instance.id)
+    await world.until(lambda: not failed.ready)
     with pytest.raises(InstanceFailedError, match="broke"):
         await read(world, b"/tmp/a")
 
@@ -131,20 +136,6 @@ async def test_public_files_end_with_the_room(world: World, room: rooms.RoomView
     await rooms.destroy(world.control, world.me, world.profile_id(), "r")
     with pytest.raises(FileMissingError):
         await public(world, room.instance.public_id)
-
-
-async def test_another_organization_sees_nothing(world: World, room: rooms.RoomView) -> None:
-    world.host.files[room.instance.id, "/tmp/a"] = b"mine"
-    args = (world.control, await world.stranger(), world.profile_id(), "r", b"/tmp/a")
-    with pytest.raises(ProfileNotFoundError):
-        async with files.read(*args):
-            pass
-    with pytest.raises(ProfileNotFoundError):
-        await files.write(*args, pieces(b"x"))
-    for call in (files.stat, files.list_directory):
-        with pytest.raises(ProfileNotFoundError):
-            await call(*args)
-    assert world.host.files[room.instance.id, "/tmp/a"] == b"mine"
 
 
 async def test_a_guest_that_takes_no_more_of_a_file_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

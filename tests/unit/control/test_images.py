@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from innkeeper.control import images, profiles, rooms
+from innkeeper.control import images, lifecycle, profiles, rooms
 from innkeeper.core.host_verbs import CollectImages, EnsureMachine
 from innkeeper.core.image import Image, ImageSource, ImageStatus
 from innkeeper.core.image_config import ImageConfig
@@ -93,9 +93,9 @@ async def test_rooms_take_what_the_profile_does_not_say_and_keep_what_they_were_
     world.host.asked.clear()
     world.host.machines.clear()
     async with world.running() as again:
-        entry = again.rooms.find((view.profile.id, "one"))
+        entry = again.live.find((view.profile.id, "one"))
         assert entry is not None
-        await rooms.revive(again, world.me, entry)
+        await lifecycle.revive(again, world.me, entry)
     (request,) = (request for request in world.host.asked if isinstance(request, EnsureMachine))
     assert (request.shape.image_digest, request.workdir, request.env["A"]) == ("d1", "/app", "1")
 

@@ -32,13 +32,19 @@ async def test_create_get_list_delete(world: World) -> None:
         await profiles.get(world.control, world.me, made.profile.id)
 
 
+def open_env(world: World, stored: Any) -> dict[str, str]:
+    return world.control.box.open_env(
+        stored.env_sealed, organization_id=stored.profile.organization_id, object_id=stored.profile.id
+    )
+
+
 async def test_env_is_sealed_and_never_shown(world: World) -> None:
     made = await profiles.create(world.control, world.me, {"name": "mine", "image": "base", "env": {"KEY": SECRET}})
     assert made.env_names == ("KEY",)
     assert made.profile.env == {}
     stored = world.control.profiles[made.profile.id]
     assert SECRET not in repr(stored) + repr(made)
-    assert profiles.open_env(world.control, stored) == {"KEY": SECRET}
+    assert open_env(world, stored) == {"KEY": SECRET}
 
     def everything(connection: sa.Connection) -> bytes:
         rows = [tuple(row) for table in tables.metadata.sorted_tables for row in connection.execute(sa.select(table))]
@@ -58,7 +64,7 @@ async def test_patch(world: World) -> None:
     assert view.env_names == ("A", "C")
     assert (view.profile.memory_mb, view.profile.idle_seconds, view.profile.image) == (256, None, "base")
     assert view.profile.revision == made.profile.revision + 1
-    assert profiles.open_env(world.control, world.control.profiles[made.profile.id]) == {"A": "1", "C": "3"}
+    assert open_env(world, world.control.profiles[made.profile.id]) == {"A": "1", "C": "3"}
     same = await profiles.update(world.control, world.me, made.profile.id, {"memory_mb": 256})
     assert same.profile.revision == view.profile.revision
     cleared = await profiles.update(world.control, world.me, made.profile.id, {"env": None})

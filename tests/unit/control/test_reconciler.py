@@ -72,7 +72,7 @@ async def test_a_killed_server_resumes_what_was_half_made(still_world: World) ->
     still_world.host.hold.set()
     async with still_world.running() as control:
         still_world.control = control
-        entry = control.rooms.find((profile_id, "half"))
+        entry = control.live.find((profile_id, "half"))
         await still_world.until(lambda: entry.ready)
         assert still_world.host.count(EnsureMachine) == 2
 
@@ -90,7 +90,7 @@ async def test_a_killed_server_finishes_a_destruction(still_world: World) -> Non
     still_world.host.hold.set()
     assert view.instance.id in still_world.host.machines
     async with still_world.running() as control:
-        await still_world.until(lambda: not still_world.host.machines and len(control.rooms) == 0)
+        await still_world.until(lambda: not still_world.host.machines and len(control.live) == 0)
 
 
 async def test_a_ready_state_that_was_never_written_is_found_out(world: World) -> None:
@@ -129,7 +129,7 @@ async def test_a_room_that_comes_up_while_the_host_is_asked_stays_ready(still_wo
         view = await rooms.get_or_create(control, me, profile_id, "r")
         del still_world.host.machines[view.instance.id]
         await reconciler.adopt(control, still_world.host.id)
-        entry = control.rooms.find((profile_id, "r"))
+        entry = control.live.find((profile_id, "r"))
         assert entry.instance.state is InstanceState.STOPPED
         meanwhile.append(lambda: rooms.get_or_create(control, me, profile_id, "r"))
         await reconciler.adopt(control, still_world.host.id)
@@ -140,7 +140,7 @@ async def test_a_room_that_comes_up_while_the_host_is_asked_stays_ready(still_wo
 async def idle_room(world: World, name: str = "r", *, seconds: float = 1_000) -> Any:
     await profiles.update(world.control, world.me, world.profile_id(), {"idle_seconds": 600})
     view = await rooms.get_or_create(world.control, world.me, world.profile_id(), name)
-    entry = world.control.rooms.by_instance(view.instance.id)
+    entry = world.control.live.by_instance(view.instance.id)
     entry.last_active = time.time() - seconds
     world.host.machines[view.instance.id]["idle_seconds"] = seconds
     return entry
@@ -171,7 +171,7 @@ async def test_what_keeps_an_idle_room(world: World) -> None:
     assert await expiry.expire(world.control) == []
     machine["idle_seconds"] = 1_000.0
     request = executions.ExecutionRequest("x")
-    async with executions.start(world.control, world.me, world.profile_id(), "r", request) as execution:
+    async with executions.start(world.control, world.me, entry, request) as execution:
         entry.last_active = time.time() - 1_000
         assert await expiry.expire(world.control) == []
         await execution.result()
@@ -187,10 +187,10 @@ async def test_last_use_survives_a_restart(still_world: World) -> None:
     async with still_world.running() as control:
         still_world.control = control
         entry = await idle_room(still_world)
-        control.rooms.touch(entry)
+        control.live.touch(entry)
         used = entry.last_active
     async with still_world.running() as control:
-        (entry,) = list(control.rooms)
+        (entry,) = list(control.live)
         assert entry.last_active == pytest.approx(used, abs=0.001)
 
 
@@ -245,8 +245,9 @@ async def test_after_its_deadline_a_drained_host_finishes_what_runs_and_takes_no
         await hosts.set_draining(world.control, world.operator, world.host.id, draining=True, deadline_seconds=seconds)
 
     async def run() -> int:
+        entry = await rooms.ready_entry(world.control, world.me, profile_id, "old")
         request = executions.ExecutionRequest("true")
-        async with executions.start(world.control, world.me, profile_id, "old", request) as execution:
+        async with executions.start(world.control, world.me, entry, request) as execution:
             return (await execution.result()).exit_code
 
     await drain(3_600)

@@ -86,7 +86,7 @@ async def test_the_row_is_committed_before_the_host_is_asked(world: World) -> No
 
 
 async def test_waiting_ends_with_the_status_and_goes_on_behind(still_world: World) -> None:
-    async with still_world.running(room_wait_seconds=0.05) as control:
+    async with still_world.running(room_wait_seconds=1) as control:
         still_world.control = control
         still_world.host.hold.clear()
         with pytest.raises(
@@ -158,7 +158,7 @@ async def test_a_machine_that_fails_later_is_restarted_by_the_next_request(world
     view = await rooms.get_or_create(world.control, world.me, world.profile_id(), "r")
     world.host.machines.clear()
     world.host.publish({"type": "machine.failed", "instance_id": str(view.instance.id), "failure": "out of memory"})
-    entry = world.control.rooms.by_instance(view.instance.id)
+    entry = world.control.live.by_instance(view.instance.id)
     await world.until(lambda: entry.instance.state is InstanceState.FAILED)
     assert entry.view.instance.failure == "out of memory"
     again = await rooms.get_or_create(world.control, world.me, world.profile_id(), "r")
@@ -243,7 +243,7 @@ async def test_a_destruction_that_the_host_refuses_is_finished_later(world: Worl
         await rooms.find(world.control, world.me, world.profile_id(), "r")
     world.host.destroy_error = None
     world.control.reconcile_hint.set()
-    await world.until(lambda: world.control.rooms.by_instance(view.instance.id) is None)
+    await world.until(lambda: world.control.live.by_instance(view.instance.id) is None)
     assert view.instance.id not in world.host.machines
 
 

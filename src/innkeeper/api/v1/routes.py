@@ -32,7 +32,7 @@ from innkeeper.api.v1.schemas import (
 )
 from innkeeper.control import audit, hosts, organizations, rooms, tokens
 from innkeeper.control.context import Control
-from innkeeper.control.room_table import RoomView
+from innkeeper.control.room_entry import RoomView
 from innkeeper.core.token import DEFAULT_SCOPES, Dialect, Organization, Scope, Token
 from innkeeper.errors import InvalidRequestError
 from innkeeper.ids import parse_uuid

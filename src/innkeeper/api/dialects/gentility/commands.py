@@ -46,12 +46,16 @@ async def run_command(call: RoomCall) -> None:
         stdin=None if request.stdin is None else request.stdin.encode(),
         stream=streamed,
     )
-    started = executions.start(call.control, call.principal, call.profile_id, call.room_id, wanted)
     if streamed:
-        async with cancelled_on_disconnect(call.receive, after_seconds=0), started as execution:
-            await _EventStream(call, execution, request.command).run()
+        async with cancelled_on_disconnect(call.receive, after_seconds=0):
+            room = await call.ready()
+            async with executions.start(call.control, call.principal, room, wanted) as execution:
+                await _EventStream(call, execution, request.command).run()
         return
-    async with cancelled_on_disconnect(call.receive), started as execution:
+    async with (
+        cancelled_on_disconnect(call.receive),
+        executions.start(call.control, call.principal, await call.ready(), wanted) as execution,
+    ):
         kept = bytearray()
         async for chunk in _in_turns(execution.output):
             kept += chunk[: OUTPUT_MAX_BYTES - len(kept)] if len(kept) + len(chunk) > OUTPUT_MAX_BYTES else chunk
@@ -156,7 +160,7 @@ async def read_output(call: RoomCall) -> None:
     limit = call.query.integer("limit", default=OUTPUT_MAX_BYTES, minimum=4, maximum=OUTPUT_MAX_BYTES)
     async with cancelled_on_disconnect(call.receive):
         piece = await executions.read_output(
-            call.control, call.principal, call.profile_id, call.room_id, execution_id, offset=offset, limit=limit
+            call.control, await call.existing(), execution_id, offset=offset, limit=limit
         )
     at_end = piece.ended and piece.offset + len(piece.data) >= piece.total_bytes
     data = piece.data if at_end else whole_characters(piece.data)
@@ -179,9 +183,7 @@ async def read_files_changed(call: RoomCall) -> None:
     cursor = call.query.integer("cursor", default=0)
     page = await executions.files_changed(
         call.control,
-        call.principal,
-        call.profile_id,
-        call.room_id,
+        await call.existing(),
         execution_id,
         cursor=cursor,
         limit=FILES_CHANGED_PAGE,

@@ -46,11 +46,10 @@ async def read_file(call: RoomCall) -> None:
 
 async def _read_raw(call: RoomCall, path: bytes) -> None:
     wanted = byte_range(call.scope)
+    room = await call.existing()
 
     def opened(offset: int, length: int | None) -> Any:
-        return control_files.read(
-            call.control, call.principal, call.profile_id, call.room_id, path, offset=offset, length=length
-        )
+        return control_files.read(call.control, call.principal, room, path, offset=offset, length=length)
 
     headers = {"Content-Disposition": "attachment", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     try:
@@ -68,7 +67,7 @@ async def _read_json(call: RoomCall, path: bytes) -> None:
         async with (
             cancelled_on_disconnect(call.receive),
             control_files.read(
-                call.control, call.principal, call.profile_id, call.room_id, path, max_bytes=JSON_FILE_MAX_BYTES
+                call.control, call.principal, await call.existing(), path, max_bytes=JSON_FILE_MAX_BYTES
             ) as file,
         ):
             public_id = file.instance.public_id
@@ -130,7 +129,7 @@ async def write_file(call: RoomCall) -> None:
         raise InvalidRequestError("path: names a directory")
     chunks: AsyncIterator[bytes] = stream_body(call.scope, call.receive, max_bytes=UPLOAD_MAX_BYTES)
     written = await control_files.write(
-        call.control, call.principal, call.profile_id, call.room_id, path, chunks, max_bytes=UPLOAD_MAX_BYTES
+        call.control, call.principal, await call.existing(), path, chunks, max_bytes=UPLOAD_MAX_BYTES
     )
     answer = {
         "file_path": show_path(path),
@@ -149,8 +148,7 @@ async def list_files(call: RoomCall) -> None:
         page = await control_files.list_directory(
             call.control,
             call.principal,
-            call.profile_id,
-            call.room_id,
+            await call.existing(),
             path,
             cursor=call.query.text("cursor"),
             limit=limit,

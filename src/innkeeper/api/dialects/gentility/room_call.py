@@ -8,7 +8,9 @@ from uuid import UUID
 from starlette.types import Receive, Scope, Send
 
 from innkeeper.api.query import Query
+from innkeeper.control import rooms
 from innkeeper.control.context import Control
+from innkeeper.control.room_entry import RoomEntry
 from innkeeper.core.token import Principal
 
 
@@ -24,6 +26,14 @@ class RoomCall:
     scope: Scope
     receive: Receive
     send: Send
+
+    async def ready(self) -> RoomEntry:
+        """The room, made where it is missing, and brought up. Raises as `rooms.get_or_create`."""
+        return await rooms.ready_entry(self.control, self.principal, self.profile_id, self.room_id)
+
+    async def existing(self) -> RoomEntry:
+        """The room in whatever state. Raises InstanceNotFoundError."""
+        return await rooms.existing_entry(self.control, self.principal, self.profile_id, self.room_id)
 
     @property
     def query(self) -> Query:

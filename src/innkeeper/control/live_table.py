@@ -1,63 +1,57 @@
-"""The rooms in memory: what makes a warm request cost no database access."""
+"""The living instances in memory: what makes a warm request cost no database access."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 from uuid import UUID
 
 from innkeeper.core.host import Host
 from innkeeper.core.instance import Instance, InstanceState
-from innkeeper.core.profile import Profile
-from innkeeper.store.profiles import StoredProfile
+from innkeeper.core.instance_spec import InstanceSpec
 
 Key = tuple[UUID, str]
 
 
-@dataclass(frozen=True, slots=True)
-class RoomView:
-    """A room as a caller sees it. `profile.env` is empty: values are never shown."""
-
-    instance: Instance
-    profile: Profile
-    room_id: str
-    host: Host | None
-
-
 class Entry:
-    """One live room. `last_active` is in Unix seconds; `open_streams` counts calls that are going on in the guest."""
+    """One living instance, whatever its handle is; a kind of handle extends it.
 
-    __slots__ = ("host", "instance", "last_active", "open_streams", "room_id", "stored", "view")
+    `key` is what the handle is found by, and what its flights are told apart by. `last_active` is in Unix seconds; `open_streams` counts what is going
+    on in the guest for somebody outside.
+    """
 
-    def __init__(self, instance: Instance, stored: StoredProfile, room_id: str, host: Host | None) -> None:
+    __slots__ = ("host", "instance", "key", "last_active", "open_streams", "spec")
+
+    kind: ClassVar[str]
+    """What users call it, in audit events and messages."""
+
+    def __init__(self, key: Key, instance: Instance, spec: InstanceSpec, host: Host | None) -> None:
+        self.key = key
         self.instance = instance
-        self.stored = stored
-        self.room_id = room_id
+        self.spec = spec
         self.host = host
         self.last_active = (instance.last_active_at or instance.created_at).timestamp()
         self.open_streams = 0
-        self.view = RoomView(instance, stored.profile, room_id, host)
-
-    @property
-    def key(self) -> Key:
-        """What names the room."""
-        return (self.instance.profile_id, self.room_id)
 
     @property
     def ready(self) -> bool:
         """Whether the guest can be asked right now."""
         return self.instance.state is InstanceState.READY
 
+    @property
+    def doomed(self) -> bool:
+        """Whether it is being destroyed, or was."""
+        return self.instance.desired == "destroyed"
+
     def change(self, instance: Instance) -> None:
         """The instance's new form."""
         self.instance = instance
-        self.view = RoomView(instance, self.stored.profile, self.room_id, self.host)
 
 
-class RoomTable:
-    """All live rooms of this server."""
+class LiveTable:
+    """All living instances of this server that have a handle."""
 
     def __init__(self) -> None:
         self._by_key: dict[Key, Entry] = {}
@@ -72,19 +66,19 @@ class RoomTable:
         return len(self._by_id)
 
     def find(self, key: Key) -> Entry | None:
-        """The room of a pair."""
+        """The entry of a handle."""
         return self._by_key.get(key)
 
     def by_instance(self, instance_id: UUID) -> Entry | None:
-        """The room of an instance."""
+        """The entry of an instance."""
         return self._by_id.get(instance_id)
 
     def by_public_id(self, public_id: UUID) -> Entry | None:
-        """The room of an instance's public id."""
+        """The entry of an instance's public id."""
         return self._by_public_id.get(public_id)
 
     def add(self, entry: Entry) -> Entry:
-        """Remember a room; the entry that counts, which is an older one of the same instance where there is one."""
+        """Remember an entry; the one that counts, which is an older one of the same instance where there is one."""
         known = self._by_id.get(entry.instance.id)
         if known is not None:
             return known
@@ -94,34 +88,27 @@ class RoomTable:
         return entry
 
     def remove(self, entry: Entry) -> None:
-        """Forget a room."""
+        """Forget an entry."""
         self._by_id.pop(entry.instance.id, None)
         self._by_public_id.pop(entry.instance.public_id, None)
         if self._by_key.get(entry.key) is entry:
             del self._by_key[entry.key]
         self._touched.discard(entry.instance.id)
 
-    def set_profile(self, stored: StoredProfile) -> None:
-        """A profile changed: its rooms show the new one."""
-        for entry in self:
-            if entry.instance.profile_id == stored.profile.id:
-                entry.stored = stored
-                entry.change(entry.instance)
-
     def set_host(self, host: Host) -> None:
-        """A host changed: its rooms show the new one."""
+        """A host changed: its instances show the new one."""
         for entry in self:
             if entry.instance.host_id == host.id:
                 entry.host = host
                 entry.change(entry.instance)
 
     def touch(self, entry: Entry) -> None:
-        """The room is being used now."""
+        """The instance is being used now."""
         entry.last_active = time.time()
         self._touched.add(entry.instance.id)
 
     def take_touched(self) -> dict[UUID, datetime]:
-        """When the rooms that were used since the last call were used last."""
+        """When the instances that were used since the last call were used last."""
         touched, self._touched = self._touched, set()
         return {
             instance_id: datetime.fromtimestamp(entry.last_active, UTC)

@@ -1,0 +1,118 @@
+"""An instance's way up and down, for those who wait for it, whatever its handle is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from structlog.contextvars import bind_contextvars
+
+from innkeeper.control import clock, provisioning
+from innkeeper.control.flights import Flight
+from innkeeper.control.live_table import Entry, Key
+from innkeeper.core.instance import InstanceState
+from innkeeper.core.token import Principal
+from innkeeper.errors import HostDrainingError, InstanceFailedError, InstanceNotFoundError, InstanceNotReadyError
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
+
+# What a request leaves for the log: the edge takes it away again.
+INSTANCE_ID = "instance_id"
+
+
+def use(control: Control, entry: Entry) -> None:
+    """The instance is being used: its idle time starts anew, and the request's log lines name it (not by the public id, which is a key).
+
+    Raises HostDrainingError when its host takes nothing more.
+    """
+    check_drain(entry)
+    control.live.touch(entry)
+    bind_contextvars(**{INSTANCE_ID: str(entry.instance.id)})
+
+
+def check_drain(entry: Entry) -> None:
+    """Refuse what would begin on a host that takes nothing more. Raises HostDrainingError."""
+    host = entry.host
+    if host is not None and host.draining and host.refuses_use(clock.now()):
+        raise HostDrainingError(f"The {entry.kind}'s host has been drained")
+
+
+async def usable(control: Control, principal: Principal, entry: Entry) -> Entry:
+    """The same instance, ready: one that sleeps is woken.
+
+    Raises:
+        InstanceFailedError: it failed; asking for its handle restarts it.
+        InstanceNotReadyError: it takes longer than the wait limit.
+        InstanceNotFoundError: it was destroyed meanwhile.
+
+    """
+    if entry.ready:
+        use(control, entry)
+        return entry
+    if entry.instance.state is InstanceState.FAILED:
+        raise InstanceFailedError(entry.instance.failure)
+    return await ready(control, principal, entry)
+
+
+async def revive(control: Control, principal: Principal, entry: Entry) -> Entry:
+    """The instance with a new machine on its disk, when its host says that the one we thought ready is gone. Raises as `usable`."""
+    provisioning.mark_lost(control, entry)
+    return await ready(control, principal, entry)
+
+
+async def ready(control: Control, principal: Principal, entry: Entry) -> Entry:
+    """The instance, ready; a failed one is restarted on its disk. Raises InstanceNotReadyError, InstanceFailedError, InstanceNotFoundError."""
+    return await bring_up(control, entry.key, lambda: provisioning.bring_up(control, principal, entry), only=entry)
+
+
+async def bring_up(
+    control: Control, key: Key, work: Callable[[], Coroutine[Any, Any, Entry]], *, only: Entry | None = None
+) -> Entry:
+    """The entry of a handle, ready: of the flight that is going on, else of one that does the `work`.
+
+    Raises:
+        InstanceNotFoundError: the one that is meant, `only`, was destroyed.
+        InstanceNotReadyError: it takes longer than the wait limit; it goes on coming up.
+        HostDrainingError: its host takes nothing more.
+        And what the work raises.
+
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + control.settings.room_wait_seconds
+    while True:
+        entry = control.live.find(key)
+        flight = control.flights.get(key)
+        if entry is not None:
+            check_drain(entry)
+        if flight is None:
+            if entry is not None and entry.ready:
+                use(control, entry)
+                return entry
+            if only is not None and only.doomed:
+                raise InstanceNotFoundError
+            flight = control.flights.start(key, "up", work)
+        await _wait(control, flight, key, deadline - loop.time())
+        if flight.kind == "up":
+            flight.future.result()
+
+
+async def _wait(control: Control, flight: Flight, key: Key, seconds: float) -> None:
+    done, _ = await asyncio.wait({flight.future}, timeout=max(0.0, seconds))
+    if not done:
+        entry = control.live.find(key)
+        status = InstanceState.ACTIVE if entry is None else entry.instance.state
+        raise InstanceNotReadyError(f"Instance is still provisioning, current status: {status}")
+
+
+async def destroy(control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy") -> None:
+    """Destroy an instance that is in memory; joins a destruction that is going on. `verb` is what the audit log calls it."""
+    flight = control.flights.get(entry.key)
+    if flight is None:
+        flight = control.flights.start(
+            entry.key, "down", lambda: provisioning.take_down(control, principal, entry, verb=verb)
+        )
+    await asyncio.wait({flight.future})
+    if flight.kind == "down":
+        flight.future.result()
