@@ -180,6 +180,12 @@ class Settings(BaseModel):
             description="Comma-separated hosts (or host:port) and networks that imports may reach although they are private, and may speak to without TLS."
         ),
     ] = ""
+    registry_ca_file: Annotated[
+        Path | None,
+        Field(
+            description="PEM file of certificate authorities that imports trust besides the host's; read anew for each import."
+        ),
+    ] = None
     runsc: Annotated[str, Field(description="The runsc binary, a path or a name in PATH.")] = "runsc"
     runsc_platform: Annotated[
         Literal["auto", "systrap", "ptrace", "kvm"],
@@ -231,7 +237,9 @@ class Settings(BaseModel):
     dns_upstreams: Annotated[
         CommaSeparated,
         AfterValidator(_servers),
-        Field(description="Comma-separated DNS servers (address or address:port); default: the host's resolv.conf."),
+        Field(
+            description="Comma-separated DNS servers (address or address:port) for guests and imports; default: the host's own resolution."
+        ),
     ] = ""
     host_netns: Annotated[
         str, Field(description="Path of the network namespace that stands for the host; default: the daemon's own.")

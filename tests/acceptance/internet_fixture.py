@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,13 +176,13 @@ def git_repository(folder: Path) -> Path:
     return bare
 
 
-def certificates(folder: Path) -> tuple[ssl.SSLContext, bytes]:
-    """A server context with a certificate for every name, and the authority's certificate."""
+def certificates(folder: Path, names: Sequence[str] = NAMES) -> tuple[ssl.SSLContext, bytes]:
+    """A server context with a certificate for every name, kept with its key as `server.pem`, and the authority's certificate."""
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Authority of the tests")])
-    authority = _certificate(issuer, issuer, authority_key, authority_key, authority=True)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "index.test")])
-    leaf = _certificate(subject, issuer, key, authority_key, authority=False)
+    authority = _certificate(issuer, issuer, authority_key, authority_key, names=None)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    leaf = _certificate(subject, issuer, key, authority_key, names=names)
     chain = folder / "server.pem"
     chain.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -199,20 +199,21 @@ def _certificate(
     key: ec.EllipticCurvePrivateKey,
     signer: ec.EllipticCurvePrivateKey,
     *,
-    authority: bool,
+    names: Sequence[str] | None,
 ) -> x509.Certificate:
+    """For servers of these names, or of an authority."""
     now = datetime.now(UTC)
     builder = (
         x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
-    if not authority:
-        names = x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES])
-        builder = builder.add_extension(names, critical=False)
+    if names is not None:
+        alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+        builder = builder.add_extension(alternatives, critical=False)
     return builder.sign(signer, hashes.SHA256())
 
 

@@ -1,9 +1,8 @@
-"""OCI images for tests, made byte by byte so that they can be as wrong as a stranger's; and a network with a registry beyond a host."""
+"""OCI images for tests, made byte by byte so that they can be as wrong as a stranger's."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import hashlib
 import io
@@ -11,14 +10,11 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import tarfile
-import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,6 @@ from tests.integration.daemon_fixture import Host
 
 from innkeeper.bus.contract import Message
 from innkeeper.core.host_verbs import ImportImage, to_wire
-from innkeeper.host.linux import netns
 
 DIRECTORY, SYMLINK, HARD_LINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -232,101 +227,3 @@ async def import_archive(host: Host, content: bytes, kind: str = "oci-archive") 
 
 async def import_reference(host: Host, reference: str, username: str | None = None, password: str | None = None) -> Imported:  # fmt: skip
     return await run_import(host, ImportImage("registry", reference, username, password))
-
-
-# --- a network of the tests' own ---------------------------------------------------------------------------------------
-
-PUBLIC = "8.8.8.1"
-PRIVATE = "10.9.9.9"
-HOST_ADDRESS = "8.8.8.2"
-
-
-@dataclass
-class Beyond:
-    """Two namespaces: `host` stands for the host, `there` answers under a public and a private address."""
-
-    host: str
-    there: str
-    folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def registry(self, port: int, *, htpasswd: str | None = None, address: str = PUBLIC) -> str:
-        """Debian's docker-registry at a port, serving; its host:port."""
-        settings: dict[str, Any] = {
-            "version": "0.1",
-            "log": {"level": "warn"},
-            "storage": {"filesystem": {"rootdirectory": str(self.folder / f"storage-{port}")}},
-            "http": {"addr": f"{address}:{port}", "secret": "s" * 32},
-        }
-        if htpasswd is not None:
-            (self.folder / f"htpasswd-{port}").write_text(htpasswd + "\n")
-            settings["auth"] = {"htpasswd": {"realm": "test", "path": str(self.folder / f"htpasswd-{port}")}}
-        path = self.folder / f"registry-{port}.yml"
-        path.write_text(json.dumps(settings))
-        with (self.folder / f"registry-{port}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["nsenter", f"--net={netns.path_of(self.there)}", "--", "docker-registry", "serve", str(path)],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
-        self.processes.append(process)
-        deadline = time.monotonic() + 30
-        while not netns.call_inside(self.there, lambda: _answers(address, port)):
-            assert process.poll() is None and time.monotonic() < deadline, path.with_suffix(".log").read_text()
-            time.sleep(0.05)
-        return f"{address}:{port}"
-
-    def push(self, layout: Path, reference: str, *options: str) -> None:
-        """Copy the layout's image to a registry, from where the registry is."""
-        command = ["nsenter", f"--net={netns.path_of(self.there)}", "--", "skopeo", "--insecure-policy", "copy", "--all"]  # fmt: skip
-        done = subprocess.run(
-            [*command, "--dest-tls-verify=false", *options, f"oci:{layout}", f"docker://{reference}"],
-            capture_output=True,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-
-    @contextlib.contextmanager
-    def web(self, port: int, handler: type[BaseHTTPRequestHandler], *, address: str = PUBLIC) -> Iterator[str]:
-        """A web server of the test's own there."""
-        server = netns.call_inside(self.there, lambda: ThreadingHTTPServer((address, port), handler))
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"{address}:{port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
-
-
-def _answers(address: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
-        return True
-    return False
-
-
-@contextlib.asynccontextmanager
-async def beyond(folder: Path) -> AsyncIterator[Beyond]:
-    """The two namespaces, wired; everything in them ends with the context."""
-    made = Beyond(f"iko{os.getpid()}h", f"iko{os.getpid()}r", folder)
-    try:
-        await netns.ip_batch([f"netns add {made.host}", f"netns add {made.there}"])
-        wire = [
-            f"link add wan type veth peer name wan netns {made.there}",
-            "link set lo up",
-            f"addr add {HOST_ADDRESS}/24 dev wan",
-            "link set wan up",
-            f"route add default via {PUBLIC}",
-        ]
-        await netns.ip_batch(wire, inside=made.host)
-        there = ["link set lo up", f"addr add {PUBLIC}/24 dev wan", "link set wan up", f"addr add {PRIVATE}/32 dev lo"]
-        await netns.ip_batch(there, inside=made.there)
-        yield made
-    finally:
-        for process in made.processes:
-            process.kill()
-            process.wait()
-        for name in (made.host, made.there):
-            await netns.delete(name)

@@ -4,20 +4,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 import pytest
 from tests import leaks
 from tests.integration import oci_fixture as oci
 from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, running_host
-from tests.integration.oci_fixture import PRIVATE, PUBLIC, Beyond, file, import_reference, layer
+from tests.integration.oci_fixture import file, import_reference, layer
+from tests.integration.registry_world import PRIVATE, PUBLIC, Beyond, Registry, beyond, serving
 
 from innkeeper.errors import InvalidRequestError
 from innkeeper.host.disks.image_store import ImageStore
@@ -57,7 +55,7 @@ async def world(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) ->
     layout = oci.Layout()
     image = layout.image([layer([("hello", file(b"from a registry"))])], {"User": "5:6"})
     layout.index(layout.several(image)).write(folder / "layout")
-    async with oci.beyond(folder) as net:
+    async with beyond(folder) as net:
         # The operator allows the first two, which speak no TLS, and a port that nobody serves; not the third, on the private address.
         allowed = f"{PUBLIC}:{OPEN},{PUBLIC}:{CLOSED},{PUBLIC}:{HOSTILE}"
         settings = {"image_registries": allowed, "host_netns": net.host, "import_max_mb": 64, "import_timeout_seconds": SECONDS}  # fmt: skip
@@ -154,53 +152,6 @@ async def test_only_named_hosts_are_asked_without_tls(world: World) -> None:
     with world.net.web(5_010, Plain), pytest.raises(InvalidRequestError):
         await import_reference(world.host, f"{PUBLIC}:5010/x/y:1")
     assert asked == []
-
-
-class Registry(BaseHTTPRequestHandler):
-    """A registry of the test's own: subclasses say what it answers."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def answer(self) -> None:
-        raise NotImplementedError
-
-    def say(self, status: int, body: bytes, kind: str = "application/json", **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-        self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def serving(files: dict[str, bytes], **blobs: Any) -> type[Registry]:
-    """A registry with the image of `files` (a Layout's), whose blobs are answered by `blobs["answer"]`."""
-    index = json.loads(files["index.json"])["manifests"][0]
-    manifest = files["blobs/sha256/" + index["digest"].partition(":")[2]]
-
-    class Made(Registry):
-        def answer(self) -> None:
-            if self.path == "/v2/":
-                self.say(200, b"{}")
-            elif "/manifests/" in self.path:
-                digest = "sha256:" + hashlib.sha256(manifest).hexdigest()
-                self.say(200, manifest, index["mediaType"], Docker_Content_Digest=digest)
-            else:
-                blobs["answer"](self, files.get("blobs/sha256/" + self.path.rpartition(":")[2], b""))
-
-    return Made
 
 
 def an_image() -> dict[str, bytes]:

@@ -31,7 +31,7 @@ from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.oci_import import ImageImporter
-from innkeeper.host.disks.oci_job import ImportLimits
+from innkeeper.host.disks.oci_job import ImportLimits, RegistryRoutes
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.drivers.gvisor import GvisorDriver
@@ -194,8 +194,12 @@ async def run_daemon(
             store=store,
             group=CgroupTree.detect().server_root(f"{group_name}-imports"),
             limits=import_limits(settings),
-            allow=settings.image_registries,
-            host_netns=settings.host_netns or None,
+            routes=RegistryRoutes(
+                allow=settings.image_registries,
+                authorities=settings.registry_ca_file,
+                name_servers=tuple(comma_separated(settings.dns_upstreams)),
+                host_netns=settings.host_netns or None,
+            ),
         )
         await importer.sweep()
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from innkeeper.core.registry import parse_policy
-from innkeeper.host.registry_proxy import HEAD_BYTES_MAX, Proxy
+from innkeeper.host.registry_proxy import HEAD_BYTES_MAX, Proxy, host_addresses
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ class Net:
         loop = asyncio.get_running_loop()
         real = asyncio.open_connection
 
-        async def getaddrinfo(host: str, wanted: int, **_: object) -> list[tuple[object, ...]]:
+        async def getaddrinfo(host: str, wanted: int | None, **_: object) -> list[tuple[object, ...]]:
             self.asked.append(host)
             if not self.answers:
                 raise socket.gaierror
@@ -56,7 +56,7 @@ async def proxied(
         writer.close()
 
     behind = await asyncio.start_server(upstream, "127.0.0.1", 0)
-    proxy = Proxy(parse_policy(allow), max_bytes)
+    proxy = Proxy(parse_policy(allow), max_bytes, host_addresses)
     front = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=HEAD_BYTES_MAX)
     reader, writer = await asyncio.open_connection("127.0.0.1", front.sockets[0].getsockname()[1])
     net = Net(monkeypatch, behind.sockets[0].getsockname()[1])

@@ -14,13 +14,12 @@ from pathlib import Path
 import structlog
 
 from innkeeper.core.image_config import ImageConfig, config_from_json, config_to_json
-from innkeeper.core.registry import parse_policy
 from innkeeper.errors import InvalidRequestError, UnavailableError
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks import rootfs
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
-from innkeeper.host.disks.oci_job import MIB, ImportJob, ImportLimits, ImportSource, Say, sha256_of
+from innkeeper.host.disks.oci_job import MIB, ImportJob, ImportLimits, ImportSource, RegistryRoutes, Say, sha256_of
 from innkeeper.host.linux import loop_device, mounts
 from innkeeper.host.linux.cgroup import Group
 
@@ -48,8 +47,7 @@ class ImportedImage:
 
 
 class ImageImporter:
-    """The imports of one host. `under_way` names what they hold, for those who look for leaks; `allow` is the operator's `image_registries`, `host_netns`
-    the network from which registries are asked (None: the daemon's own)."""
+    """The imports of one host. `under_way` names what they hold, for those who look for leaks."""
 
     def __init__(
         self,
@@ -59,17 +57,14 @@ class ImageImporter:
         store: ImageStore,
         group: Group,
         limits: ImportLimits,
-        allow: str,
-        host_netns: str | None = None,
+        routes: RegistryRoutes,
     ) -> None:
         self._directories = directories
         self._pool = pool
         self._store = store
         self._group = group
         self._limits = limits
-        self._policy = parse_policy(allow)
-        self._allow = allow
-        self._host_netns = host_netns
+        self._routes = routes
         self._turns = asyncio.Semaphore(limits.parallel)
         self.under_way: set[str] = set()
 
@@ -177,7 +172,7 @@ class ImageImporter:
                 mounts.mount(device.path, disk, "ext4", DISK_FLAGS, DISK_OPTIONS)
             group.create()
             group.set_limits(memory_bytes=MEMORY_BYTES, cpu_quota=None, pids_max=PROCESSES)
-            job = ImportJob(disk, self._limits, self._policy, self._allow, group, say, self._host_netns)
+            job = ImportJob(disk, self._limits, self._routes, group, say)
             job.prepare()
             yield job
         finally:

@@ -24,10 +24,11 @@ from typing import Any
 
 from innkeeper.core.image_config import IMAGE_USER_PATTERN, ImageConfig, config_from_json
 from innkeeper.core.profile import ENV_BYTES_MAX
-from innkeeper.core.registry import Reference, RegistryPolicy
-from innkeeper.errors import InvalidRequestError
+from innkeeper.core.registry import Reference, RegistryPolicy, parse_policy
+from innkeeper.errors import InvalidRequestError, UnavailableError
 from innkeeper.host.disks import oci_tidy
 from innkeeper.host.disks.image_build import EROFS_OPTIONS
+from innkeeper.host.disks.registry_authorities import read_authorities
 from innkeeper.host.linux import command, netns
 from innkeeper.host.linux.cgroup import Group
 from innkeeper.host.linux.jail import FIRST_UID, NOBODY, PROXY_PORT, JailPlan
@@ -38,6 +39,8 @@ LINE_CHARACTERS = 500
 TAIL_LINES = 5
 LINES_MAX = 5_000
 PYTHON = "/usr/bin/python3"
+# Go reads these besides the host's bundle.
+TRUSTED = "/given/authorities:/etc/ssl/certs"
 # The same content makes the same file, whoever imports it under whatever name.
 EROFS_UUID = "6f0b1c5e-3f0c-5d57-9d0e-6f63692d696d"
 # Part of what a known source stands for: a change of what is made of it makes it anew.
@@ -70,17 +73,31 @@ class ImportSource:
     content: AsyncIterator[bytes] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RegistryRoutes:
+    """How registries are reached: `allow` is the setting `image_registries`, `authorities` a PEM file of the operator's own, `name_servers` whom to ask for
+    names (none: as the host does), `host_netns` the network from which it is done (None: the daemon's own)."""
+
+    allow: str = ""
+    authorities: Path | None = None
+    name_servers: tuple[str, ...] = ()
+    host_netns: str | None = None
+
+    @property
+    def policy(self) -> RegistryPolicy:
+        """What `allow` says."""
+        return parse_policy(self.allow)
+
+
 @dataclass(slots=True)
 class ImportJob:
     """One import on its disk. Each step is a jail that sees its part of the disk and nothing else."""
 
     disk: Path
     limits: ImportLimits
-    policy: RegistryPolicy
-    allow: str
+    routes: RegistryRoutes
     group: Group
     say: Say
-    host_netns: str | None = None
     created: int = 0
     lines: int = 0
 
@@ -111,6 +128,7 @@ class ImportJob:
         assert source.reference is not None  # noqa: S101 - asked for by the caller
         await self.say({"step": "asking the registry"})
         self._write_credentials(source)
+        self._write_authorities()
         manifest = self.disk / "given" / "manifest"
         argv = ["inspect", "--raw", *self._source_options(source), f"docker://{source.reference}"]
         with manifest.open("wb") as output:
@@ -133,9 +151,19 @@ class ImportJob:
             json.dump({"auths": auths}, file)
         os.chown(path, FIRST_UID + NOBODY, FIRST_UID + NOBODY)
 
+    def _write_authorities(self) -> None:
+        """A folder of certificates that the jail trusts besides those of the host; empty where the operator has none."""
+        folder = self.disk / "given" / "authorities"
+        folder.mkdir(exist_ok=True)
+        if self.routes.authorities is not None:
+            try:
+                (folder / "operator.pem").write_bytes(read_authorities(self.routes.authorities))
+            except ValueError as error:
+                raise UnavailableError(f"The host's file of certificate authorities: {error}") from None
+
     def _source_options(self, source: ImportSource) -> list[str]:
         assert source.reference is not None  # noqa: S101 - asked for by the caller
-        insecure = self.policy.may_be_insecure(source.reference.registry)
+        insecure = self.routes.policy.may_be_insecure(source.reference.registry)
         return ["--authfile=/given/auth.json", *(["--tls-verify=false"] if insecure else [])]
 
     async def fetch(self, source: ImportSource) -> None:
@@ -159,6 +187,7 @@ class ImportJob:
         # No policy of signatures: what is imported is the user's choice, and runs as hostile as anything else.
         program = ("/usr/bin/skopeo", "--insecure-policy", "--tmpdir=/fetched/tmp", *argv)
         proxy = f"http://127.0.0.1:{PROXY_PORT}"
+        way_out = {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "SSL_CERT_DIR": TRUSTED} if proxied else {}
         plan = JailPlan(
             argv=program,
             binds=(
@@ -166,7 +195,7 @@ class ImportJob:
                 (str(self.disk / "fetched"), "/fetched", "rw"),
             ),
             mount_point=str(self.disk / "jail"),
-            env={"TMPDIR": "/fetched/tmp", **({"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy} if proxied else {})},
+            env={"TMPDIR": "/fetched/tmp", **way_out},
             # An archive is unpacked by skopeo itself, which gives its files the owners that it names.
             root=not proxied,
             groups=self._groups(),
@@ -191,8 +220,14 @@ class ImportJob:
     @asynccontextmanager
     async def _proxy(self, way: socket.socket) -> AsyncIterator[list[str]]:
         refusals: list[str] = []
-        told = {"listener": way.fileno(), "allow": self.allow, "max_bytes": self.limits.max_mib * MIB}
-        inside = [] if self.host_netns is None else ["nsenter", f"--net={netns.path_of(self.host_netns)}", "--"]
+        routes = self.routes
+        told = {
+            "listener": way.fileno(),
+            "allow": routes.allow,
+            "name_servers": routes.name_servers,
+            "max_bytes": self.limits.max_mib * MIB,
+        }
+        inside = [] if routes.host_netns is None else ["nsenter", f"--net={netns.path_of(routes.host_netns)}", "--"]
         process = await command.spawn(
             [*inside, sys.executable, "-I", "-m", "innkeeper.host.registry_proxy", json.dumps(told)],
             stdout=asyncio.subprocess.PIPE,
@@ -314,6 +349,8 @@ class ImportJob:
         if "no space left on device" in said or "file too large" in said:
             return f"the image is larger than an import may be ({self.limits.max_mib} MiB)"
         last = tail[-1].lstrip("\u2a2f\u2022 ") if tail else ""
+        if "certificate signed by unknown authority" in said:
+            last += ". The operator of the host can name further authorities"
         return last[-LINE_CHARACTERS:] or command.describe_status(status if status < 128 else 128 - status)
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from innkeeper import shipped
+from innkeeper.host.disks.registry_authorities import read_authorities
 from innkeeper.host.probes.check import Check
 from innkeeper.settings import Settings
 
@@ -49,6 +50,7 @@ def machine_checks(settings: Settings) -> tuple[Check, ...]:
         check_disk(settings),
         check_agent(agent_path(settings)),
         check_import_tools(),
+        *check_authorities(settings.registry_ca_file),
     )
 
 
@@ -176,6 +178,18 @@ def check_import_tools() -> Check:
             "image import", None, f"{' and '.join(missing)} not installed", f"apt-get install -y {' '.join(missing)}"
         )
     return Check("image import", True, "skopeo and umoci")
+
+
+def check_authorities(path: Path | None) -> tuple[Check, ...]:
+    """The operator's certificate authorities, where there are some: imports could not be begun without them."""
+    if path is None:
+        return ()
+    try:
+        read_authorities(path)
+    except ValueError as error:
+        fix = "unset INNKEEPER_REGISTRY_CA_FILE  # or name a PEM file of certificates"
+        return (Check("registry authorities", False, str(error), fix, required=True),)
+    return (Check("registry authorities", True, str(path), required=True),)
 
 
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
