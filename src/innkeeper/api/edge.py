@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from innkeeper.api.errors import ClientDisconnectedError, ErrorShape, describe, error_response
 from innkeeper.api.metrics import HttpMetrics
+from innkeeper.api.raw_connection import TAKEN_OVER
 from innkeeper.api.raw_path import raw_path
 from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.control.lifecycle import INSTANCE_ID
@@ -99,6 +100,7 @@ class Edge:
             # Else the answer broke in the middle: returning without an end makes the server cut the connection, so the client sees it.
         finally:
             self._requests.end(scope)
+            status = scope.get(TAKEN_OVER, status)
             self._metrics.in_flight.dec()
             seconds = perf_counter() - started
             route = scope.get(ROUTE, UNKNOWN_ROUTE)

@@ -10,10 +10,12 @@ import struct
 import termios
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from innkeeper.api.body import CLIENT_SECONDS
 from innkeeper.api.connections import Connections, HttpLimits
+from innkeeper.api.raw_connection import TAKE_OVER, TAKEN_OVER, RawConnection
 
 HEAD_MAX_BYTES = 64 << 10
 # Requests that wait on one connection for the answer to an earlier one. One read of 256 KiB can hold 14,000, and each is an object.
@@ -44,6 +46,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._discarded = 0
         self._stall: asyncio.TimerHandle | None = None
         self._untaken = 0
+        # What came after a request for an upgrade that the application has not decided on yet.
+        self._early: bytearray | None = None
+        self._raw: RawConnection | None = None
 
     # --- the connection --------------------------------------------------------------------------------------------
 
@@ -61,6 +66,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.resume_writing()
         self._open_connections.closed(self)
         super().connection_lost(exc)
+        if self._raw is not None:
+            self._raw.lost(exc)
 
     def drop(self) -> None:
         """End the connection at once, with what is still to be sent."""
@@ -68,7 +75,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, counting what leads to nothing."""
+        """Feed the parser, counting what leads to nothing; after an upgrade, whoever took the connection over."""
+        if self._raw is not None:
+            self._raw.feed(data)
+            return
+        if self._early is not None:
+            self._early += data
+            if len(self._early) > HEAD_MAX_BYTES:
+                self.flow.pause_reading()
+            return
         if self._refused or self._nobody_wants():
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
@@ -79,15 +94,60 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._in_head and self._deadline is None:
             self._deadline = self.loop.call_later(self._limits.head_seconds, self.drop)
         self._fruitless_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._after_upgrade(data[upgrade.args[0] :])
         if self._fruitless_bytes > HEAD_MAX_BYTES and not self._refused:
             self._refuse(
                 431, "Request Header Fields Too Large", "invalid_request", "The request's header is too large."
             )
 
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client has closed its side. Where it speaks HTTP, that ends the connection, else whoever took it over decides."""
+        if self._raw is None:
+            return None
+        self._raw.feed_end()
+        return True
+
     def _nobody_wants(self) -> bool:
         """Whether the body that is coming belongs to a request that was answered without it."""
         return not self._in_head and self.cycle is not None and self.cycle.response_complete
+
+    # --- upgrades --------------------------------------------------------------------------------------------------
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        """What came after a request that asks for an upgrade: it waits for the application, or is the next request."""
+        if self._refused:
+            return
+        if TAKE_OVER in self.scope and self.cycle is not None and not self.cycle.response_complete:
+            self._early = bytearray(rest)
+        elif rest:
+            self.data_received(rest)
+
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.headers
+        )
+
+    def _take_over(self, head: bytes) -> RawConnection:
+        """End the connection's HTTP with the head of an answer. Raises ConnectionResetError when the client has gone."""
+        if self.cycle is None or self.cycle.disconnected or self.transport.is_closing():
+            raise ConnectionResetError
+        # So that nothing is answered any more, and the server's end closes the connection.
+        self.cycle.response_started = self.cycle.response_complete = True
+        self.scope[TAKEN_OVER] = int(head[9:12])  # type: ignore[literal-required]
+        self._raw = RawConnection(self.transport, self.flow.drain)
+        early, self._early = self._early, None
+        self.flow.resume_reading()
+        self.transport.write(head)
+        if early:
+            self._raw.feed(bytes(early))
+        return self._raw
 
     # --- the parser ------------------------------------------------------------------------------------------------
 
@@ -100,11 +160,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refused = True
             self.drop()
             return
+        if self.parser.should_upgrade() and self._has_body():
+            # The parser leaves the body of such a request to be read as the next request: a way to smuggle one.
+            self._refuse(400, "Bad Request", "invalid_request", "A request with a body cannot ask for an upgrade.")
+            return
         self._in_head = False
         self._fruitless_bytes = 0
         self._stop_deadline()
         self._open_connections.busy(self)
         self.scope[CLIENT_SECONDS] = self._limits.client_seconds  # type: ignore[literal-required]
+        # Pipelined behind another request, its answer would not be the next one on the connection.
+        if self.parser.should_upgrade() and (self.cycle is None or self.cycle.response_complete):
+            self.scope[TAKE_OVER] = self._take_over  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -130,6 +197,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._deadline = self.loop.call_later(self._limits.client_seconds, self.drop)
         if self.cycle is None or self.cycle.response_complete:
             self._open_connections.idle(self)
+        early, self._early = self._early, None
+        if early and not self.transport.is_closing():
+            # The upgrade was declined: these are requests.
+            self.data_received(bytes(early))
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
