@@ -66,6 +66,8 @@ class ScriptedHost:
         self.read_error: InnkeeperError | None = None
         self.import_error: InnkeeperError | None = None
         self.imported: list[bytes] = []
+        self.running_usage: dict[str, dict[str, Any]] = {}
+        self.ended_usage: dict[str, dict[str, Any]] = {}
         self.acknowledged = 0
         self.hold = asyncio.Event()
         self.hold.set()
@@ -126,6 +128,7 @@ class ScriptedHost:
                 (verbs.ReadMetrics, self._read_metrics),
                 (verbs.CollectGarbage, self._collect_garbage),
                 (verbs.DescribeCapacity, self._describe_capacity),
+                (verbs.ReadUsage, self._read_usage),
                 *self.builds.answers(),
             )
         }
@@ -149,6 +152,11 @@ class ScriptedHost:
 
     async def _describe_capacity(self, request: verbs.DescribeCapacity, call: ServerCall) -> dict[str, Any]:
         return dict(self.capacity)
+
+    async def _read_usage(self, request: verbs.ReadUsage, call: ServerCall) -> dict[str, Any]:
+        for machine_id in request.counted:
+            self.ended_usage.pop(machine_id, None)
+        return {"running": list(self.running_usage.values()), "ended": list(self.ended_usage.values())}
 
     async def _diagnose(self, request: verbs.Diagnose, call: ServerCall) -> dict[str, Any]:
         return {"tasks": [{"name": request.kind, "count": 1, "stack": []}]}

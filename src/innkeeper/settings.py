@@ -259,6 +259,16 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=36_500, description="Audit events, and rows of destroyed rooms, are deleted after this time."),
     ] = 90
+    price_cpu_hour: Annotated[
+        float,
+        Field(ge=0, le=1_000_000, description="Dollars for an hour of one processor, shown with an account's usage."),
+    ] = 0
+    price_memory_gib_hour: Annotated[
+        float,
+        Field(
+            ge=0, le=1_000_000, description="Dollars for a GiB of memory for an hour, shown with an account's usage."
+        ),
+    ] = 0
     execution_retention_days: Annotated[
         int,
         Field(ge=1, le=36_500, description="Kept output and file changes of commands are deleted after this time."),

@@ -31,6 +31,9 @@ def fill(api: Any, template: str, **values: str) -> str:
         "registry": "r.example",
         "build_id": str(uuid4()),
         "host_id": str(uuid4()),
+        "key_id": "999",
+        "ssh_key_id": "999",
+        "event_id": str(uuid4()),
     }
     return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
 
@@ -160,7 +163,7 @@ async def test_unknown_ids(api: Any) -> None:
 
 def body_for(template: str, method: str) -> dict[str, Any]:
     if method == "PATCH":
-        return {"json": {}}
+        return {"json": {"description": "x"} if template.startswith("/v1/api-keys") else {}}
     if template.endswith(("/cancel", "/gc", "/backup")) and method == "POST":
         return {"json": {}}
     if template.endswith("/drain"):

@@ -65,7 +65,7 @@ async def test_a_machine_starts_and_its_agent_runs_commands(server: Lab, guest: 
     assert await guest.run("echo hello; id -u") == (0, "hello\n0\n")
     assert (await guest.run("exit 3"))[0] == 3
     assert not guest.running.exited.done()
-    assert server.driver.memory_bytes(guest.id) > 4 << 20
+    assert server.driver.usage(guest.id).memory_bytes > 4 << 20
     assert await server.driver.found() == {guest.id}
     assert server.driver.isolation.driver == server.driver.name
 
@@ -112,7 +112,7 @@ async def test_stop_leaves_nothing_whatever_state_it_meets(server: Lab, guest: G
     await server.driver.stop(guest.id)
     await server.driver.stop("0123456789abcdef")
     assert not server.driver.is_frozen(guest.id)
-    assert server.driver.memory_bytes(guest.id) == 0
+    assert server.driver.usage(guest.id).memory_bytes == 0
     server.driver.thaw(guest.id)
 
 
@@ -141,7 +141,7 @@ async def test_a_guest_out_of_memory_is_named(server: Lab) -> None:
             exit_code, _ = await guest.run(hog, seconds=20)
             assert exit_code != 0
         assert guest.running.why() == "The guest ran out of memory"
-        assert server.driver.memory_bytes(guest.id) <= (128 + 32) << 20
+        assert server.driver.usage(guest.id).memory_bytes <= (128 + 32) << 20
     finally:
         await end(server)
 

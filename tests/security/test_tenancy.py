@@ -19,7 +19,7 @@ from tests.scripted_host import World
 from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
 from innkeeper.api.server import UnixSocketOperator
-from innkeeper.control import clock, images, organizations, registries, tokens
+from innkeeper.control import audit, clock, images, organizations, registries, ssh_keys, tokens
 from innkeeper.core.image import ImageSource
 from innkeeper.core.image_build import BuildStatus, ImageBuild
 from innkeeper.core.image_config import ImageConfig
@@ -54,6 +54,7 @@ class Entry:
     shared: bool = False
 
 
+SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA" + "A" * 42 + " of the test"
 Route = tuple[str, str]
 ROOM = "/api/profile/{profile_id}/room/{room_id}"
 PROFILE = "/api/profile/{profile_id}"
@@ -104,6 +105,18 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/hosts/{host_id}/capacity"): Entry(OPERATOR, shared=True),
     ("POST", "/v1/hosts/{host_id}/gc"): Entry(OPERATOR, json={}, shared=True),
     ("GET", "/v1/audit"): Entry(AUDIT),
+    ("GET", "/v1/audit/catalog"): Entry(ANY_TOKEN),
+    ("GET", "/v1/audit/events"): Entry(AUDIT),
+    ("GET", "/v1/audit/events/{event_id}"): Entry(AUDIT),
+    ("GET", "/v1/users/me"): Entry(ANY_TOKEN),
+    ("GET", "/v1/users/me/usage-breakdown"): Entry(ROOMS),
+    ("GET", "/v1/api-keys/"): Entry(TOKENS),
+    ("POST", "/v1/api-keys/"): Entry(TOKENS, json={"description": "made"}),
+    **{(method, "/v1/api-keys/{key_id}"): Entry(TOKENS) for method in ("GET", "DELETE")},
+    ("PATCH", "/v1/api-keys/{key_id}"): Entry(TOKENS, json={"description": "renamed"}),
+    ("GET", "/v1/ssh-keys"): Entry(ROOMS),
+    ("POST", "/v1/ssh-keys"): Entry(ROOMS, json={"public_key": SSH_KEY}),
+    ("DELETE", "/v1/ssh-keys/{ssh_key_id}"): Entry(ROOMS),
     ("POST", "/v1/diagnosis"): Entry(OPERATOR, json={"kind": "tasks"}, shared=True),
     ("POST", "/v1/backup"): Entry(NOBODY, json={}, shared=True),
     ("GET", "/v1/log-level"): Entry(OPERATOR, shared=True),
@@ -112,8 +125,8 @@ MATRIX: dict[Route, Entry] = {
     **{(method, path): Entry(ANYBODY) for method in ("GET", "HEAD") for path in ("/healthz", "/openapi.json")},
     **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
 }
-# What of a path is an organization's object. Room ids and file paths are names within one.
-IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id", "image", "build_id"})
+# What of a path is an organization's object. Room ids, file paths and the numbers of keys are names within one.
+IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id", "image", "build_id", "event_id"})
 
 
 def named(route: Route) -> str:
@@ -174,10 +187,15 @@ class Matrix:
         self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
         execution_id = ran["result"]["execution_id"]
+        key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
+        (event,) = (await audit.list_events(self.world.control, owner.principal, limit=1)).events
         return values | {
             "instance_id": room["instance_id"],
             "execution_id": execution_id,
             "token_id": str(new.token.id),
+            "key_id": str(new.token.number),
+            "ssh_key_id": str(key.number),
+            "event_id": str(event.id),
             "image": await self.image(owner),
             "build_id": await self.build(owner),
             "new_image": f"new-{uuid4().hex[:8]}",

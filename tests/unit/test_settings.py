@@ -42,6 +42,8 @@ RANGES = {
     "import_timeout_seconds": (1, 86_400),
     "max_execs": (1, None),
     "audit_retention_days": (1, 36_500),
+    "price_cpu_hour": (0, 1_000_000),
+    "price_memory_gib_hour": (0, 1_000_000),
     "execution_retention_days": (1, 36_500),
     "public_files_per_minute": (1, None),
     "stop_seconds": (0, 3_600),

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from innkeeper.control import clock
 from innkeeper.control.access import require
-from innkeeper.core.event import AuditEvent
+from innkeeper.core.event import AuditEvent, AuditFilter
 from innkeeper.core.token import Principal, Scope
-from innkeeper.errors import InvalidRequestError
+from innkeeper.errors import InvalidRequestError, NotFoundError
 from innkeeper.ids import uuid7
 from innkeeper.store import audit_events
 
@@ -46,12 +46,28 @@ def event(
 
 
 async def list_events(
-    control: Control, principal: Principal, *, cursor: UUID | None = None, limit: int = 100
+    control: Control,
+    principal: Principal,
+    *,
+    cursor: UUID | None = None,
+    limit: int = 100,
+    which: AuditFilter | None = None,
 ) -> AuditPage:
     """A page of the organization's audit log. What commands did in the last seconds may be missing."""
     require(principal, Scope.AUDIT)
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidRequestError(f"limit: must be between 1 and {PAGE_MAX}")
-    events = await control.database.read(audit_events.page, principal.organization_id, before=cursor, limit=limit + 1)
+    events = await control.database.read(
+        audit_events.page, principal.organization_id, before=cursor, limit=limit + 1, which=which
+    )
     more = len(events) > limit
     return AuditPage(events[:limit], events[limit - 1].id if more else None)
+
+
+async def get_event(control: Control, principal: Principal, event_id: UUID) -> AuditEvent:
+    """One event of the organization. Raises NotFoundError."""
+    require(principal, Scope.AUDIT)
+    found = await control.database.read(audit_events.get, principal.organization_id, event_id)
+    if found is None:
+        raise NotFoundError("Event not found")
+    return found

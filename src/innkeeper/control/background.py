@@ -17,6 +17,7 @@ from innkeeper.control import (
     images,
     reconciler,
     retention,
+    usage,
     warm_pools,
 )
 from innkeeper.control import rooms as control_rooms
@@ -65,6 +66,7 @@ async def begin(control: Control) -> None:
     control.tasks.forever(lambda: warm_pools.step(control), name="warm pools")
     control.tasks.forever(lambda: expiry.step(control), name="expiry")
     control.tasks.forever(lambda: retention.step(control), name="retention")
+    control.tasks.forever(lambda: usage.step(control), name="usage")
 
     async def collect_images() -> None:
         # What a removed image left because a disk still stood on it.

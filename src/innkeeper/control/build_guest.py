@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 
 from innkeeper.bus.contract import Data, Message
-from innkeeper.control import clock, provisioning
+from innkeeper.control import clock, provisioning, usage
 from innkeeper.control.host_table import HostEntry
 from innkeeper.core.build_plan import RunStep
 from innkeeper.core.build_verbs import PackFiles, SaveStep, UnpackFiles
@@ -186,4 +187,7 @@ async def _take_away(control: Control, host_id: UUID, instance_id: UUID) -> None
         # Without a row it is an orphan, which the reconciler has the host destroy.
         log.warning("a build's guest is left to the reconciler", instance_id=str(instance_id), reason=error.message)
         control.reconcile_hint.set()
+    with contextlib.suppress(InnkeeperError):
+        # What it used is the organization's as long as its row says so.
+        await usage.count_host(control, host_id)
     await control.database.write(instances.delete, instance_id)

@@ -62,6 +62,8 @@ class Control:
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
         self.profile_used: dict[UUID, float] = {}
+        # Held while usage is counted: the same seconds must not be added twice.
+        self.counting = asyncio.Lock()
         self.pools_hint = asyncio.Event()
         self.reconcile_hint = asyncio.Event()
 

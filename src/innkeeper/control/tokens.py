@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME_MAX = 100
 TEXT_MAX = 256
+NUMBER_MAX = 2**31 - 1
 PREFIX_CHARACTERS = 16
 
 
@@ -113,8 +114,7 @@ async def create(
 
     """
     require(principal, Scope.TOKENS)
-    if not 1 <= len(name) <= NAME_MAX or not name.isprintable():
-        raise InvalidRequestError(f"name: must be 1 to {NAME_MAX} printable characters")
+    _check_name(name)
     if not scopes:
         raise InvalidRequestError("scopes: at least one is needed")
     beyond = sorted(scope for scope in scopes if not principal.allows(scope))
@@ -122,21 +122,46 @@ async def create(
         raise ForbiddenError(f"The token lacks the scope '{beyond[0]}', so it cannot give it")
     new = make_token(principal.organization_id, user_id=None, name=name, scopes=scopes, dialect=dialect, test=test)
 
-    def insert(connection: sa.Connection) -> None:
-        store.insert(connection, new.token, token_digest(new.text))
+    def insert(connection: sa.Connection) -> Token:
+        token = store.insert(connection, new.token, token_digest(new.text))
         audit_events.insert(
             connection,
-            audit.event(principal, "token.create", "token", new.token.id, {"name": name, "prefix": new.token.prefix}),
+            audit.event(principal, "token.create", "token", token.id, {"name": name, "prefix": token.prefix}),
         )
+        return token
 
-    await control.database.write(insert)
-    return new
+    return NewToken(await control.database.write(insert), new.text)
 
 
 async def list_tokens(control: Control, principal: Principal) -> list[Token]:
     """The organization's tokens, revoked ones too, oldest first."""
     require(principal, Scope.TOKENS)
     return await control.database.read(store.of_organization, principal.organization_id)
+
+
+async def by_number(control: Control, principal: Principal, number: int) -> Token:
+    """A token of the organization that is not revoked, by its number. Raises NotFoundError."""
+    require(principal, Scope.TOKENS)
+    # A number that the database could not hold is nobody's.
+    found = None
+    if 0 < number <= NUMBER_MAX:
+        found = await control.database.read(store.by_number, principal.organization_id, number)
+    if found is None or found.revoked_at is not None:
+        raise NotFoundError("API key not found")
+    return found
+
+
+async def rename(control: Control, principal: Principal, number: int, name: str) -> Token:
+    """The token under its new name. Raises NotFoundError, InvalidRequestError."""
+    token = await by_number(control, principal, number)
+    _check_name(name)
+
+    def write(connection: sa.Connection) -> None:
+        store.rename(connection, token.id, name)
+        audit_events.insert(connection, audit.event(principal, "token.rename", "token", token.id, {"name": name}))
+
+    await control.database.write(write)
+    return replace(token, name=name)
 
 
 async def revoke(control: Control, principal: Principal, token_id: UUID) -> Token:
@@ -159,3 +184,8 @@ async def revoke(control: Control, principal: Principal, token_id: UUID) -> Toke
     token = await control.database.write(change)
     control.tokens.forget(token_id)
     return token
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= NAME_MAX or not name.isprintable():
+        raise InvalidRequestError(f"name: must be 1 to {NAME_MAX} printable characters")

@@ -6,6 +6,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+# Every action that is ever written, by what it is about.
+CATALOG: dict[str, tuple[str, ...]] = {
+    "backup": ("backup.create",),
+    "execution": ("execution.start",),
+    "file": ("file.write",),
+    "host": ("host.draining", "host.gc"),
+    "image": ("image.make", "image.remove"),
+    "organization": ("organization.create", "organization.limits"),
+    "profile": ("profile.create", "profile.delete", "profile.update"),
+    "registry": ("registry.login", "registry.logout"),
+    "room": ("room.create", "room.destroy", "room.expire", "room.machine_lost", "room.restart"),
+    "ssh_key": ("ssh_key.create", "ssh_key.delete"),
+    "token": ("token.create", "token.rename", "token.revoke"),
+}
+
+# Those that tell of something that went wrong.
+FAILURES = frozenset({"room.machine_lost"})
+
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
@@ -19,3 +37,15 @@ class AuditEvent:
     object_type: str
     object_id: str
     details: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which events are wanted: all that fit every field that is not None. `group` is a key of CATALOG; the ids are text as events have them."""
+
+    group: str | None = None
+    action: str | None = None
+    actor: str | None = None
+    failed: bool | None = None
+    instance_id: str | None = None
+    session_id: str | None = None

@@ -302,6 +302,18 @@ class CollectGarbage:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadUsage:
+    """What machines have used since an instance has them. `counted` are the ended ones of an earlier answer, which are forgotten.
+
+    Answer: `{"running": [Used], "ended": [Used]}`, of the ended ones at most 1,000, with Used = `{"machine_id", "instance_id", "cpu_us": int,
+    "memory_mb": int, "seconds": float}`: sums from the machine's first moment with the instance, the start of its guest included in `cpu_us`.
+    """
+
+    verb: ClassVar[str] = "host.usage"
+    counted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DescribeCapacity:
     """What the host has room for.
 
@@ -346,6 +358,7 @@ VERBS: tuple[type[Any], ...] = (
     ReadMetrics,
     CollectGarbage,
     DescribeCapacity,
+    ReadUsage,
     BackupHost,
 )
 

@@ -73,6 +73,8 @@ class Token:
     scopes: frozenset[Scope]
     dialect: Dialect
     created_at: datetime
+    # Counted within the organization from 1, when it is stored.
+    number: int = 0
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
 

@@ -54,6 +54,7 @@ from innkeeper.host.ports import Ports
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
 from innkeeper.host.turns import Turns
+from innkeeper.host.usage import UsageLedger
 from innkeeper.host.verbs import Verbs, Watchers
 from innkeeper.log_setup import LogLevel
 from innkeeper.settings import Settings, comma_separated
@@ -165,6 +166,8 @@ async def run_daemon(
             has_image=lambda digest: (store.directory / f"{digest}.erofs").exists(),
         )
         await asyncio.to_thread(steps.sweep)
+        usage = UsageLedger(directories.usage)
+        usage.sweep()
         fleet = Fleet(
             directories=directories,
             builder=builder,
@@ -177,13 +180,20 @@ async def run_daemon(
             ),
             on_pool_ready=lambda key: watchers.publish({"type": "pool.ready", "pool_key": key}),
             metrics=metrics,
+            usage=usage,
         )
         stack.push_async_callback(_wind_down, fleet, driver, store, pool, keep_running=keep_running)
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
         executions = Executions(changes=changes, turns=turns, metrics=metrics)
         fleet.resume = lambda machine: executions.resume(machine, fleet.journals_of(machine))
         recovered = await recovery.recover(
-            directories=directories, driver=driver, network=network, disks=pool, builder=builder, fleet=fleet
+            directories=directories,
+            driver=driver,
+            network=network,
+            disks=pool,
+            builder=builder,
+            fleet=fleet,
+            usage=usage,
         )
         images_in_use = fleet.images_in_use()
         for digest in {} if images_in_use is None else await store.collect(images_in_use):
@@ -289,6 +299,7 @@ async def run_daemon(
                 collect_images,
                 execution_retention_days=settings.execution_retention_days,
             ),
+            usage=usage,
             backups=Backups(directories=directories, fleet=fleet, disks=pool, images=store.directory),
         )
         builds = BuildSteps(

@@ -48,6 +48,11 @@ class Directories:
         return self.host / "changes"
 
     @property
+    def usage(self) -> Path:
+        """What machines that have ended used, until it is counted."""
+        return self.host / "usage"
+
+    @property
     def trash(self) -> Path:
         """What is being removed: emptied at every start."""
         return self.host / "trash"
@@ -95,7 +100,7 @@ class Directories:
 
     def make(self) -> None:
         """Make them all, root's alone."""
-        for path in (self.machines, self.mounts, self.runsc, self.instances, self.trash):
+        for path in (self.machines, self.mounts, self.runsc, self.instances, self.usage, self.trash):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The scanner, another user, may pass through, and only into folders that are its own.
         self.changes.mkdir(mode=0o711, exist_ok=True)

@@ -29,6 +29,7 @@ from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Steps
 from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
+from innkeeper.host.usage import UsageLedger
 from innkeeper.host.warm import WarmPools
 from innkeeper.wire.frames import ProtocolError
 from innkeeper.wire.link import Link
@@ -56,8 +57,10 @@ class Fleet:
         on_failure: OnFailure,
         on_pool_ready: Callable[[str], None],
         metrics: HostMetrics,
+        usage: UsageLedger,
     ) -> None:
         self._metrics = metrics
+        self._usage = usage
         self._directories = directories
         self._builder = builder
         self._admission = admission
@@ -383,8 +386,12 @@ class Fleet:
         if machine.failure is None:
             machine.failure = "The machine was taken away"
         self._changes.release(machine)
+        self._note_usage(machine)
         await self._builder.discard(machine)
         self._held.discard(machine)
+
+    def _note_usage(self, machine: Machine) -> None:
+        self._usage.note_end(machine.record, machine.driver.usage(machine.id))
 
     async def destroy(self, instance_id: UUID, *, keep_disk: bool) -> None:
         """See DestroyMachine."""
@@ -414,6 +421,7 @@ class Fleet:
         if leaving is not None:
             await asyncio.wait([leaving])
             return
+        self._note_usage(machine)
         try:
             await machine.driver.stop(machine.id)
         finally:

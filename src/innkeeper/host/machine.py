@@ -55,9 +55,13 @@ class MachineRecord:
     slot_index: int
     hostname: str
     instance_id: UUID | None = None
+    # When the instance got it, in Unix seconds: what it holds is the instance's from then on.
+    claimed_at: float | None = None
     configured: bool = False
     primed: bool = False
     boot_trace: list[BootStep] = field(default_factory=list)
+    # What it used is on record: whatever is read of its control group from here on is of a group that goes.
+    ended: bool = False
 
     def save(self, state_dir: Path) -> None:
         """Write what is known when the machine is built."""
@@ -65,8 +69,9 @@ class MachineRecord:
         write_json(state_dir / RECORD, {"format": FORMAT, **body})
 
     def save_claim(self, state_dir: Path) -> None:
-        """Write whose machine it is."""
-        write_json(state_dir / CLAIM, {"instance_id": str(self.instance_id)})
+        """Write whose machine it is from now on."""
+        self.claimed_at = time.time()
+        write_json(state_dir / CLAIM, {"instance_id": str(self.instance_id), "at": self.claimed_at})
 
     def save_configured(self, state_dir: Path) -> None:
         """Note that the claim was carried out."""
@@ -95,6 +100,8 @@ def load_machine_record(state_dir: Path) -> MachineRecord | None:
         with contextlib.suppress(FileNotFoundError):
             claim = json.loads((state_dir / CLAIM).read_text())
             record.instance_id = UUID(str(claim["instance_id"]))
+            # Not written before usage was counted; the file is as old as the claim.
+            record.claimed_at = float(claim.get("at", (state_dir / CLAIM).stat().st_mtime))
         record.configured = (state_dir / CONFIGURED).exists()
         record.primed = (state_dir / PRIMED).exists()
         return record

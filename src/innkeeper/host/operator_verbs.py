@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.readings import HostReadings
+from innkeeper.host.usage import UsageLedger, usage_of
 from innkeeper.host.verbs import bind_handler
 from innkeeper.log_setup import LEVELS, LogLevel
 
@@ -33,9 +35,11 @@ class OperatorVerbs:
         readings: HostReadings,
         garbage: GarbageCollector,
         fleet: Fleet,
+        usage: UsageLedger,
         backups: Backups,
     ) -> None:
         self._fleet = fleet
+        self._usage = usage
         self._garbage = garbage
         self._level = level
         self._metrics = metrics
@@ -52,6 +56,7 @@ class OperatorVerbs:
             verbs.SetLogLevel.verb: bind_handler(verbs.SetLogLevel, self._set_log_level),
             verbs.ReadMetrics.verb: bind_handler(verbs.ReadMetrics, self._read_metrics),
             verbs.CollectGarbage.verb: bind_handler(verbs.CollectGarbage, self._collect_garbage),
+            verbs.ReadUsage.verb: bind_handler(verbs.ReadUsage, self._read_usage),
             verbs.DescribeCapacity.verb: bind_handler(verbs.DescribeCapacity, self._describe_capacity),
         }
 
@@ -74,6 +79,20 @@ class OperatorVerbs:
         keep = frozenset(request.keep_images)
         found = await (self._garbage.remove(keep) if request.remove else self._garbage.find(keep))
         return {"items": [asdict(one) for one in found]}
+
+    async def _read_usage(self, request: verbs.ReadUsage, call: ServerCall) -> dict[str, Any]:
+        self._usage.forget(request.counted)
+        # The ended ones last: one that ends meanwhile is in both, with the larger sums where it counts.
+        running = [
+            used
+            for machine in self._fleet.held()
+            if not machine.record.ended
+            and (used := usage_of(machine.record, machine.driver.usage(machine.id))) is not None
+        ]
+        return {
+            "running": [asdict(one) for one in running],
+            "ended": [asdict(one) for one in await asyncio.to_thread(self._usage.ended)],
+        }
 
     async def _describe_capacity(self, request: verbs.DescribeCapacity, call: ServerCall) -> dict[str, Any]:
         return self._readings.capacity()

@@ -20,6 +20,7 @@ from innkeeper.host.linux import loop_device
 from innkeeper.host.machine import MachineRecord, load_machine_record
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.network.network import Network
+from innkeeper.host.usage import UsageLedger
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -41,6 +42,7 @@ async def recover(
     disks: DiskPool,
     builder: MachineBuilder,
     fleet: Fleet,
+    usage: UsageLedger,
 ) -> Recovered:
     """Adopt live machines and clean the rest. Safe to repeat and to be killed at any point."""
     began = time.monotonic()
@@ -71,6 +73,9 @@ async def recover(
     while strays:
         leftovers |= await driver.found() - adopted
         for machine_id in leftovers:
+            record = records.get(machine_id)
+            if record is not None:
+                usage.note_end(record, driver.usage(machine_id))
             await driver.stop(machine_id)
         strays = await driver.end_strays(adopted) > 0
     for machine_id in leftovers:

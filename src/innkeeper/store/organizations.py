@@ -33,6 +33,19 @@ def insert_user(connection: sa.Connection, user: User) -> None:
     )
 
 
+def first_user(connection: sa.Connection, organization_id: UUID) -> User | None:
+    """The organization's oldest user."""
+    query = sa.select(users).where(users.c.organization_id == organization_id).order_by(users.c.id).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else User(row.id, row.organization_id, row.email, row.created_at)
+
+
+def user(connection: sa.Connection, user_id: UUID) -> User | None:
+    """The user of an id."""
+    row = connection.execute(sa.select(users).where(users.c.id == user_id)).one_or_none()
+    return None if row is None else User(row.id, row.organization_id, row.email, row.created_at)
+
+
 def get(connection: sa.Connection, organization_id: UUID) -> Organization | None:
     """The organization of an id."""
     row = connection.execute(sa.select(organizations).where(organizations.c.id == organization_id)).one_or_none()

@@ -82,7 +82,9 @@ tokens = sa.Table(
     sa.Column("created_at", UtcDateTime(), nullable=False),
     sa.Column("last_used_at", UtcDateTime()),
     sa.Column("revoked_at", UtcDateTime()),
-    sa.Index(None, "organization_id"),
+    # Counted within the organization: clients of `/v1/api-keys/` know integers.
+    sa.Column("number", sa.Integer(), nullable=False),
+    sa.Index(None, "organization_id", "number", unique=True),
 )
 
 profiles = sa.Table(
@@ -219,6 +221,37 @@ registry_credentials = sa.Table(
     sa.Column("password_sealed", sa.LargeBinary(), nullable=False),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.UniqueConstraint("organization_id", "registry"),
+)
+
+ssh_keys = sa.Table(
+    "ssh_keys",
+    metadata,
+    sa.Column("organization_id", sa.Uuid(), sa.ForeignKey("organizations.id"), primary_key=True),
+    # Counted within the organization: clients of this table know integers.
+    sa.Column("number", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("public_key", sa.Text(), nullable=False),
+    sa.Column("fingerprint", sa.Text(), nullable=False),
+    sa.Column("comment", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    # A row stays, so that its number never means another key.
+    sa.Column("removed_at", UtcDateTime()),
+)
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("machine_id", sa.Text(), primary_key=True),
+    # In UTC.
+    sa.Column("day", sa.Date(), primary_key=True),
+    sa.Column("organization_id", sa.Uuid(), sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("instance_id", sa.Uuid(), nullable=False),
+    sa.Column("cpu_us", sa.BigInteger(), nullable=False),
+    sa.Column("memory_mib_seconds", sa.Float(), nullable=False),
+    # The day of an organization in one row; `machine_id` and `instance_id` are the organization's id then.
+    sa.Column("merged", sa.Boolean(), nullable=False),
+    sa.Index(None, "organization_id", "day"),
+    sa.Index(None, "instance_id"),
+    sa.Index(None, "day"),
 )
 
 audit_events = sa.Table(

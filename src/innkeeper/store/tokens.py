@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,8 +13,12 @@ from innkeeper.core.token import Dialect, Scope, Token
 from innkeeper.store.tables import tokens
 
 
-def insert(connection: sa.Connection, token: Token, digest: bytes) -> None:
-    """Store a token with the digest of its text."""
+def insert(connection: sa.Connection, token: Token, digest: bytes) -> Token:
+    """Store a token with the digest of its text; the token with its number."""
+    highest = sa.select(sa.func.coalesce(sa.func.max(tokens.c.number), 0)).where(
+        tokens.c.organization_id == token.organization_id
+    )
+    number = int(connection.execute(highest).scalar_one()) + 1
     connection.execute(
         sa.insert(tokens).values(
             id=token.id,
@@ -25,8 +30,10 @@ def insert(connection: sa.Connection, token: Token, digest: bytes) -> None:
             scopes=sorted(token.scopes),
             dialect=token.dialect.value,
             created_at=token.created_at,
+            number=number,
         )
     )
+    return replace(token, number=number)
 
 
 def by_digest(connection: sa.Connection, digest: bytes) -> tuple[Token, bytes] | None:
@@ -46,6 +53,18 @@ def get(connection: sa.Connection, organization_id: UUID, token_id: UUID) -> Tok
     query = sa.select(tokens).where(tokens.c.id == token_id, tokens.c.organization_id == organization_id)
     row = connection.execute(query).one_or_none()
     return None if row is None else _token(row)
+
+
+def by_number(connection: sa.Connection, organization_id: UUID, number: int) -> Token | None:
+    """One token of an organization, by its number."""
+    query = sa.select(tokens).where(tokens.c.organization_id == organization_id, tokens.c.number == number)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _token(row)
+
+
+def rename(connection: sa.Connection, token_id: UUID, name: str) -> None:
+    """Give a token another name."""
+    connection.execute(sa.update(tokens).where(tokens.c.id == token_id).values(name=name))
 
 
 def revoke(connection: sa.Connection, token_id: UUID, at: datetime) -> bool:
@@ -77,6 +96,7 @@ def _token(row: Any) -> Token:
         scopes=frozenset(Scope(scope) for scope in row.scopes),
         dialect=Dialect(row.dialect),
         created_at=row.created_at,
+        number=row.number,
         last_used_at=row.last_used_at,
         revoked_at=row.revoked_at,
     )

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Query, Response
 from innkeeper.api.every_room import every_room
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1 import operator
+from innkeeper.api.v1.account import add_account_routes
+from innkeeper.api.v1.audit_events import add_audit_routes
 from innkeeper.api.v1.image_builds import add_build_routes
 from innkeeper.api.v1.images import add_image_routes
 from innkeeper.api.v1.operator import host_answer
@@ -43,6 +45,8 @@ def build_router(control: Control) -> APIRouter:
     router = APIRouter(tags=["v1"])
     add_image_routes(router, control)
     add_build_routes(router, control)
+    add_account_routes(router, control)
+    add_audit_routes(router, control)
 
     @router.get("/v1/organizations")
     async def list_organizations(principal: CurrentPrincipal) -> list[OrganizationAnswer]:

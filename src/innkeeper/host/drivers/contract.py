@@ -15,6 +15,7 @@ from typing import Protocol
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
+from innkeeper.host.linux.cgroup import Usage
 
 AGENT_DIRECTORY = "/.innkeeper/bin"
 LINK_DIRECTORY = "/.innkeeper/link"
@@ -112,6 +113,6 @@ class Driver(Protocol):
         """Let go of the machines, which run on; or stop them all and remove what the driver made for the server."""
         ...
 
-    def memory_bytes(self, machine_id: str) -> int:
-        """Memory that the machine uses now; 0 when it is gone."""
+    def usage(self, machine_id: str) -> Usage:
+        """What the machine has used, the start of its guest included; zeros when it is gone."""
         ...

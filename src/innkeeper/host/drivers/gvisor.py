@@ -21,7 +21,7 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host.drivers.contract import Capabilities, MachinePlan
 from innkeeper.host.drivers.gvisor_spec import oci_spec
 from innkeeper.host.linux import command
-from innkeeper.host.linux.cgroup import CgroupTree, Group
+from innkeeper.host.linux.cgroup import CgroupTree, Group, Usage
 from innkeeper.host.linux.pidfd import PidFd
 
 log = structlog.stdlib.get_logger(__name__)
@@ -279,9 +279,9 @@ class GvisorDriver:
         process.close()
         return None
 
-    def memory_bytes(self, machine_id: str) -> int:
-        """Memory charged to the sandbox's group."""
-        return self._parent.child(machine_id).usage().memory_bytes
+    def usage(self, machine_id: str) -> Usage:
+        """See the contract."""
+        return self._parent.child(machine_id).usage()
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of the machines (they run on), or stop them all and remove the server's group."""
