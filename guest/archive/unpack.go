@@ -62,7 +62,7 @@ func (u *Unpacker) Unpack(stream *link.Stream, open link.Request) {
 	}
 	var input io.Reader = &receiver{stream: stream}
 	if request.Archive {
-		input, err = u.decompress(input)
+		input, err = u.decompress(input, nil)
 		if program, ok := input.(*piped); ok {
 			// Its output closed, a program that still writes ends, and so does who feeds it.
 			defer program.Close()
@@ -117,23 +117,26 @@ func (r *receiver) Read(buffer []byte) (int, error) {
 	return taken, nil
 }
 
-// decompress looks at the first bytes, not at the name.
-func (u *Unpacker) decompress(input io.Reader) (io.Reader, error) {
+// decompress looks at the first bytes, not at the name. Programs of the guest run as the given user; nil means root.
+func (u *Unpacker) decompress(input io.Reader, user *syscall.Credential) (io.Reader, error) {
 	buffered := bufio.NewReaderSize(input, copyBytes)
 	head, _ := buffered.Peek(6)
+	if err := refuseZip(head); err != nil {
+		return nil, err
+	}
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		return gzip.NewReader(buffered)
 	case bytes.HasPrefix(head, []byte("BZh")):
 		return bzip2.NewReader(buffered), nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return u.pipe(buffered, "xz", "-dc")
+		return u.pipe(buffered, user, "xz", "-dc")
 	}
 	return buffered, nil
 }
 
 // pipe decompresses with a program of the guest.
-func (u *Unpacker) pipe(input io.Reader, name string, arguments ...string) (io.Reader, error) {
+func (u *Unpacker) pipe(input io.Reader, user *syscall.Credential, name string, arguments ...string) (io.Reader, error) {
 	program := ""
 	for _, folder := range []string{"/usr/local/bin/", "/usr/bin/", "/bin/"} {
 		if account.IsExecutable(folder + name) {
@@ -157,7 +160,7 @@ func (u *Unpacker) pipe(input io.Reader, name string, arguments ...string) (io.R
 	defer childOut.Close()
 	child, err := u.children.Start(program, append([]string{name}, arguments...), &syscall.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/bin:/bin"},
-		Files: []uintptr{childIn.Fd(), childOut.Fd(), childOut.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true},
+		Files: []uintptr{childIn.Fd(), childOut.Fd(), childOut.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true, Credential: user},
 	})
 	if err != nil {
 		_, _ = feed.Close(), output.Close()
@@ -193,14 +196,20 @@ type unpacking struct {
 	owner   account.Owner
 	buffer  []byte
 	made    map[string]bool // directories that are known to be there
-	times   []directoryTime
+	folders []madeFolder
 	files   int64
 	bytes   int64
 	skipped int64
+
+	contained bool // nothing may come up outside the destination, nor by way of a symlink
+	entries   int64
+	names     int64 // bytes of the names in made and folders
 }
 
-type directoryTime struct {
+// madeFolder is a directory of the stream: what it says of it comes last, as it could forbid to make what lies in it.
+type madeFolder struct {
 	path     string
+	mode     uint32
 	modified time.Time
 }
 
@@ -240,9 +249,24 @@ func (w *unpacking) run(reader *tar.Reader) error {
 			return err
 		}
 	}
-	// Last, as every file that is made in a directory moves its time.
-	for index := len(w.times) - 1; index >= 0; index-- {
-		setTime(w.times[index].path, w.times[index].modified)
+	if w.contained {
+		return nil // finished where its place is
+	}
+	return w.finish(func(made string) string { return made })
+}
+
+// finish gives directories their modes and times, each where it lies by now; the empty place is nowhere.
+func (w *unpacking) finish(where func(made string) string) error {
+	for index := len(w.folders) - 1; index >= 0; index-- {
+		one := w.folders[index]
+		place := where(one.path)
+		if place == "" {
+			continue
+		}
+		if err := syscall.Chmod(place, one.mode); err != nil {
+			return &os.PathError{Op: "chmod", Path: place, Err: err}
+		}
+		setTime(place, one.modified)
 	}
 	return nil
 }
@@ -260,6 +284,14 @@ func ofTheHost(target string) bool {
 func (w *unpacking) entry(target string, header *tar.Header, content io.Reader) error {
 	if header.Typeflag == tar.TypeXGlobalHeader {
 		return nil
+	}
+	if w.contained {
+		if err := w.count(); err != nil {
+			return err
+		}
+		if err := w.contain(target); err != nil {
+			return err
+		}
 	}
 	if header.Typeflag != tar.TypeDir {
 		if err := w.directory(path.Dir(target)); err != nil {
@@ -281,8 +313,14 @@ func (w *unpacking) entry(target string, header *tar.Header, content io.Reader) 
 		w.files++
 		return w.own(target, header)
 	case tar.TypeLink:
+		existing := path.Join(path.Clean(w.request.Destination), path.Clean("/"+header.Linkname))
+		if w.contained {
+			if err := w.contain(existing); err != nil {
+				return err
+			}
+		}
 		w.files++
-		return os.Link(path.Join(path.Clean(w.request.Destination), path.Clean("/"+header.Linkname)), target)
+		return os.Link(existing, target)
 	}
 	// Devices, FIFOs: an image has none.
 	w.skipped++
@@ -330,7 +368,11 @@ func (w *unpacking) file(target string, header *tar.Header, content io.Reader) e
 
 // folder makes a directory of the stream; one that is there keeps its mode unless an archive says otherwise.
 func (w *unpacking) folder(target string, header *tar.Header) error {
-	information, err := os.Stat(target)
+	look := os.Stat
+	if w.contained {
+		look = os.Lstat
+	}
+	information, err := look(target)
 	if err == nil && !information.IsDir() {
 		return link.Errorf("not_a_directory", "%s is there and not a directory", target)
 	}
@@ -351,8 +393,9 @@ func (w *unpacking) folder(target string, header *tar.Header) error {
 	if err := w.own(target, header); err != nil {
 		return err
 	}
-	w.times = append(w.times, directoryTime{target, header.ModTime})
-	return syscall.Chmod(target, w.mode(header))
+	w.names += int64(len(target))
+	w.folders = append(w.folders, madeFolder{target, w.mode(header), header.ModTime})
+	return nil
 }
 
 // directory makes a directory and its parents that no entry describes.
@@ -377,6 +420,7 @@ func (w *unpacking) directory(target string) error {
 		return err
 	}
 	w.made[target] = true
+	w.names += int64(len(target))
 	if w.request.Chown != "" {
 		return os.Lchown(target, int(w.owner.UID), int(w.owner.GID))
 	}
@@ -404,6 +448,9 @@ func (w *unpacking) ids(header *tar.Header) (uid, gid int) {
 func (w *unpacking) mode(header *tar.Header) uint32 {
 	if w.request.Mode != nil {
 		return *w.request.Mode & permissionBits
+	}
+	if w.contained {
+		return uint32(header.Mode) & treeMode
 	}
 	return uint32(header.Mode) & permissionBits
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"unicode/utf8"
 
+	"innkeeper/guest/account"
 	"innkeeper/guest/link"
 )
 
@@ -106,12 +107,12 @@ const mimePaths = 1000
 // Mime serves the mime verb.
 func (s *Store) Mime(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Paths    []string `json:"paths"`
 		PathsB64 []string `json:"paths_b64"`
 	}{}
 	request.PathB64 = "Lw==" // the verb has no path of its own
-	if err := s.resolve(open, &request, &request.location); err != nil {
+	if err := s.Resolve(open, &request, &request.Location); err != nil {
 		stream.Fail(err)
 		return
 	}
@@ -122,7 +123,7 @@ func (s *Store) Mime(stream *link.Stream, open link.Request) {
 	result := struct {
 		Types []*string `json:"types"`
 	}{Types: []*string{}}
-	err := as(request.account, func() error {
+	err := account.As(request.Account, func() error {
 		for _, path := range request.Paths {
 			result.Types = append(result.Types, sniffPath(decodePath(path, "")))
 		}

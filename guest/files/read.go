@@ -7,12 +7,21 @@ import (
 	"strings"
 	"syscall"
 
+	"innkeeper/guest/account"
 	"innkeeper/guest/link"
 )
 
 // openRegular opens without ever blocking on a FIFO or device, and accepts regular files only.
-func openRegular(path string) (*os.File, *syscall.Stat_t, error) {
-	descriptor, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC|syscall.O_NOCTTY, 0)
+func openRegular(path string) (*os.File, *syscall.Stat_t, error) { return openWith(path, 0) }
+
+// openUnfollowed is openRegular for a path whose last name a walk has met: it may be something else by now, and no symlink is followed.
+func openUnfollowed(path string) (*os.File, error) {
+	file, _, err := openWith(path, syscall.O_NOFOLLOW)
+	return file, err
+}
+
+func openWith(path string, flags int) (*os.File, *syscall.Stat_t, error) {
+	descriptor, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC|syscall.O_NOCTTY|flags, 0)
 	if err != nil {
 		if isSpecial(path) { // a socket, or a device that is not there or refuses: what it says differs from kernel to kernel
 			return nil, nil, link.Errorf("not_a_regular_file", "%s is not a regular file", path)
@@ -76,17 +85,20 @@ type readStart struct {
 	Size    int64  `json:"size"`
 	MtimeNs int64  `json:"mtime_ns"`
 	Mime    string `json:"mime"`
+	// With size and mtime_ns these tell one content of a path from another.
+	Inode   uint64 `json:"inode"`
+	CtimeNs int64  `json:"ctime_ns"`
 }
 
 // Read serves the read verb.
 func (s *Store) Read(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Offset int64  `json:"offset"`
 		Length *int64 `json:"length"`
 		Public bool   `json:"public"`
 	}{}
-	err := s.resolve(open, &request, &request.location)
+	err := s.Resolve(open, &request, &request.Location)
 	if err == nil && (request.Offset < 0 || request.Length != nil && *request.Length < 0) {
 		err = link.Errorf("bad_request", "read: negative offset or length")
 	}
@@ -100,7 +112,7 @@ func (s *Store) Read(stream *link.Stream, open link.Request) {
 	}
 	var file *os.File
 	var status *syscall.Stat_t
-	err = as(request.account, func() (err error) {
+	err = account.As(request.Account, func() (err error) {
 		file, status, err = openRegular(request.Path)
 		return err
 	})
@@ -115,7 +127,8 @@ func (s *Store) Read(stream *link.Stream, open link.Request) {
 			return
 		}
 	}
-	start := readStart{Size: status.Size, MtimeNs: status.Mtim.Nano(), Mime: mimeOf(request.Path, file)}
+	start := readStart{Size: status.Size, MtimeNs: status.Mtim.Nano(), Mime: mimeOf(request.Path, file),
+		Inode: status.Ino, CtimeNs: status.Ctim.Nano()}
 	left := int64(-1)
 	if request.Length != nil {
 		left = *request.Length

@@ -1,10 +1,10 @@
+// Package files serves the guest's files with the permissions of one of its users.
 package files
 
 import (
 	"encoding/base64"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"syscall"
 	"unicode/utf8"
@@ -16,21 +16,23 @@ import (
 // Store serves the file verbs.
 type Store struct {
 	defaultUser func() string
+	drafts      drafts
 }
 
 // New asks defaultUser whose permissions apply where a request names nobody.
 func New(defaultUser func() string) *Store { return &Store{defaultUser: defaultUser} }
 
-// location is what every file verb begins with.
-type location struct {
+// Location is what every file verb begins with.
+type Location struct {
 	Path    string `json:"path"`
 	PathB64 string `json:"path_b64"`
 	User    string `json:"user"`
 
-	account account.User
+	Account account.User `json:"-"`
 }
 
-func (s *Store) resolve(open link.Request, target any, l *location) error {
+// Resolve decodes a request into target, of which l is a part, and finds out where and as whom.
+func (s *Store) Resolve(open link.Request, target any, l *Location) error {
 	if err := open.Decode(target); err != nil {
 		return err
 	}
@@ -43,7 +45,7 @@ func (s *Store) resolve(open link.Request, target any, l *location) error {
 	if name == "" {
 		name = s.defaultUser()
 	}
-	l.account, err = account.Lookup(name)
+	l.Account, err = account.Lookup(name)
 	return err
 }
 
@@ -98,15 +100,15 @@ func typeOf(mode uint32) string {
 // Stat serves the stat verb.
 func (s *Store) Stat(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Follow *bool `json:"follow"`
 	}{}
-	if err := s.resolve(open, &request, &request.location); err != nil {
+	if err := s.Resolve(open, &request, &request.Location); err != nil {
 		stream.Fail(err)
 		return
 	}
 	var result statAnswer
-	err := as(request.account, func() error {
+	err := account.As(request.Account, func() error {
 		var status syscall.Stat_t
 		look := syscall.Stat
 		if request.Follow != nil && !*request.Follow {
@@ -161,11 +163,11 @@ const (
 // List serves the list verb. The cursor is the base64 of the last name.
 func (s *Store) List(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Cursor string `json:"cursor"`
 		Limit  int    `json:"limit"`
 	}{}
-	err := s.resolve(open, &request, &request.location)
+	err := s.Resolve(open, &request, &request.Location)
 	after := ""
 	if err == nil && request.Cursor != "" {
 		var bytes []byte
@@ -185,17 +187,17 @@ func (s *Store) List(stream *link.Stream, open link.Request) {
 		Entries []listEntry `json:"entries"`
 		Next    string      `json:"next,omitempty"`
 	}{Entries: []listEntry{}}
-	err = as(request.account, func() error {
-		names, err := readNames(request.Path)
+	err = account.As(request.Account, func() error {
+		names, more, err := namesAfter(request.Path, after, request.Limit, false)
 		if err != nil {
 			return err
 		}
-		sort.Strings(names)
-		size, last := 0, ""
-		for _, name := range names[sort.Search(len(names), func(i int) bool { return names[i] > after }):] {
-			if len(result.Entries) == request.Limit || size > listBytes {
-				result.Next = base64.StdEncoding.EncodeToString([]byte(last))
-				return nil
+		size := 0
+		for index, name := range names {
+			if size > listBytes {
+				more = true
+				names = names[:index]
+				break
 			}
 			entry, ok := describe(request.Path, name)
 			if !ok {
@@ -204,21 +206,13 @@ func (s *Store) List(stream *link.Stream, open link.Request) {
 			result.Entries = append(result.Entries, entry)
 			// JSON writes some characters as six.
 			size += 6*len(entry.Name) + len(entry.NameB64) + 110
-			last = name
+		}
+		if more {
+			result.Next = base64.StdEncoding.EncodeToString([]byte(names[len(names)-1]))
 		}
 		return nil
 	})
 	answer(stream, err, result)
-}
-
-func readNames(path string) ([]string, error) {
-	descriptor, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, wrap("open", path, err)
-	}
-	directory := os.NewFile(uintptr(descriptor), path)
-	defer directory.Close()
-	return directory.Readdirnames(-1)
 }
 
 func describe(directory, name string) (listEntry, bool) {
@@ -236,14 +230,14 @@ func describe(directory, name string) (listEntry, bool) {
 // Mkdir serves the mkdir verb. With parents, a directory that exists is no error.
 func (s *Store) Mkdir(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Parents bool `json:"parents"`
 	}{}
-	if err := s.resolve(open, &request, &request.location); err != nil {
+	if err := s.Resolve(open, &request, &request.Location); err != nil {
 		stream.Fail(err)
 		return
 	}
-	err := as(request.account, func() error {
+	err := account.As(request.Account, func() error {
 		if request.Parents {
 			return os.MkdirAll(request.Path, 0o755)
 		}
@@ -255,11 +249,12 @@ func (s *Store) Mkdir(stream *link.Stream, open link.Request) {
 // Rename serves the rename verb.
 func (s *Store) Rename(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
-		To    string `json:"to"`
-		ToB64 string `json:"to_b64"`
+		Location
+		To      string `json:"to"`
+		ToB64   string `json:"to_b64"`
+		Replace *bool  `json:"replace"`
 	}{}
-	err := s.resolve(open, &request, &request.location)
+	err := s.Resolve(open, &request, &request.Location)
 	if err == nil {
 		request.To, err = decodePath(request.To, request.ToB64)
 	}
@@ -267,33 +262,35 @@ func (s *Store) Rename(stream *link.Stream, open link.Request) {
 		stream.Fail(err)
 		return
 	}
-	err = as(request.account, func() error {
-		if err := syscall.Rename(request.Path, request.To); err != nil {
-			return wrap("rename", request.Path, err)
-		}
-		return nil
+	err = account.As(request.Account, func() error {
+		return moveTo(request.Path, request.To, request.Replace == nil || *request.Replace)
 	})
 	answer(stream, err, struct{}{})
 }
 
-// Remove serves the remove verb; a symlink is removed itself.
+// Remove serves the remove verb; a symlink is removed itself. A removal that was begun goes on to its end, whoever waits for it.
 func (s *Store) Remove(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Recursive bool `json:"recursive"`
 	}{}
-	if err := s.resolve(open, &request, &request.location); err != nil {
+	if err := s.Resolve(open, &request, &request.Location); err != nil {
 		stream.Fail(err)
 		return
 	}
-	err := as(request.account, func() error {
-		if !request.Recursive {
-			return os.Remove(request.Path)
-		}
-		if _, err := os.Lstat(request.Path); err != nil {
-			return err
-		}
-		return os.RemoveAll(request.Path)
+	err := lively(stream, func() error {
+		return account.As(request.Account, func() error {
+			if !request.Recursive {
+				return os.Remove(request.Path)
+			}
+			if _, err := os.Lstat(request.Path); err != nil {
+				return err
+			}
+			if filepath.Clean(request.Path) == "/" {
+				return link.Errorf("bad_request", "the root directory is not removed")
+			}
+			return os.RemoveAll(request.Path)
+		})
 	})
 	answer(stream, err, struct{}{})
 }

@@ -1,8 +1,6 @@
 package files
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -22,12 +20,12 @@ type draft struct {
 // Write serves the write verb.
 func (s *Store) Write(stream *link.Stream, open link.Request) {
 	request := struct {
-		location
+		Location
 		Mode    *uint32 `json:"mode"`
 		Parents *bool   `json:"parents"`
 		Size    *int64  `json:"size"`
 	}{}
-	if err := s.resolve(open, &request, &request.location); err != nil {
+	if err := s.Resolve(open, &request, &request.Location); err != nil {
 		stream.Fail(err)
 		return
 	}
@@ -36,7 +34,7 @@ func (s *Store) Write(stream *link.Stream, open link.Request) {
 		mode = *request.Mode & permissionBits
 	}
 	var made *draft
-	err := as(request.account, func() (err error) {
+	err := account.As(request.Account, func() (err error) {
 		made, err = begin(request.Path, request.Parents == nil || *request.Parents)
 		return err
 	})
@@ -46,10 +44,10 @@ func (s *Store) Write(stream *link.Stream, open link.Request) {
 	}
 	bytes, err := made.fill(stream, request.Size)
 	if err == nil {
-		err = made.finish(request.account, mode)
+		err = made.finish(request.Account, mode, &s.drafts)
 	}
 	if err != nil {
-		made.discard(request.account)
+		made.discard(request.Account)
 		stream.Fail(err)
 		return
 	}
@@ -94,11 +92,11 @@ func begin(path string, parents bool) (*draft, error) {
 			return nil, err
 		}
 	}
-	random := make([]byte, 8)
-	if _, err := rand.Read(random); err != nil {
+	beside, err := draftName(path)
+	if err != nil {
 		return nil, err
 	}
-	made.beside = filepath.Join(filepath.Dir(path), ".inn-"+hex.EncodeToString(random))
+	made.beside = beside
 	file, err := os.OpenFile(made.beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
 	made.file = file
 	return made, err
@@ -146,7 +144,7 @@ func (d *draft) fill(stream *link.Stream, size *int64) (int64, error) {
 }
 
 // finish gives the draft its mode and owner and renames it over the target.
-func (d *draft) finish(user account.User, mode uint32) error {
+func (d *draft) finish(user account.User, mode uint32, known *drafts) error {
 	if d.existed != nil {
 		mode = d.existed.Mode & permissionBits
 		if os.Getuid() == 0 && (d.existed.Uid != user.UID || d.existed.Gid != user.GID) {
@@ -162,7 +160,10 @@ func (d *draft) finish(user account.User, mode uint32) error {
 	if err := d.file.Close(); err != nil {
 		return err
 	}
-	return as(user, func() error {
+	if d.existed != nil {
+		known.note(filepath.Base(d.beside))
+	}
+	return account.As(user, func() error {
 		if err := syscall.Rename(d.beside, d.target); err != nil {
 			return wrap("rename", d.target, err)
 		}
@@ -172,5 +173,5 @@ func (d *draft) finish(user account.User, mode uint32) error {
 
 func (d *draft) discard(user account.User) {
 	_ = d.file.Close()
-	_ = as(user, func() error { return os.Remove(d.beside) })
+	_ = account.As(user, func() error { return os.Remove(d.beside) })
 }

@@ -61,7 +61,7 @@ func codeOf(err error) string {
 		return "busy"
 	case syscall.ESRCH:
 		return "no_such_process"
-	case syscall.EINVAL, syscall.ENAMETOOLONG, syscall.ELOOP:
+	case syscall.EINVAL, syscall.ENAMETOOLONG, syscall.ELOOP, syscall.EXDEV:
 		return "bad_request"
 	}
 	return "io_error"

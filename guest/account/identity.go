@@ -1,19 +1,16 @@
-// Package files serves the guest's files with the permissions of one of its users.
-package files
+package account
 
 import (
 	"os"
 	"runtime"
 	"syscall"
-
-	"innkeeper/guest/account"
 )
 
-// as runs action with the effective identity of user, on a thread of its own identity.
+// As runs action with the effective identity of user, on a thread of its own identity.
 //
 // gVisor has no setfsuid, so the thread takes the effective ids; the real ones stay root's and let it return. Raw system calls
 // change this thread only, unlike those of package syscall.
-func as(user account.User, action func() error) error {
+func As(user User, action func() error) error {
 	if os.Getuid() != 0 || user.UID == 0 && user.GID == 0 {
 		return action()
 	}
@@ -35,7 +32,7 @@ func as(user account.User, action func() error) error {
 
 const keep = ^uintptr(0)
 
-func become(user account.User) error {
+func become(user User) error {
 	if err := setGroups(user.Groups); err != nil {
 		return err
 	}
