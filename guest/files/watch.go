@@ -124,6 +124,12 @@ func (w *watch) add(path string) (int32, error) {
 	if len(w.watches) == 0 {
 		mask &^= syscall.IN_DONT_FOLLOW // the path that was asked for may be a symlink
 	}
+	// gVisor's inotify asks for no permission to read what is watched.
+	readable, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, wrap("watch", name, err)
+	}
+	_ = syscall.Close(readable)
 	number, err := syscall.InotifyAddWatch(w.descriptor, name, mask)
 	if err != nil {
 		return 0, wrap("watch", name, err)

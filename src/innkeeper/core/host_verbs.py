@@ -129,7 +129,7 @@ class ReadFile:
 
     `public`: None for a request with a token; else the profile's `public_files` (`reported` or `all`): regular files only, never under /proc, /sys, /dev,
     /run, and with `reported` only paths that a files_changed of the instance listed.
-    Streams: MESSAGE `{"size", "mtime_ns", "mime"}`, DATA. Answer: `{"bytes"}`.
+    Streams: MESSAGE `{"size", "mtime_ns", "ctime_ns", "inode", "mime"}`, DATA. Answer: `{"bytes"}`.
     Errors: file_not_found, invalid_request (a directory), payload_too_large (`max_bytes`).
     """
 
@@ -144,11 +144,15 @@ class ReadFile:
 
 @dataclass(frozen=True, slots=True)
 class StatFile:
-    """Answer: `{"type", "size", "mode", "uid", "gid", "mtime_ns", "target"}`. Errors: file_not_found."""
+    """What a path is; of a symlink, unless `follow`, the link itself.
+
+    Answer: `{"type", "size", "mode", "uid", "gid", "mtime_ns", "target": str|None}`. Errors: file_not_found.
+    """
 
     verb: ClassVar[str] = "file.stat"
     instance_id: UUID
     path: str
+    follow: bool = True
 
 
 @dataclass(frozen=True, slots=True)

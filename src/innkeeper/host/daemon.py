@@ -53,6 +53,7 @@ from innkeeper.host.operator_verbs import OperatorVerbs
 from innkeeper.host.ports import Ports
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
+from innkeeper.host.trees import Trees
 from innkeeper.host.turns import Turns
 from innkeeper.host.usage import UsageLedger
 from innkeeper.host.verbs import Verbs, Watchers
@@ -312,7 +313,7 @@ async def run_daemon(
             max_image_bytes=settings.image_max_mb * MIB,
         )
         handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
-        handlers |= Ports(fleet).handlers()
+        handlers |= {**Ports(fleet).handlers(), **Trees(fleet).handlers()}
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 

@@ -11,7 +11,7 @@ from innkeeper.errors import FileMissingError, ForbiddenError, GuestError, Inval
 from innkeeper.host.file_changes import FileChanges, mime_by_name
 from innkeeper.host.guest_link import GuestInputError
 from innkeeper.host.machine import Machine
-from innkeeper.host.wire_paths import guest_path, name_from_entry, path_param
+from innkeeper.host.wire_paths import guest_path, name_from_entry, path_param, target_from_entry
 from innkeeper.wire.stream import Data, End, Message
 
 STAT_SECONDS = 10.0
@@ -43,7 +43,9 @@ async def read_file(machine: Machine, request: ReadFile, call: ServerCall, chang
                     await call.send_message(
                         {
                             "size": size,
-                            "mtime_ns": _int_or_zero(event.body.get("mtime_ns")),
+                            **{
+                                name: checked_number(event.body.get(name)) for name in ("mtime_ns", "ctime_ns", "inode")
+                            },
                             "mime": _mime(path, event.body),
                         }
                     )
@@ -81,7 +83,8 @@ def _mime(path: bytes, body: dict[str, Any]) -> str:
     return "application/octet-stream"
 
 
-def _int_or_zero(value: object) -> int:
+def checked_number(value: object) -> int:
+    """A size, a time or a count that an agent sent; 0 where it is none."""
     # Not isinstance: JSON's true is an int to Python.
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
@@ -115,20 +118,37 @@ async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> 
         params["mode"] = request.mode
     async with machine.transferring():
         answer = await send_content(machine, call, "write", params, ended_early="The content ended early")
-    return {"bytes": _int_or_zero(answer.get("bytes")), "created": bool(answer.get("created"))}
+    return {"bytes": checked_number(answer.get("bytes")), "created": bool(answer.get("created"))}
 
 
 async def stat_file(machine: Machine, request: StatFile) -> dict[str, Any]:
     """See StatFile."""
     async with machine.in_use():
         answer = await machine.endpoint.request(
-            "stat", path_param(guest_path(request.path)), timeout_seconds=STAT_SECONDS
+            "stat",
+            {**path_param(guest_path(request.path)), "follow": request.follow},
+            timeout_seconds=STAT_SECONDS,
         )
-    kind = answer.get("type")
+    return {
+        **checked_entry(answer),
+        **{name: checked_number(answer.get(name)) for name in ("uid", "gid")},
+        "target": _target(answer),
+    }
+
+
+def _target(answer: dict[str, Any]) -> str | None:
+    try:
+        return target_from_entry(answer)
+    except ValueError as error:
+        raise GuestError("The guest agent sent no valid target") from error
+
+
+def checked_entry(row: dict[str, Any]) -> dict[str, Any]:
+    """Type, size, mode and time of an entry that an agent sent."""
+    kind = row.get("type")
     return {
         "type": kind if kind in ("file", "dir", "symlink", "other") else "other",
-        **{name: _int_or_zero(answer.get(name)) for name in ("size", "mode", "uid", "gid", "mtime_ns")},
-        "target": answer.get("target") if isinstance(answer.get("target"), str) else None,
+        **{name: checked_number(row.get(name)) for name in ("size", "mode", "mtime_ns")},
     }
 
 
@@ -143,15 +163,8 @@ async def list_files(machine: Machine, request: ListFiles) -> dict[str, Any]:
     if not isinstance(entries, list) or len(entries) > 1_000:
         raise GuestError("The guest agent sent no valid listing")
     try:
-        rows = [
-            {
-                "name": name_from_entry(entry),
-                "type": entry["type"] if entry["type"] in ("file", "dir", "symlink", "other") else "other",
-                **{name: _int_or_zero(entry.get(name)) for name in ("size", "mode", "mtime_ns")},
-            }
-            for entry in entries
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rows = [{"name": name_from_entry(entry), **checked_entry(entry)} for entry in entries]
+    except (ValueError, TypeError, AttributeError) as error:
         raise GuestError("The guest agent sent no valid listing") from error
     following = answer.get("next")
     return {

@@ -49,7 +49,7 @@ def guest_error(code: str, message: str) -> Exception:
     # Typed, because only the type's code crosses the bus: the API would show a guest's other errors as 503.
     if code == "permission_denied":
         return ForbiddenError(text or None)
-    if code == "no_space":
+    if code in ("no_space", "exists"):
         return ConflictError(text or None)
     if code == "unreachable":
         return PortUnreachableError()
@@ -58,7 +58,6 @@ def guest_error(code: str, message: str) -> Exception:
         "is_a_directory",
         "not_a_directory",
         "not_a_regular_file",
-        "exists",
         "too_large",
     ):
         return GuestInputError(text or code, guest_code=code)

@@ -140,6 +140,7 @@ class Machine:
     freeze_after_seconds: float
     frozen: bool = False
     uses: int = 0
+    watches: int = 0
     user_processes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     failure: str | None = None

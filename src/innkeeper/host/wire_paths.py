@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 from innkeeper.core.host_verbs import path_from_wire, path_to_wire
-from innkeeper.errors import InvalidRequestError
+from innkeeper.errors import GuestError, InvalidRequestError
 
 PATH_MAX = 4_096
 
@@ -37,6 +37,34 @@ def guest_path_params(paths: list[bytes]) -> dict[str, Any]:
     return {"paths_b64": [base64.b64encode(path).decode() for path in paths]}
 
 
+def absolute_path(entry: dict[str, Any]) -> str:
+    """The absolute path that an agent sent, as the bus spells it. Raises GuestError for what it must not send."""
+    path = _sent(entry)
+    if not path.startswith(b"/") or b"\0" in path or len(path) > PATH_MAX:
+        raise GuestError("The guest agent sent no valid path")
+    return path_to_wire(path)
+
+
+def relative_path(entry: dict[str, Any]) -> str:
+    """The path below a directory that an agent sent, as the bus spells it; empty for the directory itself. Raises GuestError for what it must not send."""
+    path = _sent(entry)
+    if (path and any(name in (b"", b".", b"..") for name in path.split(b"/"))) or b"\0" in path or len(path) > PATH_MAX:
+        raise GuestError("The guest agent sent no valid path")
+    return path_to_wire(path)
+
+
+def _sent(entry: dict[str, Any]) -> bytes:
+    encoded, plain = entry.get("path_b64"), entry.get("path", "")
+    try:
+        if isinstance(encoded, str):
+            return base64.b64decode(encoded, validate=True)
+        if isinstance(plain, str):
+            return plain.encode()
+    except ValueError as error:
+        raise GuestError("The guest agent sent no valid path") from error
+    raise GuestError("The guest agent sent no valid path")
+
+
 def name_from_entry(entry: dict[str, Any]) -> str:
     """The name of a directory entry as the bus spells it. Raises ValueError for what an agent must not send."""
     if isinstance(entry.get("name_b64"), str):
@@ -48,3 +76,16 @@ def name_from_entry(entry: dict[str, Any]) -> str:
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name or len(name) > 255:
         raise ValueError("not a file name")
     return path_to_wire(name)
+
+
+def target_from_entry(entry: dict[str, Any]) -> str | None:
+    """Where a symlink points to as the bus spells it, None for what is none. Raises ValueError for what an agent must not send."""
+    if isinstance(entry.get("target_b64"), str):
+        target = base64.b64decode(entry["target_b64"], validate=True)
+    elif isinstance(entry.get("target"), str):
+        target = entry["target"].encode()
+    else:
+        return None
+    if not target or b"\0" in target or len(target) > PATH_MAX:
+        raise ValueError("not a symlink's target")
+    return path_to_wire(target)

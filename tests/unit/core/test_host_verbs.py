@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innkeeper.core import host_verbs
+from innkeeper.core import host_verbs, tree_verbs
 from innkeeper.core.host_verbs import VERBS, EnsureMachine, Execute, path_from_wire, path_to_wire, to_wire
 from innkeeper.errors import InvalidRequestError
 from innkeeper.host.verbs import parser
+
+ALL = (*VERBS, *tree_verbs.VERBS)
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=20).map(lambda rest: b"b64:" + rest))
@@ -71,7 +73,7 @@ def instances(kind):
     )
 
 
-@given(st.sampled_from(VERBS).flatmap(instances))
+@given(st.sampled_from(ALL).flatmap(instances))
 def test_every_request_survives_the_bus(request):
     body = json.loads(json.dumps(to_wire(request)))
     call = types.SimpleNamespace(params={"verb": request.verb, **body})
@@ -79,7 +81,7 @@ def test_every_request_survives_the_bus(request):
 
 
 def test_verbs_are_named_once():
-    names = [verb.verb for verb in VERBS]
+    names = [verb.verb for verb in ALL]
     assert len(set(names)) == len(names)
     defined = {one for one in vars(host_verbs).values() if dataclasses.is_dataclass(one) and hasattr(one, "verb")}
     assert defined == set(VERBS)

@@ -232,7 +232,7 @@ def test_no_version_in_common(body):
         ("no_space", ConflictError),
         ("bad_request", GuestInputError),
         ("is_a_directory", GuestInputError),
-        ("exists", GuestInputError),
+        ("exists", ConflictError),
         ("unknown_verb", GuestError),
         ("", GuestError),
         ("__class__", GuestError),
