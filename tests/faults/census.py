@@ -34,7 +34,7 @@ def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list
     host = home / "host"
     records = dict(_records(host))
     machines = set(records)
-    return sorted(
+    found = sorted(
         [
             *_processes(home, machines),
             *_groups(home, machines),
@@ -52,6 +52,9 @@ def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list
             ),
         ]
     )
+    # Looking takes seconds on a busy machine: a guest that came up meanwhile had its record first.
+    newer = set(dict(_records(host))) - machines
+    return [line for line in found if not any(machine in line for machine in newer)]
 
 
 def wait_for_none(home: Path, *, instances: Collection[str] | None = None) -> list[str]:
@@ -131,13 +134,11 @@ def _disks(host: Path, records: dict[str, dict[str, object]]) -> Iterator[str]:
 
 
 def _namespaces(home: Path, records: dict[str, dict[str, object]]) -> Iterator[str]:
-    held = {record.get("slot_index") for record in records.values()}
     prefix = f"ik{server_id(home)}-s"
-    spare = [
-        name
-        for name in _names(Path("/run/netns"))
-        if name.startswith(prefix) and int(name.removeprefix(prefix)) not in held
-    ]
+    names = [name for name in _names(Path("/run/netns")) if name.startswith(prefix)]
+    newer = dict(_records(home / "host"))
+    held = {record.get("slot_index") for record in (*records.values(), *newer.values())}
+    spare = [name for name in names if int(name.removeprefix(prefix)) not in held]
     if len(spare) > SPARE_SLOTS:
         yield f"network namespaces {sorted(spare)}, of which {SPARE_SLOTS} may be ready ahead"
 

@@ -16,6 +16,8 @@ from internet_fixture import ADDRESS, Internet
 from server_fixture import Room, Server
 from tests.security.neighbour import ATTEMPTS, GROWTH_MIB, NOISE_SECONDS, proportional_mib
 
+from innkeeper.host.network.firewall import FirewallLimits
+
 QUICK = ("pointers", "streams")
 FULL = ("pointers", "giant", "noise", "questions", "streams", "stream noise")
 # The attacker itself may use a core of the two: that is its share. What the daemon does for it must not add to that.
@@ -101,6 +103,10 @@ def test_a_long_flood_of_the_resolver_costs_no_neighbour(
     attack_resolver(attacker, neighbour, innkeeper, way, seconds=30)
 
 
+LIMITS = FirewallLimits()
+# What is open at once, and what was closed in the last seconds: 5 by our timeouts, and until the kernel comes to look at the entry, which takes longer on a
+# busy machine. The kernel gives the table 262,144 places from 4 GiB of memory on.
+OPEN_AND_CLOSED = LIMITS.connections_per_guest + 20 * LIMITS.new_connections_per_second
 CLOSED = ("TIME_WAIT", "CLOSE", "LAST_ACK")
 
 
@@ -142,4 +148,4 @@ def test_one_guest_cannot_fill_the_connection_table(
                 assert neighbour.output(f"curl -sS --max-time 10 http://{ADDRESS}/") == "hello from the internet"
                 time.sleep(1)
         print(f"{way}: opened, refused {flood.answer}: at most {most} entries")
-        assert flood.answer[0] > 500 and most < 9_000
+        assert flood.answer[0] > 500 and most < OPEN_AND_CLOSED
