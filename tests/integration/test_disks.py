@@ -11,10 +11,11 @@ import pytest
 from tests.integration.mounted_root import mounted_root
 
 from innkeeper.host.disks import rootfs
+from innkeeper.host.disks.disk_health import has_stopped
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.disk_template import can_reflink, reflink
 from innkeeper.host.disks.rootfs import DiskPlan
-from innkeeper.host.linux import loop_device, mounts
+from innkeeper.host.linux import command, loop_device, mounts
 
 sys.path.insert(0, str(Path(__file__).parent))
 import image_fixture
@@ -49,6 +50,26 @@ async def test_a_root_is_the_image_with_the_disk_above(pool: DiskPool, plan: Dis
             assert {"nodev", "nosuid", "noatime"} <= mounted.options
     assert not plan.mount_directory.exists()
     assert pool.disks().keys() == {plan.name}
+
+
+async def test_a_disk_that_the_kernel_stopped_is_told_from_one_that_had_an_error(
+    pool: DiskPool, plan: DiskPlan
+) -> None:
+    async with mounted_root(pool, plan) as disk:
+        assert not has_stopped(disk.upper)
+        _report_error(disk.upper)
+        assert not has_stopped(disk.upper)
+        await command.run(("mount", "-o", "remount,errors=remount-ro", str(plan.mount_directory / "disk")))
+        _report_error(disk.upper)
+        assert has_stopped(disk.upper)
+    assert not has_stopped(disk.upper)
+
+
+def _report_error(directory: Path) -> None:
+    """Have ext4 do what it does about an error."""
+    device = directory.stat().st_dev
+    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").readlink().name
+    Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("a test")
 
 
 async def test_the_disk_is_kept_and_found_again(pool: DiskPool, plan: DiskPlan) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from innkeeper.host.linux import mounts
 
 _EVENT = "events/ext4/ext4_mark_inode_dirty/id"
-_ONLINE = Path("/sys/devices/system/cpu/online")
+_ONLINE = "/sys/devices/system/cpu/online"
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _PERF_TYPE_TRACEPOINT = 2
 _PERF_FLAG_FD_CLOEXEC = 8
@@ -38,7 +38,7 @@ class InodeChanges:
             raise OSError(f"{path} is not on an ext4 file system of its own")
         if "lazytime" in mount.super_options | mount.options:
             raise OSError(f"{path} is mounted with lazytime: its times change without a trace")
-        self._online = _ONLINE.read_text()
+        self._online = _online()
         self._counters: list[int] = []
         # The kernel's own encoding of a device number, which trace points show.
         device = os.major(self.device) << 20 | os.minor(self.device)
@@ -51,8 +51,8 @@ class InodeChanges:
             raise
 
     def count(self) -> int | None:
-        """How many changes there were; None when that is not known, because a CPU came or went. 8 µs a CPU."""
-        if not self._counters or _ONLINE.read_text() != self._online:
+        """How many changes there were; None when that is not known, because a CPU came or went. 5 µs, and one a CPU."""
+        if not self._counters or _online() != self._online:
             return None
         return sum(int(_COUNT.unpack(os.read(counter, _COUNT.size))[0]) for counter in self._counters)
 
@@ -86,6 +86,15 @@ def _open_counter(event: int, cpu: int) -> int:
     if fd < 0:
         raise mounts.oserror("perf_event_open")
     return fd
+
+
+def _online() -> str:
+    """The kernel's list of CPUs. Plain calls: it is read for every command."""
+    descriptor = os.open(_ONLINE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 4_096).decode()
+    finally:
+        os.close(descriptor)
 
 
 def _cpus(online: str) -> list[int]:

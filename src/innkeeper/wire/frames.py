@@ -84,9 +84,7 @@ def frame(kind: Kind, stream_id: int, payload: bytes = b"") -> bytes:
 
 def json_frame(kind: Kind, stream_id: int, body: dict[str, Any]) -> bytes:
     """One frame with a JSON object."""
-    return frame(
-        kind, stream_id, json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    )
+    return frame(kind, stream_id, _ENCODER.encode(body).encode("utf-8", "surrogatepass"))
 
 
 def parse_object(payload: bytes | bytearray) -> dict[str, Any]:
@@ -116,5 +114,6 @@ def _finite(text: str) -> float:
     return number
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 # Python's own decoder takes NaN and Infinity, and makes infinity of 1e999: int() of those raises what nobody expects of a number.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
