@@ -93,7 +93,10 @@ async def _provision(
     control: Control, principal: Principal, stored: StoredProfile, room_id: str, host_id: UUID | None
 ) -> RoomEntry:
     """The room, ready: made, restarted on its disk, or found so."""
-    entry: RoomEntry | None = _in_memory(control, stored.profile.id, room_id) or await load(control, stored, room_id)
+    entry = _in_memory(control, stored.profile.id, room_id)
+    if entry is None and not control.database.exclusive:
+        # The only process on a database has all rooms in memory, and the row's key is there for one that has not.
+        entry = await load(control, stored, room_id)
     if entry is not None and entry.doomed:
         await provisioning.take_down(control, principal, entry)
         entry = None

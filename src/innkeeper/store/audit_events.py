@@ -13,12 +13,14 @@ from innkeeper.core.event import FAILURES, AuditEvent, AuditFilter
 from innkeeper.ids import before_uuid7
 from innkeeper.store.tables import audit_events
 
+_INSERT = sa.insert(audit_events)
+
 
 def insert(connection: sa.Connection, *events: AuditEvent) -> None:
     """Append events."""
     if events:
         connection.execute(
-            sa.insert(audit_events),
+            _INSERT,
             [
                 {
                     "id": event.id,

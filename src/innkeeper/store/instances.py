@@ -18,26 +18,33 @@ _GONE = _S.DESTROYED.value
 # States in which a row rests until someone asks for something.
 _SETTLED = (_S.READY.value, _S.STOPPED.value, _S.FAILED.value)
 
+# Statements that every room's life needs, made once, with their values as parameters: to make one anew costs more than to run it.
+_INSERT = sa.insert(instances)
+_ADVANCE = sa.update(instances).where(
+    instances.c.id == sa.bindparam("row"), instances.c.revision < sa.bindparam("before")
+)
+
 
 def insert(
     connection: sa.Connection, instance: Instance, *, lock_token: UUID | None, now: datetime, ttl_seconds: float
 ) -> None:
     """Store a new instance, leased to whoever has `lock_token`."""
     connection.execute(
-        sa.insert(instances).values(
-            id=instance.id,
-            organization_id=instance.organization_id,
-            public_id=instance.public_id,
-            profile_id=instance.profile_id,
-            image=instance.image,
-            image_config=None if instance.image_config is None else config_to_json(instance.image_config),
-            created_at=instance.created_at,
-            last_active_at=instance.last_active_at,
-            labels=instance.labels,
-            lock_token=lock_token,
-            lock_expires_at=None if lock_token is None else now + timedelta(seconds=ttl_seconds),
+        _INSERT,
+        {
+            "id": instance.id,
+            "organization_id": instance.organization_id,
+            "public_id": instance.public_id,
+            "profile_id": instance.profile_id,
+            "image": instance.image,
+            "image_config": None if instance.image_config is None else config_to_json(instance.image_config),
+            "created_at": instance.created_at,
+            "last_active_at": instance.last_active_at,
+            "labels": instance.labels,
+            "lock_token": lock_token,
+            "lock_expires_at": None if lock_token is None else now + timedelta(seconds=ttl_seconds),
             **state_values(instance),
-        )
+        },
     )
 
 
@@ -63,11 +70,7 @@ def state_values(instance: Instance) -> dict[str, Any]:
 
 def advance(connection: sa.Connection, instance: Instance) -> bool:
     """Whether the stored row was older and is now as given: the guard for changes that need no lease."""
-    done = connection.execute(
-        sa.update(instances)
-        .where(instances.c.id == instance.id, instances.c.revision < instance.revision)
-        .values(**state_values(instance))
-    )
+    done = connection.execute(_ADVANCE, {"row": instance.id, "before": instance.revision, **state_values(instance)})
     return done.rowcount == 1
 
 

@@ -5,6 +5,7 @@ The work itself (asking a host) happens outside any transaction. An apply that f
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,17 +13,24 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 
+@functools.cache
+def _take(table: sa.Table) -> sa.Update:
+    expired = sa.or_(
+        table.c.lock_token.is_(None), table.c.lock_expires_at.is_(None), table.c.lock_expires_at <= sa.bindparam("now")
+    )
+    return sa.update(table).where(table.c.id == sa.bindparam("row"), expired)
+
+
+@functools.cache
+def _held(table: sa.Table) -> sa.Update:
+    return sa.update(table).where(table.c.id == sa.bindparam("row"), table.c.lock_token == sa.bindparam("held"))
+
+
 def take(connection: sa.Connection, table: sa.Table, row_id: UUID, *, now: datetime, ttl_seconds: float) -> UUID | None:
     """A fresh token for the row, or None while someone else holds it."""
     token = uuid4()
-    done = connection.execute(
-        sa.update(table)
-        .where(
-            table.c.id == row_id,
-            sa.or_(table.c.lock_token.is_(None), table.c.lock_expires_at.is_(None), table.c.lock_expires_at <= now),
-        )
-        .values(lock_token=token, lock_expires_at=now + timedelta(seconds=ttl_seconds))
-    )
+    values = {"lock_token": token, "lock_expires_at": now + timedelta(seconds=ttl_seconds)}
+    done = connection.execute(_take(table), {"row": row_id, "now": now, **values})
     return token if done.rowcount == 1 else None
 
 
@@ -30,11 +38,8 @@ def renew(
     connection: sa.Connection, table: sa.Table, row_id: UUID, token: UUID, *, now: datetime, ttl_seconds: float
 ) -> bool:
     """Whether the lease was still held and now lasts longer."""
-    done = connection.execute(
-        sa.update(table)
-        .where(table.c.id == row_id, table.c.lock_token == token)
-        .values(lock_expires_at=now + timedelta(seconds=ttl_seconds))
-    )
+    values = {"lock_expires_at": now + timedelta(seconds=ttl_seconds)}
+    done = connection.execute(_held(table), {"row": row_id, "held": token, **values})
     return done.rowcount == 1
 
 
@@ -44,7 +49,7 @@ def apply(
     """Whether the values were stored: only while `token` is the row's. `release` gives the lease back with them."""
     if release:
         values = {**values, "lock_token": None, "lock_expires_at": None}
-    done = connection.execute(sa.update(table).where(table.c.id == row_id, table.c.lock_token == token).values(values))
+    done = connection.execute(_held(table), {"row": row_id, "held": token, **values})
     return done.rowcount == 1
 
 

@@ -12,6 +12,7 @@ from innkeeper.core.room import Room
 from innkeeper.store.instances import instance_of
 from innkeeper.store.tables import instances, rooms
 
+_INSERT = sa.insert(rooms)
 _JOINED = sa.select(rooms.c.room_id, rooms.c.created_at.label("room_created_at"), instances).join_from(
     rooms, instances, rooms.c.instance_id == instances.c.id
 )
@@ -20,12 +21,13 @@ _JOINED = sa.select(rooms.c.room_id, rooms.c.created_at.label("room_created_at")
 def insert(connection: sa.Connection, room: Room) -> None:
     """Store a room. Raises IntegrityError when the pair exists or the profile is gone."""
     connection.execute(
-        sa.insert(rooms).values(
-            profile_id=room.profile_id,
-            room_id=room.room_id,
-            instance_id=room.instance_id,
-            created_at=room.created_at,
-        )
+        _INSERT,
+        {
+            "profile_id": room.profile_id,
+            "room_id": room.room_id,
+            "instance_id": room.instance_id,
+            "created_at": room.created_at,
+        },
     )
 
 
