@@ -3,7 +3,8 @@
 set -eu
 
 # A first plot would otherwise build the font cache and show up as a file that the user's command changed.
-su user -s /bin/sh -c 'cd /tmp && HOME=/home/user MPLBACKEND=Agg python3 -c "
+# The cache lists fonts in the order of a set, which depends on the hash of strings.
+su user -s /bin/sh -c 'cd /tmp && HOME=/home/user MPLBACKEND=Agg PYTHONHASHSEED=0 python3 -c "
 import matplotlib.pyplot as plt
 import numpy, pandas
 plt.plot([1, 2, 3, 4])

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -90,6 +91,28 @@ async def test_the_same_recipe_makes_the_same_bytes(store: ImageStore, recipe: P
     (store.directory / "small.json").unlink()
     second = await build_image(recipe, store, progress=lambda _: None)
     assert first.digest == second.digest
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3_600)
+async def test_every_shipped_recipe_makes_the_same_bytes_twice(tmp_path: Path) -> None:
+    """From nothing each time, the packages from the mirrors: twice the same files, unless the mirrors changed in between. Figures for docs/images.md."""
+    recipes = sorted(path.parent.name for path in image_fixture.RECIPES.glob("*/recipe.toml"))
+    found: list[dict[str, tuple[str, int]]] = []
+    for time_of_building in ("first", "second"):
+        store = ImageStore(tmp_path / time_of_building)
+        try:
+            made = {}
+            for name in recipes:
+                began = time.monotonic()
+                record = await build_image(image_fixture.RECIPES / name, store, progress=lambda _: None)
+                made[name] = (record.digest, record.path.stat().st_size)
+                print(f"{name}: {record.digest[:12]}, {made[name][1] >> 20} MiB, {time.monotonic() - began:.0f} s")
+        finally:
+            await store.unmount_all()
+        found.append(made)
+    assert found[0] == found[1]
+    await image_fixture.assert_nothing_mounted(tmp_path)
 
 
 async def test_a_failing_customization_says_why_and_leaves_nothing(store: ImageStore, recipe: Path) -> None:

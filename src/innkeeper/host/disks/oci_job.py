@@ -29,7 +29,7 @@ from innkeeper.errors import InvalidRequestError, UnavailableError
 from innkeeper.host.disks import oci_tidy
 from innkeeper.host.disks.image_build import EROFS_OPTIONS
 from innkeeper.host.disks.registry_authorities import read_authorities
-from innkeeper.host.linux import command, netns
+from innkeeper.host.linux import command, netns, pidfd
 from innkeeper.host.linux.cgroup import Group
 from innkeeper.host.linux.jail import FIRST_UID, NOBODY, PROXY_PORT, JailPlan
 
@@ -329,6 +329,7 @@ class ImportJob:
         )
         after()
         tail: deque[str] = deque(maxlen=TAIL_LINES)
+        ending = asyncio.ensure_future(self._end_all_after(process.pid))
         try:
             reader = process.stdout if stdout is None else process.stderr
             assert reader is not None  # noqa: S101 - asked for above
@@ -339,10 +340,19 @@ class ImportJob:
                     await self.say({"line": line[:LINE_CHARACTERS]})
             status = await process.wait()
         finally:
+            ending.cancel()
+            await asyncio.wait({ending})
             await asyncio.shield(command.end(process))
         if status != 0 and not (quiet and tail):
             raise InvalidRequestError(f"{what}: {self._reason(tail, status)}")
         return tail[-1] if tail else ""
+
+    async def _end_all_after(self, pid: int) -> None:
+        """End what is left of a jail when its outer process has ended: what asked the kernel not to be told would hold the pipe for the import's whole time."""
+        # The process's own wait() waits for the pipe, too.
+        await pidfd.wait_gone(pid)
+        with contextlib.suppress(OSError, TimeoutError):  # which the release of the import tries again, and says
+            await self.group.kill_all()
 
     def _reason(self, tail: Sequence[str], status: int) -> str:
         said = " / ".join(tail).lower()

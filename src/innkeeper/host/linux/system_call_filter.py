@@ -11,7 +11,11 @@ from innkeeper.host.linux import mounts
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 BPF_LOAD_WORD, BPF_JUMP_EQUAL, BPF_JUMP_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x35, 0x06
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050001  # the last: errno EPERM
-NUMBER_OFFSET, ARCHITECTURE_OFFSET = 0, 4
+NO_SUCH_FAMILY = 0x00050061  # errno EAFNOSUPPORT
+NUMBER_OFFSET, ARCHITECTURE_OFFSET, FIRST_ARGUMENT_OFFSET = 0, 4, 16
+SOCKET = (41, 198)
+# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. Others lead out of a network namespace (AF_VSOCK to the machine's own host), or into code that few have looked at.
+FAMILIES = (1, 2, 10, 16)
 X32_BIT = 0x40000000
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # Numbers of asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64). From 424 on they are the same everywhere.
@@ -42,8 +46,15 @@ def instructions(machine: str) -> list[tuple[int, int, int, int]]:
     if machine == "x86_64":
         # The x32 calls have numbers of their own, and nothing here uses them.
         program += [(BPF_JUMP_AT_LEAST, 0, 1, X32_BIT), (BPF_RETURN, 0, 0, REFUSE)]
-    program += [(BPF_JUMP_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
-    return [*program, (BPF_RETURN, 0, 0, ALLOW), (BPF_RETURN, 0, 0, REFUSE)]
+    count = len(FAMILIES)
+    sockets = [
+        (BPF_JUMP_EQUAL, 0, count + 2, SOCKET[column]),
+        (BPF_LOAD_WORD, 0, 0, FIRST_ARGUMENT_OFFSET),
+        *((BPF_JUMP_EQUAL, count - at, 0, family) for at, family in enumerate(FAMILIES)),
+        (BPF_RETURN, 0, 0, NO_SUCH_FAMILY),
+    ]
+    program += [(BPF_JUMP_EQUAL, len(numbers) - at + len(sockets), 0, number) for at, number in enumerate(numbers)]
+    return [*program, *sockets, (BPF_RETURN, 0, 0, ALLOW), (BPF_RETURN, 0, 0, REFUSE)]
 
 
 def install_filter() -> None:
