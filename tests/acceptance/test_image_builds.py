@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from server_fixture import INN, Api, Server, fresh, plain_environment, server, until
+from tests.integration import oci_fixture as oci
 from tests.integration.daemon_fixture import build_go
 
 DOCKERFILE = """\
@@ -278,6 +279,27 @@ def test_an_image_with_a_shell_that_is_not_bash_and_no_users(
     )
     failed = build(innkeeper, context, fresh("fails"))
     assert failed.returncode == 1 and "exit code 9\nhello" in failed.stderr
+
+
+def test_on_an_image_of_another_c_library(
+    innkeeper: Server, api: Api, context: Path, image: str, tmp_path: Path
+) -> None:
+    """Musl's own loader and library, imported, built upon, and run: steps, users by name, files in and out, a second stage."""
+    below = fresh("musl")
+    archive = tmp_path / "musl.tar"
+    archive.write_bytes(oci.musl_archive(tmp_path))
+    assert innkeeper.inn("image", "import", below, f"oci-archive:{archive}").returncode == 0
+    (context / "Dockerfile").write_text(
+        f"FROM {below} AS first\nRUN maps > /mapped ; echo from a step > /said\n"
+        f'FROM {below}\nENV WORD=hello\nCOPY tree/a /srv/a\nCOPY --from=first /mapped /said /srv/\nUSER app\nRUN ["sh", "-c", "user"]\n'
+        "RUN user > /tmp/who\nWORKDIR /srv\n"
+    )
+    done = build(innkeeper, context, image)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "app hello\n" in done.stdout
+    said = rooms_output(innkeeper, api, image, "cat a ; cat said ; cat /tmp/who ; user ; cat mapped")
+    assert said.splitlines()[:4] == ["a", "from a step", "app hello", "app hello"] and "ld-musl" in said
+    assert innkeeper.inn("image", "rm", below).returncode == 0
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.integration.daemon_fixture import Host
 
 from innkeeper.bus.contract import Message
@@ -170,6 +171,21 @@ def program(directory: Path) -> bytes:
     command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", "probe", "."]
     subprocess.run(command, cwd=directory, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
     return (directory / "probe").read_bytes()
+
+
+def musl_archive(directory: Path) -> bytes:
+    """The oci-archive of an image with musl's loader and C library, a user `app`, and a shell of a few words linked with it. Skips where there is no musl."""
+    loader = Path(f"/lib/ld-musl-{platform.machine()}.so.1")
+    if not loader.exists() or shutil.which("musl-gcc") is None:
+        pytest.skip("there is no musl here: make test installs it")
+    shell = directory / "musl-shell"
+    subprocess.run(["musl-gcc", "-O1", "-o", shell, Path(__file__).parents[1] / "musl_shell" / "main.c"], check=True)
+    entries = [
+        (f"lib/{loader.name}", file(loader.read_bytes(), mode=0o755)),
+        ("bin/sh", file(shell.read_bytes(), mode=0o755)),
+        ("etc/passwd", file(b"root:x:0:0::/:/bin/sh\napp:x:500:500::/:/bin/sh\n")),
+    ]
+    return oci_archive([layer(entries)])
 
 
 @dataclass
