@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import os
 import stat
@@ -394,14 +395,40 @@ async def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
             await import_archive(full, oci_archive([layer([("f", file())])]))
 
 
+def memory_in_use(host: Host) -> tuple[int, int]:
+    """MiB of the imports' own pages (not of the page cache), in all their control groups; and of the daemon, which is this process."""
+    group, used = f"innkeeper-{leaks.server_id(host.settings.home)}-imports", 0
+    for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/memory"):
+        for path in Path(top).glob(f"{group}/*/memory.stat"):
+            with contextlib.suppress(OSError):
+                rows = dict(line.split() for line in path.read_text().splitlines())
+                used += int(rows.get("anon", rows.get("rss", 0)))
+    return used >> 20, int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 @pytest.mark.long
 async def test_two_hundred_thousand_files(tmp_path: Path) -> None:
+    entries = [(f"d{n // 1000}/f{n}", file(b"%d" % n, uid=n % 60_000)) for n in range(200_000)]
+    entries.append(("probe", file(oci.program(tmp_path), mode=0o755)))
+    content = oci_archive([layer(entries)], {"Env": ["PATH=/"]})
+    del entries
     async with running_host(tmp_path) as large:
-        entries = [(f"d{n // 1000}/f{n}", file(b"%d" % n, uid=n % 60_000)) for n in range(200_000)]
-        entries.append(("probe", file(oci.program(tmp_path), mode=0o755)))
-        made = await import_archive(large, oci_archive([layer(entries)], {"Env": ["PATH=/"]}))
+        before = memory_in_use(large)[1]
+        seen = [(0, before)]
+
+        async def watch() -> None:
+            while True:
+                seen.append(memory_in_use(large))
+                await asyncio.sleep(0.1)
+
+        watching = asyncio.create_task(watch())
+        made = await import_archive(large, content)
+        watching.cancel()
+        jails, daemon = max(one for one, _ in seen), max(one for _, one in seen) - before
+        print(f"import of 200,000 files: {made.seconds:.0f} s, {made.made['size_bytes'] >> 20} MiB")
+        print(f"its programs: {jails} MiB at most; the daemon: {daemon} MiB more than before")
+        assert 0 < jails <= 2_048 and daemon < 64
         instance = await large.ensure(shape=large.shape(image_digest=made.digest, user="root"), env={"PATH": "/"})
         assert "uid=0" in (await large.ok(instance, "probe")).text
         assert (await large.read(instance, "/d199/f199999"))[1] == b"199999"
         await large.destroy(instance)
-        print(f"import of 200,000 files: {made.seconds:.0f} s, {made.made['size_bytes'] >> 20} MiB")
