@@ -65,6 +65,18 @@ class InstanceNotFoundError(NotFoundError):
     code = "instance_not_found"
 
 
+class VmNotFoundError(NotFoundError):
+    """VM not found."""
+
+    code = "vm_not_found"
+
+
+class SessionNotFoundError(NotFoundError):
+    """Session not found."""
+
+    code = "session_not_found"
+
+
 class FileMissingError(NotFoundError):
     """File not found."""
 
@@ -130,6 +142,12 @@ class InstanceNotReadyError(UnavailableError):
     """Instance is still provisioning"""
 
     code = "instance_not_ready"
+
+
+class ProvisioningTimeoutError(InstanceNotReadyError):
+    """Provisioning timed out; the VM goes on coming up."""
+
+    code = "provisioning_timeout"
 
 
 class InstanceFailedError(UnavailableError):

@@ -85,6 +85,14 @@ def _images(value: str) -> str:
     return value
 
 
+def _variants(value: str) -> str:
+    for text in comma_separated(value):
+        variant, equals, image = text.partition("=")
+        if not (equals and IMAGE_NAME.fullmatch(variant.strip()) and image.strip()):
+            raise ValueError("comma-separated pairs variant=image")
+    return value
+
+
 def _key(value: SecretStr) -> SecretStr:
     try:
         size = len(base64.b64decode(value.get_secret_value().strip(), validate=True))
@@ -186,6 +194,28 @@ class Settings(BaseModel):
             description="PEM file of certificate authorities that imports trust besides the host's; read anew for each import."
         ),
     ] = None
+    vm_image_variants: Annotated[
+        CommaSeparated,
+        AfterValidator(_variants),
+        Field(
+            description="Comma-separated variant=image pairs for VMs; default: `standard` is python-data-science if it is built, else the first image."
+        ),
+    ] = ""
+    vm_vcpus: Annotated[int, Field(ge=1, le=64, description="Processors of a VM that does not ask for others.")] = 2
+    vm_memory_mb: Annotated[int, Field(ge=128, description="MiB of memory of a VM that does not ask for others.")] = (
+        1024
+    )
+    vm_disk_mb: Annotated[int, Field(ge=256, description="MiB of disk of a VM.")] = 10_240
+    vm_lifetime_seconds: Annotated[
+        int, Field(ge=20, description="Lifetime of a VM that does not ask for another, from its creation on.")
+    ] = 300
+    vm_max_lifetime_seconds: Annotated[int, Field(ge=20, description="Longest lifetime that a VM may ask for.")] = (
+        86_400
+    )
+    vm_pool_size: Annotated[
+        int,
+        Field(ge=0, le=1_000, description="Warm guests that are kept for VMs of the default shape while VMs are used."),
+    ] = 2
     runsc: Annotated[str, Field(description="The runsc binary, a path or a name in PATH.")] = "runsc"
     runsc_platform: Annotated[
         Literal["auto", "systrap", "ptrace", "kvm"],

@@ -59,6 +59,7 @@ Route = tuple[str, str]
 ROOM = "/api/profile/{profile_id}/room/{room_id}"
 PROFILE = "/api/profile/{profile_id}"
 PUBLIC = "/vm/{instance_id}/file/{path}"
+VM = "/v1/vms/{vm_id}"
 MATRIX: dict[Route, Entry] = {
     ("POST", ROOM): Entry(ROOMS),
     ("DELETE", ROOM): Entry(ROOMS, status=204),
@@ -98,6 +99,21 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/image-builds/{build_id}/events"): Entry(PROFILES),
     ("PUT", "/v1/image-builds/{build_id}/context"): Entry(PROFILES, status=409, content=b"x"),  # it has ended
     ("POST", "/v1/image-builds/{build_id}/cancel"): Entry(PROFILES, json={}),
+    ("POST", "/v1/vms"): Entry(ROOMS, json={}),
+    ("GET", "/v1/vms"): Entry(ROOMS),
+    ("GET", "/v1/vms/"): Entry(ROOMS),
+    ("GET", VM): Entry(ROOMS),
+    ("PATCH", VM): Entry(ROOMS, json={"metadata": {"a": 1}}),
+    ("DELETE", VM): Entry(ROOMS),
+    ("POST", f"{VM}/hold"): Entry(ROOMS, json={"seconds": 5}),
+    ("POST", f"{VM}/stage-env"): Entry(ROOMS, json={"entries": [{"env_name": "A", "value": "b"}]}),
+    ("GET", f"{VM}/events"): Entry(ROOMS),
+    ("POST", "/v1/sessions/session"): Entry(ROOMS, json={}),
+    ("GET", "/v1/sessions/session/{session}"): Entry(ROOMS),
+    ("GET", "/v1/sessions/status/{session}"): Entry(ROOMS),
+    ("GET", "/v1/sessions/usage/{session}"): Entry(ROOMS),
+    ("GET", "/v1/sessions/sandboxes"): Entry(ROOMS),
+    ("POST", "/kill"): Entry(ROOMS, json={"session_id": "{session}"}),
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
@@ -126,7 +142,9 @@ MATRIX: dict[Route, Entry] = {
     **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
 }
 # What of a path is an organization's object. Room ids, file paths and the numbers of keys are names within one.
-IDS = frozenset({"profile_id", "execution_id", "token_id", "instance_id", "image", "build_id", "event_id"})
+IDS = frozenset(
+    {"profile_id", "execution_id", "token_id", "instance_id", "image", "build_id", "event_id", "vm_id", "session"}
+)
 
 
 def named(route: Route) -> str:
@@ -173,7 +191,7 @@ class Matrix:
         transport = httpx2.ASGITransport(app=app, client=CLIENT)
         async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
             path = meant(template).format_map(values)
-            return await client.request(method, path, json=entry.json, content=entry.content, **more)
+            return await client.request(method, path, json=filled(entry.json, values), content=entry.content, **more)
 
     async def objects(self, owner: Tenant) -> dict[str, str]:
         """One of everything, new."""
@@ -185,6 +203,7 @@ class Matrix:
         entry = self.world.control.live.by_public_id(UUID(room["instance_id"]))
         assert entry is not None
         self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
+        vm = (await self.ask(("POST", "/v1/vms"), values, owner.token)).json()
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
         execution_id = ran["result"]["execution_id"]
         key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
@@ -200,6 +219,8 @@ class Matrix:
             "build_id": await self.build(owner),
             "new_image": f"new-{uuid4().hex[:8]}",
             "registry": await self.registry(owner),
+            "vm_id": vm["vm_id"],
+            "session": vm["session_id"],
             "organization": owner.name,
         }
 
@@ -260,7 +281,7 @@ class Matrix:
 async def matrix(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Matrix]:
     """One for all: what a test may have removed it made itself."""
     world = World(tmp_path_factory.mktemp("home"))
-    async with world.running(public_files_per_minute=100_000) as control:
+    async with world.running(public_files_per_minute=100_000, vm_lifetime_seconds=86_400) as control:
         world.control = control
         other = await organizations.create(control, world.operator, "theirs")
         principals = {"default": world.me.organization_id, "theirs": other.id}
@@ -273,6 +294,16 @@ async def matrix(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Matr
         for one in both:
             one.values = await made.objects(one)
         yield made
+
+
+def filled(body: Any, values: Mapping[str, str]) -> Any:
+    """The body, in which a `{name}` that stands alone is an object's id."""
+    if body is None:
+        return None
+    return {
+        key: values[value[1:-1]] if isinstance(value, str) and value.startswith("{") else value
+        for key, value in body.items()
+    }
 
 
 def absent(values: Mapping[str, str], *names: str) -> dict[str, str]:
@@ -288,7 +319,9 @@ def meant(template: str) -> str:
     return template.replace("{name}", "{image}" if template.startswith("/v1/images/") else "{organization}")
 
 
-def ids_in(template: str) -> list[str]:
+def ids_in(route: Route) -> list[str]:
+    # Those in the body look as in a path there.
+    template = "".join([route[1], *(value for value in (MATRIX[route].json or {}).values() if isinstance(value, str))])
     return [name for _, name, _, _ in string.Formatter().parse(meant(template)) if name in IDS]
 
 
@@ -302,7 +335,7 @@ def check_shape(route: Route, answer: httpx2.Response, code: str) -> None:
     if route[0] == "HEAD":
         return
     body = answer.json()
-    fields = {"detail", "code"} if route[1].startswith("/v1/") else {"error", "message"}
+    fields = {"detail", "code"} if route[1].startswith(("/v1/", "/kill")) else {"error", "message"}
     assert set(body) == fields and code in body.values(), body
 
 
@@ -315,7 +348,7 @@ async def test_without_a_valid_token_nothing_is_told_or_done(matrix: Matrix, rou
     revoked = await tokens.create(matrix.world.control, matrix.mine.principal, "revoked")
     await tokens.revoke(matrix.world.control, matrix.mine.principal, revoked.token.id)
     before = await matrix.state()
-    nobodys = absent(matrix.mine.values, *ids_in(route[1]))
+    nobodys = absent(matrix.mine.values, *ids_in(route))
     told = [
         wire(await matrix.ask(route, values, token))
         for token in (None, UNKNOWN_TOKEN, revoked.text, "nonsense", "x" * 5_000)
@@ -356,7 +389,7 @@ async def test_each_scope_opens_what_it_should(matrix: Matrix, route: Route) -> 
 
 @WITH_A_TOKEN
 async def test_another_organizations_objects_look_absent(matrix: Matrix, route: Route) -> None:
-    entry, names = MATRIX[route], ids_in(route[1])
+    entry, names = MATRIX[route], ids_in(route)
     mine = matrix.mine
     everyones = ("path", "organization", "host_id", "key_id", "ssh_key_id")
     secrets = [value for name, value in mine.values.items() if name not in everyones]

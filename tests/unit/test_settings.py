@@ -19,6 +19,12 @@ from innkeeper.settings_file import find_settings_file, home_of
 KEY = base64.b64encode(b"hunter2 " * 4).decode()
 
 RANGES = {
+    "vm_vcpus": (1, 64),
+    "vm_memory_mb": (128, None),
+    "vm_disk_mb": (256, None),
+    "vm_lifetime_seconds": (20, None),
+    "vm_max_lifetime_seconds": (20, None),
+    "vm_pool_size": (0, 1_000),
     "build_vcpus": (1, 64),
     "build_memory_mb": (128, None),
     "build_disk_mb": (256, None),
@@ -127,6 +133,7 @@ def test_choices(monkeypatch, name, bad):
         ("images", ("", "base,python-3.13"), ("../x", "Base", "a b")),
         ("master_key", (KEY,), ("", "bm90IDMyIGJ5dGVz", "!" + KEY[1:])),
         ("insecure", ("true", "0"), ("perhaps", "")),
+        ("vm_image_variants", ("", "standard=base, nix-dev=my/image:1"), ("standard", "=base", "a=", "A=base")),
     ],
 )
 def test_what_a_text_may_be(monkeypatch, name, good, bad):

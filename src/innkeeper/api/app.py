@@ -14,16 +14,20 @@ from innkeeper.api.dialects.gentility import schemas as gentility
 from innkeeper.api.dialects.gentility.surface import ROUTES as ROOM_ROUTES
 from innkeeper.api.dialects.gentility.surface import GentilitySurface
 from innkeeper.api.edge import Edge, Surface
+from innkeeper.api.errors import in_shape
 from innkeeper.api.json_app import JsonGate, build_json_app, routes_of
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.openapi import build_openapi
 from innkeeper.api.operations import PATHS, Operations
 from innkeeper.api.rate_limit import AddressRateLimit
 from innkeeper.api.requests_at_once import RequestsAtOnce
+from innkeeper.api.v1 import dialect
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
 from innkeeper.api.v1.image_builds import CONTEXT_PATH
 from innkeeper.api.v1.images import ARCHIVE_PATH
+from innkeeper.api.v1.sessions import CREATE_PATH
+from innkeeper.api.v1.vm_schemas import FieldProblems
 from innkeeper.control.context import Control
 from innkeeper.core.token import Principal
 
@@ -50,45 +54,58 @@ def build_app(control: Control) -> Edge:
     metrics = HttpMetrics()
     profile_routes = profiles.build_router(control)
     own_routes = v1_routes.build_router(control)
+    vm_routes = dialect.build_router(control)
     limit = AddressRateLimit(control.settings.public_files_per_minute)
     surfaces = [
         Surface(
             (b"/api/",),
-            gentility.error_shape,
+            in_shape(gentility.error_shape),
             GentilitySurface(control, JsonGate(build_json_app(profile_routes), bearer), bearer),
             _pairs({template: tuple(methods) for template, methods in ROOM_ROUTES.items()}) | routes_of(profile_routes),
         ),
         Surface(
             (public_files.PREFIX,),
-            gentility.error_shape,
+            in_shape(gentility.error_shape),
             public_files.PublicFiles(control, limit),
             _pairs({public_files.TEMPLATE: READING}),
         ),
         Surface(
             (b"/v1/",),
-            v1.error_shape,
+            in_shape(v1.error_shape),
             JsonGate(build_json_app(own_routes), bearer_or_key, streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}"),
             routes_of(own_routes),
         ),
         Surface(
+            tuple(prefix.encode() for prefix in dialect.PREFIXES),
+            dialect.answer_error,
+            JsonGate(build_json_app(vm_routes), bearer_or_key, key_in_body=CREATE_PATH),
+            routes_of(vm_routes),
+        ),
+        Surface(
             (b"/",),
-            gentility.error_shape,
-            Operations(control, metrics, _document(profile_routes, own_routes)),
+            in_shape(gentility.error_shape),
+            Operations(control, metrics, _document(profile_routes, own_routes, vm_routes)),
             _pairs(dict.fromkeys(PATHS, READING)),
         ),
     ]
-    return Edge(surfaces, default_shape=gentility.error_shape, metrics=metrics, requests=requests)
+    return Edge(surfaces, default_answer=in_shape(gentility.error_shape), metrics=metrics, requests=requests)
 
 
 def _pairs(routes: Mapping[str, Iterable[str]]) -> frozenset[tuple[str, str]]:
     return frozenset((method, template) for template, methods in routes.items() for method in methods)
 
 
-def _document(profile_routes: Any, own_routes: Any) -> dict[str, Any]:
+def _document(profile_routes: Any, own_routes: Any, vm_routes: Any) -> dict[str, Any]:
+    either: list[dict[str, list[str]]] = [{"bearer": []}, {"api_key": []}]
     return build_openapi(
-        routes=[*profile_routes.routes, *own_routes.routes],
-        error_models={"/api/": gentility.ErrorAnswer, "/v1/": v1.DetailError},
-        security={"/api/": [{"bearer": []}], "/v1/": [{"bearer": []}, {"api_key": []}]},
+        routes=[*profile_routes.routes, *own_routes.routes, *vm_routes.routes],
+        error_models={
+            **dict.fromkeys(dialect.PREFIXES, v1.DetailError),
+            "/api/": gentility.ErrorAnswer,
+            "/v1/": v1.DetailError,
+        },
+        invalid_models=dict.fromkeys(dialect.PREFIXES, FieldProblems),
+        security={**dict.fromkeys(dialect.PREFIXES, either), "/api/": [{"bearer": []}], "/v1/": either},
         paths=gentility_openapi.build_paths(),
         models=gentility_openapi.MODELS,
     )

@@ -43,6 +43,12 @@ def api_key(scope: Scope) -> str | None:
     return _checked(values[0].decode("latin-1"))
 
 
+def has_credential(scope: Scope) -> bool:
+    """Whether a request says who it is, rightly or wrongly."""
+    named = header_values(scope["headers"], b"authorization") or header_values(scope["headers"], b"x-api-key")
+    return bool(named or scope.get(OPERATOR))
+
+
 def _checked(token: str) -> str:
     token = token.strip()
     if not token or len(token) > MAX_TOKEN_CHARACTERS:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from innkeeper.api.errors import ClientDisconnectedError, ErrorShape, describe, error_response
+from innkeeper.api.errors import ClientDisconnectedError, ErrorAnswer, describe
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.raw_connection import TAKEN_OVER
 from innkeeper.api.raw_path import raw_path
@@ -31,10 +31,10 @@ CLIENT_CLOSED = 499
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A part of the URL space: its path prefixes, the shape of its errors, the application that answers, and its routes: (method, path template)."""
+    """A part of the URL space: its path prefixes, its answers to errors, the application that answers, and its routes: (method, path template)."""
 
     prefixes: tuple[bytes, ...]
-    shape: ErrorShape
+    answer_error: ErrorAnswer
     app: ASGIApp
     routes: frozenset[tuple[str, str]]
 
@@ -43,13 +43,18 @@ class Edge:
     """Finds the surface of a request by its path and answers for whatever it raises."""
 
     def __init__(
-        self, surfaces: Sequence[Surface], *, default_shape: ErrorShape, metrics: HttpMetrics, requests: RequestsAtOnce
+        self,
+        surfaces: Sequence[Surface],
+        *,
+        default_answer: ErrorAnswer,
+        metrics: HttpMetrics,
+        requests: RequestsAtOnce,
     ) -> None:
         pairs = [(prefix, surface) for surface in surfaces for prefix in surface.prefixes]
         # Everything that is served, from the tables that serve it.
         self.routes = frozenset[tuple[str, str]]().union(*(surface.routes for surface in surfaces))
         self._surfaces = sorted(pairs, key=lambda pair: -len(pair[0]))
-        self._default_shape = default_shape
+        self._default_answer = default_answer
         self._metrics = metrics
         self._requests = requests
 
@@ -95,7 +100,8 @@ class Edge:
             # The last line: whatever it is, the client gets its dialect's shape.
             failure = error
             if status == 0:
-                response = error_response(error, surface.shape if surface else self._default_shape, request_id)
+                answer_error = surface.answer_error if surface else self._default_answer
+                response = answer_error(error, request_id)
                 await response(scope, receive, send_marked)
             # Else the answer broke in the middle: returning without an end makes the server cut the connection, so the client sees it.
         finally:

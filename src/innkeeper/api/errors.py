@@ -20,6 +20,7 @@ from innkeeper.errors import (
     NotFoundError,
     PayloadTooLargeError,
     PortUnreachableError,
+    ProvisioningTimeoutError,
     RateLimitedError,
     UnauthorizedError,
     UnavailableError,
@@ -29,6 +30,9 @@ M = TypeVar("M", bound=BaseModel)
 
 ErrorShape = Callable[[str, str], dict[str, Any]]
 """(code, message) -> the JSON body of a dialect's errors."""
+
+ErrorAnswer = Callable[[Exception, str], Response]
+"""(error, request id) -> the answer."""
 
 # More precise classes first.
 _STATUS: tuple[tuple[type[InnkeeperError], int], ...] = (
@@ -40,6 +44,7 @@ _STATUS: tuple[tuple[type[InnkeeperError], int], ...] = (
     (ConflictError, 409),
     (PayloadTooLargeError, 413),
     (RateLimitedError, 429),
+    (ProvisioningTimeoutError, 504),
     (UnavailableError, 503),
     (LinkLostError, 503),
     (PortUnreachableError, 502),
@@ -71,6 +76,14 @@ class MethodNotAllowedError(InnkeeperError):
     def __init__(self, allowed: Iterable[str]) -> None:
         super().__init__()
         self.allowed = ", ".join(sorted(allowed))
+
+
+class FieldsError(InvalidRequestError):
+    """Fields of a request are not valid; `fields` are pydantic's errors, one each."""
+
+    def __init__(self, fields: Sequence[dict[str, Any]]) -> None:
+        super().__init__(validation_message(fields))
+        self.fields = fields
 
 
 class RangeNotSatisfiableError(InnkeeperError):
@@ -116,6 +129,11 @@ def describe(error: Exception) -> tuple[int, str, str, dict[str, str]]:
             headers["Retry-After"] = "2"
         return status, code, _message(error), headers
     return 500, "internal_error", "Something went wrong on the server.", headers
+
+
+def in_shape(shape: ErrorShape) -> ErrorAnswer:
+    """What answers every error in one shape."""
+    return lambda error, request_id: error_response(error, shape, request_id)
 
 
 def error_response(error: Exception, shape: ErrorShape, request_id: str) -> Response:

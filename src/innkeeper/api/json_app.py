@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -15,15 +16,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from innkeeper.api.auth import has_credential
 from innkeeper.api.body import read_json_body
 from innkeeper.api.edge import ROUTE
-from innkeeper.api.errors import MethodNotAllowedError, validation_message
+from innkeeper.api.errors import FieldsError, MethodNotAllowedError
 from innkeeper.api.raw_path import decode_text, raw_path
 from innkeeper.core.token import Principal
-from innkeeper.errors import InvalidRequestError, NotFoundError
+from innkeeper.errors import NotFoundError
 from innkeeper.ids import parse_uuid
 
 PRINCIPAL = "innkeeper.principal"
+# What is read of a request before it is known whose it is.
+KEY_BODY_MAX_BYTES = 64 << 10
 Authenticate = Callable[[Scope], Awaitable[Principal]]
 
 
@@ -54,7 +58,7 @@ def build_json_app(router: APIRouter) -> FastAPI:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        raise InvalidRequestError(validation_message(error.errors())) from None
+        raise FieldsError(error.errors()) from None
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
@@ -87,23 +91,45 @@ def _methods(router: APIRouter, scope: Scope) -> set[str]:
     return found
 
 
+def _key_of(body: bytes) -> bytes:
+    """The key in a body; empty where there is none, which is as good as an unknown one."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return b""
+    key = value.get("api_key") if isinstance(value, dict) else None
+    return key.encode("latin-1", "replace") if isinstance(key, str) else b""
+
+
 class JsonGate:
     """Authenticates, then reads the whole (bounded, checked) body, then lets FastAPI have the request."""
 
-    def __init__(self, app: FastAPI, authenticate: Authenticate, *, streamed: str | None = None) -> None:
+    def __init__(
+        self, app: FastAPI, authenticate: Authenticate, *, streamed: str | None = None, key_in_body: str | None = None
+    ) -> None:
         self._app: ASGIApp = app
+        # A path whose POST may carry the key in its body, as `api_key`.
+        self._key_in_body = key_in_body
         self._authenticate = authenticate
         # Paths whose PUT reads its body itself, as it comes.
         self._streamed = None if streamed is None else re.compile(streamed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; errors are raised."""
-        scope[PRINCIPAL] = await self._authenticate(scope)
         path = decode_text(raw_path(scope), "path")
+        if path == self._key_in_body and scope["method"] == "POST" and not has_credential(scope):
+            body = await read_json_body(scope, receive, max_bytes=KEY_BODY_MAX_BYTES)
+            scope["headers"] = [*scope["headers"], (b"x-api-key", _key_of(body))]
+            scope[PRINCIPAL] = await self._authenticate(scope)
+            await self._answer(body, scope, receive, send)
+            return
+        scope[PRINCIPAL] = await self._authenticate(scope)
         if self._streamed is not None and scope["method"] == "PUT" and self._streamed.fullmatch(path):
             await self._serve(scope, receive, send)
             return
-        body = await read_json_body(scope, receive)
+        await self._answer(await read_json_body(scope, receive), scope, receive, send)
+
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         sent = False
 
         async def replay() -> Message:

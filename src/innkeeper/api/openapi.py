@@ -24,7 +24,9 @@ ERRORS = {
     "429": "rate_limited: see Retry-After",
     "500": "internal_error: the message names the request id",
     "503": "service_unavailable, instance_not_ready or instance_failed: see Retry-After",
+    "504": "provisioning_timeout: see Retry-After",
 }
+EVERYWHERE = [code for code in ERRORS if code != "504"]
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 
 
@@ -38,12 +40,12 @@ def json_content(model: type[BaseModel]) -> dict[str, Any]:
     return {"application/json": {"schema": ref(model)}}
 
 
-def error_responses(model: type[BaseModel], codes: Iterable[str] = ERRORS) -> dict[str, Any]:
+def error_responses(model: type[BaseModel], codes: Iterable[str] = EVERYWHERE) -> dict[str, Any]:
     """The error answers of an operation, in a dialect's shape."""
     answers: dict[str, Any] = {}
     for code in codes:
         answer: dict[str, Any] = {"description": ERRORS[code], "content": json_content(model)}
-        if code in ("429", "503"):
+        if code in ("429", "503", "504"):
             answer["headers"] = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}}}
         answers[code] = answer
     return answers
@@ -53,13 +55,15 @@ def build_openapi(
     *,
     routes: Sequence[BaseRoute],
     error_models: Mapping[str, type[BaseModel]],
+    invalid_models: Mapping[str, type[BaseModel]],
     security: Mapping[str, Sequence[Mapping[str, Sequence[str]]]],
     paths: Mapping[str, Mapping[str, Any]],
     models: Iterable[type[BaseModel]],
 ) -> dict[str, Any]:
     """The whole document.
 
-    `error_models` and `security` are by path prefix; `paths` and `models` are the hand-written operations and what they refer to.
+    `error_models` and `security` are by path prefix, and so is `invalid_models`, where a request that is not valid is answered by 422.
+    `paths` and `models` are the hand-written operations and what they refer to.
     """
     document = get_openapi(
         title="Innkeeper",
@@ -76,9 +80,14 @@ def build_openapi(
             if method in item:
                 item[method]["responses"].pop("422", None)
                 item[method]["responses"].update(error_responses(error_models[prefix]))
+                if prefix in invalid_models:
+                    answer = {"description": "A field is not valid", "content": json_content(invalid_models[prefix])}
+                    item[method]["responses"]["422"] = answer
+                    item[method]["responses"]["504"] = error_responses(error_models[prefix], ["504"])["504"]
+                    del item[method]["responses"]["400"]
                 item[method]["security"] = list(security[prefix])
     document["paths"].update(paths)
-    unique = dict.fromkeys([*models, *error_models.values()])
+    unique = dict.fromkeys([*models, *error_models.values(), *invalid_models.values()])
     _, definitions = models_json_schema([(model, "serialization") for model in unique], ref_template=REF)
     for name, schema in definitions["$defs"].items():
         if schemas.setdefault(name, schema) != schema:

@@ -21,11 +21,13 @@ from innkeeper.control import (
     warm_pools,
 )
 from innkeeper.control import rooms as control_rooms
+from innkeeper.control import vms as control_vms
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.write_behind import FLUSH_SECONDS
 from innkeeper.store import images as image_store
 from innkeeper.store import leases, organizations, profiles, rooms, tables
+from innkeeper.store import vms as vm_store
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -114,3 +116,5 @@ async def _load(control: Control) -> None:
         if stored is not None:
             entry = control_rooms.remember(control, stored, room, instance)
             warm_pools.note_loaded(control, room.profile_id, now - entry.last_active)
+    for vm, instance in await control.database.read(vm_store.living):
+        warm_pools.note_used(control, control_vms.remember(control, vm, instance))

@@ -64,6 +64,9 @@ class Control:
         self.profile_used: dict[UUID, float] = {}
         # Held while usage is counted: the same seconds must not be added twice.
         self.counting = asyncio.Lock()
+        # When a VM was made last, in the same seconds; None: not in this process's time.
+        self.vms_used: float | None = None
+        self.expiry_hint = asyncio.Event()
         self.pools_hint = asyncio.Event()
         self.reconcile_hint = asyncio.Event()
 

@@ -1,4 +1,7 @@
-"""Idle instances go away after their spec's `idle_seconds`; never while a process of the user runs or a call is open."""
+"""Instances that nobody needs go away.
+
+Idle ones after their spec's `idle_seconds`, never while a process of the user runs or a call is open; VMs at the end of their lifetime, whatever runs.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from uuid import UUID
 
 import structlog
 
-from innkeeper.control import lifecycle
+from innkeeper.control import clock, lifecycle
 from innkeeper.control.live_table import Entry
 from innkeeper.control.reconciler import system_principal
+from innkeeper.control.tasks import wait_for_hint
+from innkeeper.control.vm_entry import VmEntry
 from innkeeper.core.host_verbs import ListMachines, to_wire
 from innkeeper.core.instance import InstanceState
 from innkeeper.errors import InnkeeperError
@@ -23,15 +28,57 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 30.0
+# A VM's end is announced this long before, or after half of its time where that is later.
+NOTICE_SECONDS = 60.0
+# What could not be ended is tried again after this long.
+SOON_SECONDS = 0.5
 HOST_SECONDS = 30.0
 # Where nothing is going on in the control side; an instance in any other state has a flight that will end.
 RESTING = (InstanceState.READY, InstanceState.STOPPED, InstanceState.FAILED)
 
 
 async def step(control: Control) -> None:
-    """Wait for the next poll, then look once."""
-    await asyncio.sleep(POLL_SECONDS)
+    """Wait until the next poll, or the next end of a VM or its announcement, then look once."""
+    await wait_for_hint(control.expiry_hint, at_most_seconds=_patience(control, time.time()))
+    announce(control)
+    await asyncio.gather(*(_end(control, entry, "expired") for entry in list(control.live) if _over(control, entry)))
     await expire(control)
+
+
+def announce(control: Control) -> None:
+    """Tell of the ends of VMs that are near, each once: their users may hold them."""
+    now = time.time()
+    for entry in control.live:
+        if isinstance(entry, VmEntry) and not entry.doomed:
+            ends_at = entry.vm.expires_at
+            if entry.announced != ends_at and now >= ends_at.timestamp() - notice_seconds(entry.vm.lifetime_seconds):
+                entry.announced = ends_at
+                entry.note("expiring", "lifetime", at=ends_at.isoformat())
+
+
+def notice_seconds(of_seconds: float) -> float:
+    """How long before the end of a time it is announced."""
+    return min(NOTICE_SECONDS, of_seconds / 2)
+
+
+def _patience(control: Control, now: float) -> float:
+    due = [POLL_SECONDS]
+    for entry in control.live:
+        if isinstance(entry, VmEntry) and not entry.doomed:
+            ends_at = entry.vm.expires_at
+            notice = notice_seconds(entry.vm.lifetime_seconds) if entry.announced != ends_at else 0.0
+            due.append(ends_at.timestamp() - notice - now)
+    return max(SOON_SECONDS, min(due))
+
+
+def _over(control: Control, entry: Entry) -> bool:
+    """Whether a VM's lifetime is over, whatever runs in it; one that is coming up ends when it is up."""
+    return (
+        isinstance(entry, VmEntry)
+        and not entry.doomed
+        and clock.now() >= entry.vm.expires_at
+        and control.flights.get(entry.key) is None
+    )
 
 
 async def expire(control: Control) -> list[UUID]:
@@ -52,19 +99,22 @@ async def expire(control: Control) -> list[UUID]:
         if machine is not None and (machine["user_processes"] > 0 or not _past(entry, machine["idle_seconds"])):
             continue
         # The host took its time to answer: what began meanwhile counts.
-        if not _overdue(control, entry, time.time()):
-            continue
-        principal = system_principal(entry.instance.organization_id, "expiry")
-        try:
-            await lifecycle.destroy(control, principal, entry, verb="expire")
-        except InnkeeperError as error:
-            log.warning(
-                "an idle instance could not be destroyed", instance_id=str(entry.instance.id), reason=error.message
-            )
-        else:
-            control.metrics.rooms_expired += 1
+        if _overdue(control, entry, time.time()) and await _end(control, entry, "idle"):
             gone.append(entry.instance.id)
     return gone
+
+
+async def _end(control: Control, entry: Entry, reason: str) -> bool:
+    principal = system_principal(entry.instance.organization_id, "expiry")
+    try:
+        await lifecycle.destroy(control, principal, entry, verb="expire", reason=reason)
+    except InnkeeperError as error:
+        log.warning(
+            "an instance could not be ended", instance_id=str(entry.instance.id), why=reason, reason=error.message
+        )
+        return False
+    control.metrics.rooms_expired += 1
+    return True
 
 
 def _overdue(control: Control, entry: Entry, now: float) -> bool:
@@ -73,6 +123,7 @@ def _overdue(control: Control, entry: Entry, now: float) -> bool:
         and entry.open_streams == 0
         and control.flights.get(entry.key) is None
         and _past(entry, now - entry.last_active)
+        and not (isinstance(entry, VmEntry) and entry.held)
     )
 
 

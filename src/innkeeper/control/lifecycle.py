@@ -106,12 +106,17 @@ async def _wait(control: Control, flight: Flight, key: Key, seconds: float) -> N
         raise InstanceNotReadyError(f"Instance is still provisioning, current status: {status}")
 
 
-async def destroy(control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy") -> None:
-    """Destroy an instance that is in memory; joins a destruction that is going on. `verb` is what the audit log calls it."""
+async def destroy(
+    control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy", reason: str = "deleted"
+) -> None:
+    """Destroy an instance that is in memory; joins a destruction that is going on.
+
+    `verb` is what the audit log calls it, `reason` what its handle keeps of its end.
+    """
     flight = control.flights.get(entry.key)
     if flight is None:
         flight = control.flights.start(
-            entry.key, "down", lambda: provisioning.take_down(control, principal, entry, verb=verb)
+            entry.key, "down", lambda: provisioning.take_down(control, principal, entry, verb=verb, reason=reason)
         )
     await asyncio.wait({flight.future})
     if flight.kind == "down":

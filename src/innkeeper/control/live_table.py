@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import ClassVar
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from innkeeper.core.host import Host
 from innkeeper.core.instance import Instance, InstanceState
 from innkeeper.core.instance_spec import InstanceSpec
@@ -22,7 +24,7 @@ class Entry:
     on in the guest for somebody outside.
     """
 
-    __slots__ = ("host", "instance", "key", "last_active", "open_streams", "spec")
+    __slots__ = ("host", "instance", "key", "last_active", "open_streams", "spec", "staged_env")
 
     kind: ClassVar[str]
     """What users call it, in audit events and messages."""
@@ -34,6 +36,8 @@ class Entry:
         self.host = host
         self.last_active = (instance.last_active_at or instance.created_at).timestamp()
         self.open_streams = 0
+        # Variables for what is begun from now on; never stored.
+        self.staged_env: dict[str, str] = {}
 
     @property
     def ready(self) -> bool:
@@ -48,6 +52,13 @@ class Entry:
     def change(self, instance: Instance) -> None:
         """The instance's new form."""
         self.instance = instance
+
+    def at_restart(self, instance: Instance) -> Instance:
+        """The instance as its next machine is to be: what it was made with, where its handle does not say otherwise."""
+        return instance
+
+    def store_end(self, connection: sa.Connection, reason: str) -> None:
+        """Store with the decision to destroy it what the handle keeps of its end."""
 
 
 class LiveTable:

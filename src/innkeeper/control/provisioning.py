@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import structlog
 
 from innkeeper.bus.contract import Message
-from innkeeper.control import audit, clock, placement
+from innkeeper.control import audit, clock, placement, warm_pools
 from innkeeper.control.live_table import Entry
 from innkeeper.control.machine_request import ensure_of
 from innkeeper.core.event import AuditEvent
@@ -118,15 +118,15 @@ async def commit(
     return lease
 
 
-async def start(control: Control, entry: Entry, lease: UUID) -> None:
-    """Bring a committed instance up for the first time. Where that cannot be done now, nothing is left of it.
+async def start(control: Control, entry: Entry, lease: UUID, *, told: bool = False) -> None:
+    """Bring a committed instance up for the first time. Where that cannot be done now, nothing is left of it, unless somebody was told of it already.
 
     Raises:
         NoHostError: it cannot be made now.
         InstanceFailedError: it is there and failed.
 
     """
-    await _ensure(control, entry, lease, new=True)
+    await _ensure(control, entry, lease, new=not told)
 
 
 async def organization_of(control: Control, organization_id: UUID) -> Organization | None:
@@ -146,13 +146,13 @@ def check_limits(connection: sa.Connection, organization: Organization | None, m
     count, used_mb = instances.usage(connection, organization.id)
     if organization.max_instances is not None and count + 1 > organization.max_instances:
         raise RateLimitedError(
-            f"The organization's limit of {organization.max_instances} instances is reached; destroy a room first",
+            f"The organization's limit of {organization.max_instances} instances is reached; destroy one first",
             retry_after_seconds=10,
         )
     if organization.max_memory_mb is not None and used_mb + memory_mb > organization.max_memory_mb:
         raise RateLimitedError(
             f"The organization's limit of {organization.max_memory_mb} MiB of memory is reached: {used_mb} are in use and "
-            f"this profile needs {memory_mb}; destroy a room first",
+            f"this one needs {memory_mb}; destroy another first",
             retry_after_seconds=10,
         )
 
@@ -162,7 +162,7 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
     await control.later.flush(control)
     before = entry.instance
     restart = before.state in (InstanceState.FAILED, InstanceState.STOPPED, InstanceState.READY)
-    wanted = transition(before, InstanceState.ACTIVE) if restart else before
+    wanted = entry.at_restart(transition(before, InstanceState.ACTIVE)) if restart else before
     wanted = dataclasses.replace(wanted, desired="running", revision=before.revision + 1)
 
     def claim(connection: sa.Connection) -> UUID | None:
@@ -215,9 +215,7 @@ async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> 
         control.live.touch(entry)
         control.later.state(entry.instance, lease)
         control.metrics.rooms_claimed += bool(answer.get("claimed"))
-        if control.profile_used.get(entry.instance.profile_id) is None:
-            control.pools_hint.set()
-        control.profile_used[entry.instance.profile_id] = time.monotonic()
+        warm_pools.note_used(control, entry)
     finally:
         control.metrics.provisioning_seconds += time.monotonic() - began
 
@@ -279,7 +277,6 @@ async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exce
 
 
 def _forget(connection: sa.Connection, instance_id: UUID) -> None:
-    rooms.delete_of_instance(connection, instance_id)
     instances.delete(connection, instance_id)
 
 
@@ -307,7 +304,9 @@ def _note_loss(control: Control, entry: Entry, reason: str) -> None:
     control.later.audit(audit.event(host, f"{entry.kind}.machine_lost", "instance", entry.instance.id, details))
 
 
-async def take_down(control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy") -> Entry:
+async def take_down(
+    control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy", reason: str = "deleted"
+) -> Entry:
     """Destroy the instance; returns when its guest is gone. What is begun here is finished by the reconciler if this is cut short.
 
     Raises:
@@ -327,6 +326,7 @@ async def take_down(control: Control, principal: Principal, entry: Entry, *, ver
             leases.apply(connection, instances_table, before.id, token, instances.state_values(doomed), release=False)
             if before.desired != "destroyed":
                 audit_events.insert(connection, audit.event(principal, f"{entry.kind}.{verb}", "instance", before.id))
+                entry.store_end(connection, reason)
         return token
 
     lease = await control.database.write(doom)

@@ -1,4 +1,4 @@
-"""History goes after a while: audit events, rows of rooms that were destroyed, which machine used what. A little at a time: no request waits for it."""
+"""History goes after a while: audit events, instances that were destroyed, sessions, which machine used what. A little at a time: no request waits for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from innkeeper.control import clock
-from innkeeper.store import audit_events, instances, usage
+from innkeeper.store import audit_events, instances, sessions, usage
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -33,7 +33,7 @@ async def forget(control: Control) -> int:
     """Delete what is older than the settings allow, at most BATCHES × BATCH_ROWS rows of each kind; how many went. The next pass goes on."""
     before = clock.now() - timedelta(days=control.settings.audit_retention_days)
     gone = 0
-    for delete in (audit_events.delete_older, instances.delete_destroyed, usage.merge_older):
+    for delete in (audit_events.delete_older, instances.delete_destroyed, sessions.delete_old, usage.merge_older):
         for _ in range(BATCHES):
             count: int = await control.database.write(delete, before, limit=BATCH_ROWS)
             gone += count

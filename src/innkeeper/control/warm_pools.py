@@ -10,6 +10,7 @@ import structlog
 
 from innkeeper.control.machine_request import host_label, shape_of, workdir_of
 from innkeeper.control.tasks import wait_for_hint
+from innkeeper.control.vm_shape import VM_POOL, new_spec, standard_image
 from innkeeper.core.host_verbs import SetPools, WarmPool, to_wire
 from innkeeper.core.instance_spec import spec_of_profile
 from innkeeper.core.profile import Profile
@@ -18,6 +19,7 @@ from innkeeper.errors import InnkeeperError
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
     from innkeeper.control.host_table import HostEntry
+    from innkeeper.control.live_table import Entry
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +75,34 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
                     },
                 )
             )
-    return tuple(pools)
+    vm_pool = _vm_pool(control, host, hosts)
+    return tuple(pools) if vm_pool is None else (*pools, vm_pool)
+
+
+def _vm_pool(control: Control, host: HostEntry, hosts: int) -> WarmPool | None:
+    """Guests for VMs of the default shape, while VMs are used."""
+    settings, organization_id = control.settings, control.default_organization_id
+    used = control.vms_used is not None and time.monotonic() - control.vms_used < USED_SECONDS
+    # Only the server's own image is for everybody.
+    image = control.images.own(None, standard_image(settings))
+    if not (used and settings.vm_pool_size and organization_id and image is not None and image.usable):
+        return None
+    spec = new_spec(
+        organization_id,
+        organization_id,
+        image=image.name,
+        vcpu_count=settings.vm_vcpus,
+        memory_mb=settings.vm_memory_mb,
+        disk_mb=settings.vm_disk_mb,
+    )
+    return WarmPool(
+        shape_of(spec, image, driver=host.driver, agent_version=host.agent_version),
+        -(-settings.vm_pool_size // hosts),
+        hostname=host_label(spec),
+        user=spec.user,
+        workdir=workdir_of(spec, image.defaults),
+        env=dict(image.config.env),
+    )
 
 
 def _used(control: Control, profile: Profile) -> bool:
@@ -81,6 +110,19 @@ def _used(control: Control, profile: Profile) -> bool:
         return True
     last = control.profile_used.get(profile.id)
     return last is not None and time.monotonic() - last < USED_SECONDS
+
+
+def note_used(control: Control, entry: Entry) -> None:
+    """An instance came up: its pool is used."""
+    now = time.monotonic()
+    if entry.instance.profile_id in control.profiles:
+        if control.profile_used.get(entry.instance.profile_id) is None:
+            control.pools_hint.set()
+        control.profile_used[entry.instance.profile_id] = now
+    elif entry.spec.pool == VM_POOL:
+        if control.vms_used is None:
+            control.pools_hint.set()
+        control.vms_used = now
 
 
 def note_loaded(control: Control, profile_id: UUID, seconds_ago: float) -> None:

@@ -17,8 +17,9 @@ import structlog
 
 from innkeeper.core.event import AuditEvent
 from innkeeper.core.instance import Instance
+from innkeeper.core.vm import VmEvent
 from innkeeper.errors import UnavailableError
-from innkeeper.store import audit_events, instances, leases, tokens
+from innkeeper.store import audit_events, instances, leases, tokens, vms
 from innkeeper.store.tables import instances as instances_table
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class WriteBehind:
     def __init__(self) -> None:
         self._states: list[tuple[Instance, UUID | None]] = []
         self._events: list[AuditEvent] = []
+        self._vm_events: list[VmEvent] = []
         self._token_use: dict[UUID, datetime] = {}
         self._lock = asyncio.Lock()
         self.hint = asyncio.Event()
@@ -52,6 +54,11 @@ class WriteBehind:
         if len(self._events) >= HINT_AT_EVENTS:
             self.hint.set()
 
+    def vm_event(self, event: VmEvent) -> None:
+        """Append to what happened to a VM soon."""
+        self._vm_events.append(event)
+        self.hint.set()
+
     def token_used(self, token_id: UUID, at: datetime) -> None:
         """Note a token's use soon."""
         self._token_use[token_id] = at
@@ -65,11 +72,12 @@ class WriteBehind:
         async with self._lock:
             states, self._states = self._states, []
             events, self._events = self._events, []
+            vm_events, self._vm_events = self._vm_events, []
             token_use, self._token_use = self._token_use, {}
             active = control.live.take_touched()
-            if not (states or events or token_use or active):
+            if not (states or events or vm_events or token_use or active):
                 return
-            for write in _parts(states, events, token_use, active):
+            for write in _parts(states, events, vm_events, token_use, active):
                 # One bad part must not take the others with it.
                 try:
                     control.metrics.stale_writes += await control.database.write(write)
@@ -87,6 +95,7 @@ class WriteBehind:
 def _parts(
     states: list[tuple[Instance, UUID | None]],
     events: list[AuditEvent],
+    vm_events: list[VmEvent],
     token_use: dict[UUID, datetime],
     active: dict[UUID, datetime],
 ) -> list[Callable[[sa.Connection], int]]:
@@ -111,11 +120,17 @@ def _parts(
         instances.set_last_active(connection, active)
         return 0
 
+    def write_vm_events(connection: sa.Connection) -> int:
+        vms.insert_events(connection, *vm_events)
+        return 0
+
     parts: list[Callable[[sa.Connection], int]] = []
     if states:
         parts.append(write_states)
     if token_use or active:
         parts.append(write_times)
+    if vm_events:
+        parts.append(write_vm_events)
     # Last: where one part fails for want of space, the events are kept for the next time.
     if events:
         parts.append(write_events)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from innkeeper.core.image_config import config_from_json, config_to_json
 from innkeeper.core.instance import BootStep, Instance, InstanceState, Isolation
-from innkeeper.store.tables import instances, rooms
+from innkeeper.store.tables import instances, rooms, vm_events, vms
 
 _S = InstanceState
 _GONE = _S.DESTROYED.value
@@ -81,18 +81,23 @@ def get(connection: sa.Connection, instance_id: UUID) -> Instance | None:
 
 
 def delete(connection: sa.Connection, instance_id: UUID) -> None:
-    """Forget a row: for an instance that nobody was ever told about."""
+    """Forget a row with its handles: for an instance that nobody was ever told about."""
+    for table in (rooms, vm_events, vms):
+        connection.execute(sa.delete(table).where(table.c.instance_id == instance_id))
     connection.execute(sa.delete(instances).where(instances.c.id == instance_id))
 
 
 def delete_destroyed(connection: sa.Connection, before: datetime, *, limit: int) -> int:
     """Forget the instances that were destroyed before a time, at most `limit`, oldest first; how many went."""
-    old = (
+    query = (
         sa.select(instances.c.id)
         .where(instances.c.destroyed_at < before, instances.c.state == _GONE)
         .order_by(instances.c.destroyed_at)
         .limit(limit)
     )
+    old = list(connection.execute(query).scalars())
+    for table in (vm_events, vms):
+        connection.execute(sa.delete(table).where(table.c.instance_id.in_(old)))
     return connection.execute(sa.delete(instances).where(instances.c.id.in_(old))).rowcount
 
 
@@ -101,6 +106,7 @@ def forget_others(connection: sa.Connection, host_id: UUID, kept: Set[UUID], now
     others = alive_on_host(connection, host_id) - kept
     for instance_id in others:
         connection.execute(sa.delete(rooms).where(rooms.c.instance_id == instance_id))
+        connection.execute(sa.update(vms).where(vms.c.instance_id == instance_id).values(end_reason="lost"))
         gone = {"state": _GONE, "desired": "destroyed", "destroyed_at": now}
         connection.execute(sa.update(instances).where(instances.c.id == instance_id).values(**gone))
     return len(others)

@@ -131,7 +131,7 @@ instances = sa.Table(
     _id(),
     _organization(),
     sa.Column("public_id", sa.Uuid(), nullable=False),
-    # Not a foreign key: rows of destroyed instances outlive their profile. `rooms` guards the profiles that are in use.
+    # What it was made for: a room's profile, a VM's session, a build. Not a foreign key: rows of destroyed instances outlive their profile.
     sa.Column("profile_id", sa.Uuid(), nullable=False),
     sa.Column("image", sa.Text(), nullable=False),
     sa.Column("image_digest", sa.Text(), nullable=False),
@@ -166,6 +166,52 @@ rooms = sa.Table(
     sa.Column("room_id", sa.Text(), primary_key=True),
     sa.Column("instance_id", sa.Uuid(), sa.ForeignKey("instances.id"), nullable=False, unique=True),
     sa.Column("created_at", UtcDateTime(), nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    # What its VMs are to be, without the environment, which is sealed.
+    sa.Column("request", sa.JSON(), nullable=False),
+    sa.Column("env_sealed", sa.LargeBinary()),
+    sa.Index(None, "organization_id", "id"),
+    sa.Index(None, "created_at"),
+)
+
+vms = sa.Table(
+    "vms",
+    metadata,
+    sa.Column("instance_id", sa.Uuid(), sa.ForeignKey("instances.id"), primary_key=True),
+    _organization(),
+    sa.Column("session_id", sa.Uuid(), sa.ForeignKey("sessions.id"), nullable=False),
+    sa.Column("generation", sa.Integer(), nullable=False),
+    sa.Column("lifetime_seconds", sa.Integer(), nullable=False),
+    sa.Column("expires_at", UtcDateTime(), nullable=False),
+    sa.Column("memory_mb", sa.Integer(), nullable=False),
+    sa.Column("metadata", sa.JSON(), nullable=False),
+    sa.Column("image_variant", sa.Text()),
+    sa.Column("idle_seconds", sa.Integer()),
+    sa.Column("env_sealed", sa.LargeBinary()),
+    sa.Column("hold_until", UtcDateTime()),
+    sa.Column("hold_reason", sa.Text()),
+    sa.Column("end_reason", sa.Text()),
+    sa.Index(None, "organization_id", "instance_id"),
+    sa.Index(None, "session_id"),
+)
+
+vm_events = sa.Table(
+    "vm_events",
+    metadata,
+    _id(),
+    sa.Column("instance_id", sa.Uuid(), sa.ForeignKey("vms.instance_id"), nullable=False),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Column("type", sa.Text(), nullable=False),
+    sa.Column("reason", sa.Text(), nullable=False),
+    sa.Column("details", sa.JSON(), nullable=False),
+    sa.Index(None, "instance_id", "id"),
 )
 
 images = sa.Table(

@@ -1,0 +1,186 @@
+"""VMs under `/v1/vms`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from innkeeper.api.json_app import CurrentPrincipal
+from innkeeper.api.v1.vm_schemas import (
+    Staged,
+    StageEnv,
+    VmBootStep,
+    VMCreateRequest,
+    VMCreateResponse,
+    VmEventAnswer,
+    VmHold,
+    VmHost,
+    VmIsolation,
+    VmRecord,
+    VmShape,
+    VmUpdate,
+)
+from innkeeper.control import sessions, vms
+from innkeeper.control.context import Control
+from innkeeper.control.vm_entry import VmView
+from innkeeper.core.token import Principal
+from innkeeper.core.vm import VmRequest, env_status, show_status
+from innkeeper.errors import (
+    InstanceNotReadyError,
+    InvalidRequestError,
+    ProvisioningTimeoutError,
+    SessionNotFoundError,
+)
+from innkeeper.ids import parse_uuid
+
+
+def add_vm_routes(router: APIRouter, control: Control) -> None:
+    """Add the routes; each is one use case."""
+
+    @router.post("/v1/vms")
+    async def create_vm(principal: CurrentPrincipal, body: VMCreateRequest, wait: bool = True) -> VMCreateResponse:
+        """Make a VM, or attach to a session's. 504 `provisioning_timeout` when `wait` is true and it takes too long; it goes on."""
+        session = None
+        if body.session_id is not None:
+            session = await sessions.load(control, principal, session_id(body.session_id))
+        try:
+            view = await vms.create(control, principal, request_of(body), session=session, wait=wait)
+        except InstanceNotReadyError as error:
+            raise ProvisioningTimeoutError from error
+        status, error_text = env_status(view.vm, view.instance)
+        return VMCreateResponse(
+            vm_id=view.vm.vm_id,
+            session_id=str(view.vm.session_id),
+            status=show_status(view.instance),
+            env_status=status,
+            env_error=error_text,
+        )
+
+    @router.get("/v1/vms")
+    async def list_vms(principal: CurrentPrincipal) -> list[VmRecord]:
+        """The VMs that live, newest first."""
+        return [vm_record(view) for view in await _all(control, principal, living_only=True)]
+
+    @router.get("/v1/vms/")
+    async def list_all_vms(principal: CurrentPrincipal) -> list[VmRecord]:
+        """All VMs that are remembered, ended ones too, newest first."""
+        return [vm_record(view) for view in await _all(control, principal, living_only=False)]
+
+    @router.get("/v1/vms/{vm_id}")
+    async def get_vm(principal: CurrentPrincipal, vm_id: str) -> VmRecord:
+        """One VM, living or ended."""
+        return vm_record(await vms.find(control, principal, vm_id))
+
+    @router.patch("/v1/vms/{vm_id}")
+    async def change_vm(principal: CurrentPrincipal, vm_id: str, body: VmUpdate) -> VmRecord:
+        """Change what is present. 404 `vm_not_found` for one that has ended."""
+        fields = body.model_dump(
+            include={"memory_mb", "metadata", "vm_lifetime_seconds", "idle_seconds"}, exclude_unset=True
+        )
+        return vm_record(await vms.change(control, principal, vm_id, fields))
+
+    @router.delete("/v1/vms/{vm_id}")
+    async def delete_vm(principal: CurrentPrincipal, vm_id: str) -> VmRecord:
+        """End a VM; answers when its guest is gone. Safe to repeat."""
+        return vm_record(await vms.delete(control, principal, vm_id))
+
+    @router.post("/v1/vms/{vm_id}/hold")
+    async def hold_vm(principal: CurrentPrincipal, vm_id: str, body: VmHold) -> VmRecord:
+        """Keep a VM for so many seconds more: its end moves there if it is nearer, and it is not idle until then."""
+        return vm_record(await vms.hold(control, principal, vm_id, body.seconds, body.reason))
+
+    @router.post("/v1/vms/{vm_id}/stage-env")
+    async def stage_env(principal: CurrentPrincipal, vm_id: str, body: StageEnv) -> Staged:
+        """Give variables to what is begun in the VM from now on. They are kept in memory alone, until the server restarts."""
+        env = {entry.env_name: entry.value for entry in body.entries}
+        await vms.stage_env(control, principal, vm_id, env)
+        return Staged(status="ok", staged=sorted(env))
+
+    @router.get("/v1/vms/{vm_id}/events")
+    async def list_vm_events(
+        principal: CurrentPrincipal,
+        vm_id: str,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=vms.PAGE_MAX)] = vms.PAGE_MAX,
+    ) -> list[VmEventAnswer]:
+        """What happened to the VM, and what is announced, oldest first; `after` is the id of the last event that is known."""
+        known = None
+        if after is not None:
+            known = parse_uuid(after)
+            if known is None:
+                raise InvalidRequestError("after: not the id of an event")
+        events = await vms.list_events(control, principal, vm_id, after=known, limit=limit)
+        return [
+            VmEventAnswer(id=str(one.id), at=one.at, type=one.type, reason=one.reason, details=one.details)
+            for one in events
+        ]
+
+
+def request_of(body: VmShape) -> VmRequest:
+    """The use case's form of a body. Raises InvalidRequestError."""
+    return VmRequest(
+        vm_lifetime_seconds=body.vm_lifetime_seconds,
+        memory_mb=body.memory_mb,
+        vcpu_count=body.vcpu_count,
+        metadata=body.metadata,
+        env=body.env,
+        image_variant=getattr(body, "image_variant", None),
+        idle_seconds=getattr(body, "idle_seconds", None),
+    )
+
+
+def session_id(text: str) -> UUID:
+    """The id of a session. Raises SessionNotFoundError for what is none."""
+    value = parse_uuid(text)
+    if value is None:
+        raise SessionNotFoundError
+    return value
+
+
+def vm_record(view: VmView) -> VmRecord:
+    """The wire form of a VM."""
+    vm, instance = view.vm, view.instance
+    status, env_error = env_status(vm, instance)
+    return VmRecord(
+        vm_id=vm.vm_id,
+        session_id=str(vm.session_id),
+        status=show_status(instance),
+        created_at=instance.created_at,
+        expires_at=vm.expires_at,
+        last_active_at=instance.last_active_at,
+        ended_at=vm.ended_at,
+        end_reason=vm.end_reason,
+        error=instance.failure,
+        vm_lifetime_seconds=vm.lifetime_seconds,
+        memory_mb=instance.memory_mb,
+        next_memory_mb=vm.memory_mb,
+        vcpu_count=instance.vcpu_count,
+        disk_mb=instance.disk_mb,
+        metadata=vm.metadata,
+        image=instance.image,
+        image_variant=vm.image_variant,
+        image_digest=instance.image_digest,
+        idle_seconds=vm.idle_seconds,
+        hold_until=vm.hold_until,
+        hold_reason=vm.hold_reason,
+        env_status=status,
+        env_error=env_error,
+        isolation=None if instance.isolation is None else VmIsolation(**asdict(instance.isolation)),
+        boot_trace=[VmBootStep(step=step.step, at_ms=step.at_ms) for step in instance.boot_trace],
+        host=None if view.host is None else VmHost(id=str(view.host.id), name=view.host.name),
+    )
+
+
+async def _all(control: Control, principal: Principal, *, living_only: bool) -> list[VmView]:
+    found: list[VmView] = []
+    before: UUID | None = None
+    while True:
+        page = await vms.list_vms(control, principal, living_only=living_only, before=before)
+        found += page
+        # A page leaves out what is being destroyed, so only an empty one is surely the last.
+        if not page:
+            return found
+        before = page[-1].vm.instance_id

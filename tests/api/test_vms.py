@@ -1,0 +1,339 @@
+"""VMs and sessions over HTTP: fields, shapes, what is refused, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from innkeeper.control import executions, expiry, organizations, provisioning, sessions, vms
+from innkeeper.core.host_verbs import EnsureMachine, Execute
+from innkeeper.core.vm import parse_vm_id, vm_id
+from innkeeper.errors import UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+
+async def make(api: Any, **fields: Any) -> dict[str, Any]:
+    answer = await api.client.post("/v1/vms", json=fields)
+    assert answer.status_code == 200, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+async def record(api: Any, name: str) -> dict[str, Any]:
+    answer = await api.client.get(f"/v1/vms/{name}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def ensured(api: Any) -> list[EnsureMachine]:
+    return [request for request in api.world.host.asked if isinstance(request, EnsureMachine)]
+
+
+def test_ids_are_reversible_and_have_one_spelling() -> None:
+    one = uuid4()
+    for generation in (1, 2, 999_999):
+        text = vm_id(one, generation)
+        assert parse_vm_id(text) == (one, generation)
+        assert parse_vm_id(text.upper()) is None
+    for wrong in ("", "vm_", str(one), vm_id(one, 1) + "-1", vm_id(one, 1) + "-0", "vm_" + "7" * 26):
+        assert parse_vm_id(wrong) is None
+
+
+async def test_a_vm_is_what_was_asked_for(api: Any) -> None:
+    made = await make(
+        api, memory_mb=512, vcpu_count=1, metadata={"a": [1]}, env={"KEY": "v4lue"}, vm_lifetime_seconds=60
+    )
+    assert made.keys() == {"vm_id", "session_id", "status", "share", "custom_domain", "env_status", "env_error"}
+    assert (made["status"], made["env_status"], made["share"], made["env_error"]) == ("active", "applied", None, None)
+    (asked,) = ensured(api)
+    assert (asked.shape.memory_mb, asked.shape.vcpu_count, asked.env["KEY"], asked.user) == (512, 1, "v4lue", "root")
+    found = await record(api, made["vm_id"])
+    assert (found["memory_mb"], found["vcpu_count"], found["metadata"]) == (512, 1, {"a": [1]})
+    assert (found["status"], found["session_id"], found["ended_at"]) == ("active", made["session_id"], None)
+    created, expires = (datetime.fromisoformat(found[name]) for name in ("created_at", "expires_at"))
+    assert expires - created == timedelta(seconds=60)
+    assert found["boot_trace"] and found["isolation"]["level"]
+    assert "v4lue" not in str(found)
+    stored = await api.world.control.database.read(lambda c: c.exec_driver_sql("select * from vms").all())
+    assert b"v4lue" not in repr(stored).encode()
+
+
+async def test_the_defaults(api: Any) -> None:
+    found = await record(api, (await make(api))["vm_id"])
+    assert (found["memory_mb"], found["vcpu_count"], found["vm_lifetime_seconds"]) == (1024, 2, 300)
+    assert (found["image"], found["metadata"], found["env_status"]) == ("python-data-science", {}, "none")
+    named = await record(api, (await make(api, image_variant="base"))["vm_id"])
+    assert (named["image"], named["image_variant"]) == ("base", "base")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("memory_mb", 1), ("memory_mb", "much"), ("vcpu_count", 0), ("vm_lifetime_seconds", 19), ("idle_seconds", 1),
+        ("metadata", []), ("metadata", {"a": "x" * 20_000}), ("env", {"A": 1}), ("env", {"A B": "x"}),
+        ("image_variant", "computer-use"), ("image_variant", "nix-dev"), ("image_variant", "nosuch"),
+        ("snapshot_id", "s"), ("snapshot_on_terminate", True), ("snapshot_name", "n"), ("volumes", [{"volume_id": "v"}]),
+        ("custom_domain", {"domain": "d.example"}), ("vault_ids", ["v"]), ("auto_suspend", True), ("auto_resume", True),
+        ("surely_unknown", 1),
+    ],
+)  # fmt: skip
+async def test_what_is_refused_names_its_field(api: Any, field: str, value: Any) -> None:
+    answer = await api.client.post("/v1/vms", json={field: value})
+    assert answer.status_code == 422, answer.text
+    (problem, *_) = answer.json()["detail"]
+    assert problem.keys() == {"loc", "msg", "type"}
+    assert problem["loc"][:1] == ["body"] and field in problem["loc"][1].split(".")
+    assert problem["msg"]
+    assert ensured(api) == []
+    assert (await api.client.get("/v1/vms/")).json() == []
+
+
+async def test_harmless_values_of_what_is_not_in_force(api: Any) -> None:
+    await make(
+        api,
+        snapshot_id=None,
+        snapshot_on_terminate=False,
+        volumes=[],
+        vault_ids=[],
+        auto_suspend=False,
+        custom_domain=None,
+    )
+
+
+async def test_too_long_a_life_says_what_is_possible(api: Any) -> None:
+    answer = await api.client.post("/v1/vms", json={"vm_lifetime_seconds": 90_000})
+    assert (answer.status_code, answer.json()["detail"]) == (403, "VM lifetime cannot exceed 86400s")
+
+
+async def test_a_session_has_one_living_vm(api: Any) -> None:
+    made = await make(api, metadata={"n": 1})
+    again = await make(api, session_id=made["session_id"])
+    assert again["vm_id"] == made["vm_id"]
+    assert len(ensured(api)) == 1
+    other_shape = await api.client.post("/v1/vms", json={"session_id": made["session_id"], "memory_mb": 4096})
+    assert other_shape.status_code == 409
+    gone = await api.client.delete(f"/v1/vms/{made['vm_id']}")
+    assert (gone.status_code, gone.json()["status"], gone.json()["end_reason"]) == (200, "killed", "deleted")
+    assert (await api.client.delete(f"/v1/vms/{made['vm_id']}")).json()["end_reason"] == "deleted"
+    next_one = await make(api, session_id=made["session_id"])
+    assert next_one["vm_id"] != made["vm_id"] and next_one["session_id"] == made["session_id"]
+    assert (await record(api, next_one["vm_id"]))["metadata"] == {"n": 1}
+    unknown = await api.client.post("/v1/vms", json={"session_id": str(uuid4())})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "session_not_found")
+
+
+async def test_many_at_once_for_one_session_get_one_vm(api: Any) -> None:
+    session = (await api.client.post("/v1/sessions/session", json={})).json()["session_id"]
+    answers = await asyncio.gather(*(make(api, session_id=session) for _ in range(5)))
+    assert len({answer["vm_id"] for answer in answers}) == 1
+    assert len(ensured(api)) == 1
+
+
+async def test_the_two_lists(api: Any) -> None:
+    one, two = await make(api), await make(api)
+    await api.client.delete(f"/v1/vms/{one['vm_id']}")
+    living, everything = [(await api.client.get(path)).json() for path in ("/v1/vms", "/v1/vms/")]
+    assert [vm["vm_id"] for vm in living] == [two["vm_id"]]
+    assert [(vm["vm_id"], vm["status"]) for vm in everything] == [(two["vm_id"], "active"), (one["vm_id"], "killed")]
+
+
+async def test_without_waiting_it_is_creating(api: Any) -> None:
+    api.world.host.hold.clear()
+    answer = await api.client.post("/v1/vms?wait=false", json={"env": {"A": "b"}})
+    made = answer.json()
+    assert (answer.status_code, made["status"], made["env_status"]) == (200, "creating", "none")
+    assert (await record(api, made["vm_id"]))["status"] == "creating"
+    api.world.host.hold.set()
+    entry = api.world.control.live.by_instance(parse_vm_id(made["vm_id"])[0])
+    await api.world.until(lambda: entry.ready)
+    assert (await record(api, made["vm_id"]))["env_status"] == "applied"
+
+
+async def test_waiting_too_long_is_504_and_it_goes_on(api: Any) -> None:
+    control = api.world.control
+    control.settings = control.settings.model_copy(update={"room_wait_seconds": 0.2})
+    api.world.host.hold.clear()
+    answer = await api.client.post("/v1/vms", json={})
+    assert (answer.status_code, answer.json()["code"]) == (504, "provisioning_timeout")
+    (listed,) = (await api.client.get("/v1/vms")).json()
+    assert listed["status"] == "creating"
+    api.world.host.hold.set()
+    await api.world.until(lambda: all(entry.ready for entry in control.live))
+
+
+async def test_what_cannot_be_made_leaves_nothing(api: Any) -> None:
+    api.world.host.ensure_error = UnavailableError("full")
+    answer = await api.client.post("/v1/vms", json={})
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+    assert (await api.client.get("/v1/vms/")).json() == []
+    api.world.host.ensure_error = None
+    await make(api)
+
+
+async def test_changes(api: Any) -> None:
+    made = await make(api, env={"A": "b"})
+    path = f"/v1/vms/{made['vm_id']}"
+    changed = (await api.client.patch(path, json={"memory_mb": 2048, "metadata": {"x": 1}, "idle_seconds": 600})).json()
+    assert (changed["memory_mb"], changed["next_memory_mb"], changed["metadata"]) == (1024, 2048, {"x": 1})
+    assert changed["idle_seconds"] == 600
+    assert (await api.client.patch(path, json={"idle_seconds": None})).json()["idle_seconds"] is None
+    for wrong in ({"memory_mb": 1}, {"auto_suspend": True}, {"vcpu_count": 3}):
+        assert (await api.client.patch(path, json=wrong)).status_code == 422
+    # The machine is gone: the next use starts it with what was asked for since.
+    instance_id = parse_vm_id(made["vm_id"])[0]
+    api.world.host.machines.clear()
+    provisioning.mark_lost(api.world.control, api.world.control.live.by_instance(instance_id))
+    assert (await record(api, made["vm_id"]))["status"] == "suspended"
+    await make(api, session_id=made["session_id"])
+    assert ensured(api)[-1].shape.memory_mb == 2048
+    assert (await record(api, made["vm_id"]))["memory_mb"] == 2048
+
+
+async def test_staged_variables_reach_what_begins_next_and_are_not_stored(api: Any) -> None:
+    made = await make(api)
+    path = f"/v1/vms/{made['vm_id']}/stage-env"
+    answer = await api.client.post(path, json={"entries": [{"env_name": "TOKEN", "value": "s3cret"}]})
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "staged": ["TOKEN"]})
+    assert (await api.client.post(path, json={"entries": [{"env_name": "A B", "value": "x"}]})).status_code == 422
+    entry = await vms.ready_entry(api.world.control, api.world.me, made["vm_id"])
+    request = executions.ExecutionRequest("true", env={"B": "2"})
+    async with executions.start(api.world.control, api.world.me, entry, request) as execution:
+        await execution.result()
+    (ran,) = (request for request in api.world.host.asked if isinstance(request, Execute))
+    assert ran.env == {"TOKEN": "s3cret", "B": "2"}
+    await api.world.control.later.flush(api.world.control)
+    for table in ("vms", "sessions", "vm_events", "audit_events"):
+        rows = await api.world.control.database.read(lambda c, t=table: c.exec_driver_sql(f"select * from {t}").all())
+        assert "s3cret" not in repr(rows)
+
+
+def move(api: Any, name: str, **fields: Any) -> Any:
+    """The VM, with other times than it has."""
+    entry = api.world.control.live.by_instance(parse_vm_id(name)[0])
+    entry.change_vm(dataclasses.replace(entry.vm, **fields))
+    return entry
+
+
+async def events(api: Any, name: str) -> list[tuple[str, str]]:
+    answer = await api.client.get(f"/v1/vms/{name}/events")
+    assert answer.status_code == 200, answer.text
+    return [(event["type"], event["reason"]) for event in answer.json()]
+
+
+async def test_an_end_is_announced_and_its_reason_kept(api: Any) -> None:
+    name = (await make(api, vm_lifetime_seconds=600))["vm_id"]
+    expiry.announce(api.world.control)
+    assert ("expiring", "lifetime") not in await events(api, name)
+    move(api, name, expires_at=datetime.now(UTC) + timedelta(seconds=30))
+    expiry.announce(api.world.control)
+    expiry.announce(api.world.control)
+    assert (await events(api, name)).count(("expiring", "lifetime")) == 1
+    held = await api.client.post(f"/v1/vms/{name}/hold", json={"seconds": 500, "reason": "a build runs"})
+    assert held.json()["hold_reason"] == "a build runs"
+    assert datetime.fromisoformat(held.json()["expires_at"]) > datetime.now(UTC) + timedelta(seconds=400)
+    entry = move(api, name, expires_at=datetime.now(UTC))
+    entry.open_streams = 1
+    api.world.control.expiry_hint.set()
+    await api.world.until(lambda: entry.doomed and api.world.control.live.by_instance(entry.instance.id) is None)
+    found = await record(api, name)
+    assert (found["status"], found["end_reason"]) == ("killed", "expired")
+    told = await events(api, name)
+    assert [told[0], told[1], told[-1]] == [("created", ""), ("ready", "started"), ("ending", "expired")]
+    assert ("held", "a build runs") in told
+
+
+async def test_idleness_knows_of_work_and_leases(api: Any) -> None:
+    name = (await make(api, idle_seconds=60, vm_lifetime_seconds=3_600))["vm_id"]
+    control = api.world.control
+    entry = control.live.by_instance(parse_vm_id(name)[0])
+    api.world.host.machines[entry.instance.id]["idle_seconds"] = 1_000.0
+    entry.last_active -= 1_000
+    entry.open_streams = 1
+    assert await expiry.expire(control) == []
+    entry.open_streams = 0
+    await api.client.post(f"/v1/vms/{name}/hold", json={"seconds": 100})
+    assert await expiry.expire(control) == []
+    await api.client.post(f"/v1/vms/{name}/hold", json={"seconds": 0})
+    # The server's own look may be the first.
+    await expiry.expire(control)
+    await api.world.until(lambda: control.live.by_instance(entry.instance.id) is None)
+    assert (await record(api, name))["end_reason"] == "idle"
+
+
+async def test_the_server_forgets_nothing_over_a_restart(api: Any) -> None:
+    made = await make(api, metadata={"kept": True}, env={"A": "b"}, idle_seconds=99)
+    ended = await make(api)
+    await api.client.delete(f"/v1/vms/{ended['vm_id']}")
+    before = await record(api, made["vm_id"])
+    await api.world.control.close()
+    async with api.world.running() as control:
+        view = await vms.find(control, api.world.me, made["vm_id"])
+        assert (view.vm.metadata, view.vm.idle_seconds, view.vm.expires_at.isoformat()) == (
+            {"kept": True}, 99, datetime.fromisoformat(before["expires_at"]).isoformat(),
+        )  # fmt: skip
+        entry = await sessions.ready_entry(control, api.world.me, view.vm.session_id)
+        assert entry.instance.id == view.instance.id
+        assert (await vms.find(control, api.world.me, ended["vm_id"])).vm.end_reason == "deleted"
+
+
+async def test_a_session_gets_its_vm_on_first_use(api: Any) -> None:
+    async with api.anonymous() as client:
+        answer = await client.post("/v1/sessions/session", json={"api_key": api.token, "memory_mb": 512})
+        assert answer.status_code == 200, answer.text
+        for body in ({"api_key": "nonsense"}, {}, {"api_key": 7}):
+            refused = await client.post("/v1/sessions/session", json=body)
+            assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+    session = answer.json()["session_id"]
+    status = (await api.client.get(f"/v1/sessions/status/{session}")).json()
+    assert (status["exists"], status["vm_assigned"], status["vm_alive"], status["vm_status"]) == (
+        True,
+        False,
+        False,
+        None,
+    )
+    assert ensured(api) == []
+    entry = await sessions.ready_entry(api.world.control, api.world.me, UUID(session))
+    assert entry.instance.memory_mb == 512
+    status = (await api.client.get(f"/v1/sessions/status/{session}")).json()
+    assert (status["vm_alive"], status["vm_status"], status["vm_id"]) == (True, "active", entry.vm.vm_id)
+    assert 0 < status["expires_in_seconds"] <= 300
+    usage = (await api.client.get(f"/v1/sessions/usage/{session}")).json()
+    assert (usage["memory_mb"], usage["vcpu_count"]) == (512, 2)
+    killed = await api.client.post("/kill", json={"session_id": session})
+    assert (killed.status_code, killed.json()["status"]) == (200, "killed")
+    assert (await api.client.post("/kill", json={"session_id": session})).status_code == 404
+    status = (await api.client.get(f"/v1/sessions/status/{session}")).json()
+    assert (status["vm_alive"], status["vm_status"], status["expires_in_seconds"]) == (False, "killed", 0.0)
+    assert (await sessions.ready_entry(api.world.control, api.world.me, UUID(session))).vm.vm_id != entry.vm.vm_id
+
+
+async def test_a_session_with_variables_gets_its_vm_at_once(api: Any) -> None:
+    answer = await api.client.post("/v1/sessions/session", json={"env": {"A": "b"}})
+    assert answer.json()["vm_id"] is not None
+    await api.world.until(lambda: len(ensured(api)) == 1)
+    assert ensured(api)[0].env["A"] == "b"
+
+
+async def test_sandboxes_by_metadata(api: Any) -> None:
+    one = await make(api, metadata={"team": "a", "n": 1})
+    await make(api, metadata={"team": "b"})
+    found = await api.client.get("/v1/sessions/sandboxes", params={"metadata": '{"team": "a"}'})
+    assert [vm["vm_id"] for vm in found.json()] == [one["vm_id"]]
+    assert len((await api.client.get("/v1/sessions/sandboxes", params={"limit": 1})).json()) == 1
+    for wrong in ("[]", "{", "x"):
+        assert (await api.client.get("/v1/sessions/sandboxes", params={"metadata": wrong})).status_code == 422
+
+
+async def test_a_full_organization_is_told_so(api: Any) -> None:
+    await organizations.set_limits(api.world.control, api.world.operator, "default", {"max_instances": 1})
+    await make(api)
+    answer = await api.client.post("/v1/vms", json={})
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+    assert int(answer.headers["retry-after"]) >= 1
