@@ -25,6 +25,7 @@ type scan struct {
 	cname   []byte
 	visited int
 	newest  int64 // ctime of the newest difference
+	spare   []*ahead
 }
 
 // side is one view's part of one directory.
@@ -126,6 +127,8 @@ func (s *scan) directory(before, after side, f *frame, low *lowerDir) error {
 		defer below.drop()
 	}
 	excluding := s.mayExclude()
+	fetched := s.takeAhead()
+	defer s.giveAhead(fetched)
 	i, j := now.first, below.first
 	for {
 		var name []byte
@@ -146,7 +149,12 @@ func (s *scan) directory(before, after side, f *frame, low *lowerDir) error {
 		s.cname = append(append(s.cname[:0], name...), 0)
 		name = s.cname[:len(name)]
 		inUpper := i < now.last && bytes.Equal(s.names.name(s.names.index[i]), name)
+		var known *aheadEntry
 		if inUpper {
+			if i >= fetched.last && f.fd >= 0 && f.depth < openDepth {
+				fetched.fetch(s.names, f.fd, i, now.last)
+			}
+			known = fetched.at(i)
 			i++
 		}
 		if j < below.last && bytes.Equal(s.names.name(s.names.index[j]), name) {
@@ -160,7 +168,7 @@ func (s *scan) directory(before, after side, f *frame, low *lowerDir) error {
 				}
 			}
 		} else {
-			err = s.entry(before, after, f, inUpper, low)
+			err = s.entry(before, after, f, inUpper, known, low)
 		}
 		s.path = s.path[:len(s.path)-len(name)-1]
 		if err != nil {
@@ -186,6 +194,23 @@ func (s *scan) directory(before, after side, f *frame, low *lowerDir) error {
 	return nil
 }
 
+// takeAhead is for the names of one directory, giveAhead for the end of it.
+func (s *scan) takeAhead() *ahead {
+	last := len(s.spare) - 1
+	if last < 0 {
+		return &ahead{}
+	}
+	taken := s.spare[last]
+	s.spare = s.spare[:last]
+	return taken
+}
+
+func (s *scan) giveAhead(a *ahead) {
+	a.wait()
+	a.first, a.last = 0, 0
+	s.spare = append(s.spare, a)
+}
+
 // differs notes that the new baseline is not the old one, from this record on.
 func (s *scan) differs() error {
 	if s.new.active {
@@ -194,8 +219,8 @@ func (s *scan) differs() error {
 	return s.new.start(s.old)
 }
 
-// entry compares what both sides show at s.path, whose last component is s.cname.
-func (s *scan) entry(before, after side, f *frame, inUpper bool, low *lowerDir) error {
+// entry compares what both sides show at s.path, whose last component is s.cname. known is its metadata in the upper, or nil.
+func (s *scan) entry(before, after side, f *frame, inUpper bool, known *aheadEntry, low *lowerDir) error {
 	s.visited++
 	if s.visited%4096 == 0 {
 		if err := s.ctx.Err(); err != nil {
@@ -210,7 +235,7 @@ func (s *scan) entry(before, after side, f *frame, inUpper bool, low *lowerDir) 
 	var inner *frame
 	if inUpper && !f.gone {
 		var err error
-		if is, inner, err = s.inUpper(f); err != nil {
+		if is, inner, err = s.inUpper(f, known); err != nil {
 			return err
 		}
 		defer inner.close()
@@ -243,15 +268,19 @@ func (s *scan) entry(before, after side, f *frame, inUpper bool, low *lowerDir) 
 }
 
 // inUpper is what the upper directory holds under s.cname; a directory comes open.
-func (s *scan) inUpper(f *frame) (meta, *frame, error) {
-	var st syscall.Stat_t
-	if err := statAt(f.fd, &s.cname[0], &st); err != nil {
-		if vanished(err) {
+func (s *scan) inUpper(f *frame, known *aheadEntry) (meta, *frame, error) {
+	if known == nil {
+		var st syscall.Stat_t
+		known = &aheadEntry{err: statAt(f.fd, &s.cname[0], &st)}
+		known.meta = metaOf(&st)
+	}
+	if known.err != nil {
+		if vanished(known.err) {
 			return meta{}, nil, nil
 		}
-		return meta{}, nil, err
+		return meta{}, nil, known.err
 	}
-	m := metaOf(&st)
+	m := known.meta
 	if m.kind != directory {
 		return m, nil, nil
 	}
