@@ -105,7 +105,7 @@ def test_killed_in_the_middle(innkeeper: Server) -> None:
         "The server ended while the image was being made",
         "The connection to the host was lost",
     )
-    assert not list((innkeeper.home / "host" / "images").glob(".import-*"))
+    assert not list((innkeeper.home / "host" / "images").glob(".build-*"))
     hosts = innkeeper.inn("host", "list", "--json").stdout
     assert '"leaked": 0' in hosts
     assert innkeeper.inn("image", "rm", "half").returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -82,7 +83,10 @@ async def test_garbage_goes_and_what_lives_stays(tmp_path: Path, monkeypatch: py
         assert (await host.ok(await building, "echo new")).text == "new\n"
         assert await gc(host, remove=False) == {}
         base = host.settings.host_dir
-        assert (base / "images" / ".build-new" / "tree").exists() and (base / "images" / ("b" * 64 + ".erofs")).exists()
+        new = base / "images" / ".build-new"
+        assert (new / "tree").exists() and (base / "images" / ("b" * 64 + ".erofs")).exists()
+        assert [leak["name"] for leak in (await host.status())["leaks"]] == [str(new)]
+        shutil.rmtree(new)
         await host.ensure(asleep)
         assert (await host.ok(asleep, "cat /home/user/file.txt")).text == "content\n"
 

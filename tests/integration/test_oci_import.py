@@ -64,7 +64,7 @@ def clean(host: Host) -> bool:
     below = host.settings.host_dir
     groups = leaks.server_id(host.settings.home)
     return not (
-        list((below / "images").glob(".import-*"))
+        list((below / "images").glob(".build-*"))
         or any(group.startswith(f"innkeeper-{groups}-imports/") for group in leaks._groups())
         or list((below / "pool" / "disks").glob("*.img"))
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from innkeeper.errors import InnkeeperError
-from innkeeper.host import journal
+from innkeeper.host import journal, temporary
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
@@ -21,9 +20,8 @@ from innkeeper.host.fleet import Fleet
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.retention import DAY_SECONDS
 
-# Whatever makes temporary files is done with them, or killed, long before: an image build may take half an hour.
+# Of what nobody holds: whoever writes it is done, or was killed, long before.
 STALE_SECONDS = 3_600.0
-TEMPORARY = (".build-*", ".template-*", ".reflink-*", ".pool-*", ".inn-probe-*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +69,7 @@ class GarbageCollector:
         path = self.directories.host / one.name
         if one.kind == "baseline" and path.name not in {entry.name for entry in self._dead_baselines()}:
             return False
-        if path.is_dir() and not path.is_symlink():
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        else:
-            with suppress(FileNotFoundError):
-                path.unlink()
+        await asyncio.to_thread(temporary.remove, path)
         return not path.exists()
 
     # --- looking ---------------------------------------------------------------------------------------------------
@@ -90,13 +84,7 @@ class GarbageCollector:
         host, disks = self.directories.host, self.disks.disks()
         return [
             *(Garbage("disk", name, disks[name]) for name in sorted(self._dead_disks()) if name in disks),
-            *(
-                self._at("temporary", path)
-                for folder in (host, self.images.directory, self.disks.directory, *_folders(self.disks.directory))
-                for pattern in TEMPORARY
-                for path in sorted(folder.glob(pattern))
-                if _is_stale(path)
-            ),
+            *(self._at("temporary", path) for path in sorted(temporary.abandoned(host)) if _is_stale(path)),
             *(self._at("trash", path) for path in sorted(self.directories.trash.iterdir()) if _is_stale(path)),
             *(self._at("agent", path) for path in self._old_agents()),
             *(self._at("baseline", path) for path in self._dead_baselines()),
@@ -155,10 +143,6 @@ class GarbageCollector:
             if str(machine.record.instance_id) == instance
             for execution in machine.journals
         )
-
-
-def _folders(directory: Path) -> Iterable[Path]:
-    return [path for path in directory.iterdir() if path.is_dir()]
 
 
 def _is_stale(path: Path) -> bool:

@@ -6,7 +6,6 @@ Whatever the server makes on a host is looked for here, by its kind; a running d
 from __future__ import annotations
 
 import asyncio
-import glob
 import os
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -17,21 +16,13 @@ from innkeeper.core.leak import Leak, LeakKind
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.drivers.contract import Driver
-from innkeeper.host.linux.loop_device import devices_backed_by
+from innkeeper.host.linux.loop_device import clears_itself, devices_backed_by
 from innkeeper.host.linux.mounts import all_mounts, mounts_under
 from innkeeper.host.network import router
 from innkeeper.host.network.addressing import ServerPlan
+from innkeeper.host.temporary import abandoned
 
 SERVER = "server"
-# Half-made files of a name that only lasts for a moment. Journals are left out: there may be ten thousand of them, and their own are overwritten.
-TEMPORARY = (
-    "*.new",
-    ".pool-*",
-    "machines/*/*.new",
-    "instances/*/*.new",
-    "pool/.reflink-*",
-    "pool/templates/.template-*",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +83,19 @@ def _on_disk(in_use: InUse, directories: Directories, disks: DiskPool | None) ->
     for name in disks.disks() if disks is not None else ():
         if name not in in_use.disks and name not in in_use.machines:
             yield Leak(LeakKind.DISK, name, f"disk {name}")
-    for path in temporary_files(directories.host):
+    for path in abandoned(directories.host):
         yield Leak(LeakKind.TEMPORARY_FILE, str(path), SERVER)
 
 
 def unmounted_devices(host: Path) -> dict[Path, Path]:
-    """Loop device -> file below `host`, of those that no mount of ours needs."""
+    """Loop device -> file below `host`, of those that nothing needs: no mount of ours, nor somebody who makes an image in namespaces of its own."""
     mounted = {mount.source for mount in all_mounts()}
-    return {device: file for device, file in devices_backed_by(host).items() if str(device) not in mounted}
-
-
-def temporary_files(host: Path) -> list[Path]:
-    """Half-made files. While no server runs they are nobody's."""
-    # Not Path.glob: that one raises when a folder goes away while it looks.
-    return [host / name for pattern in TEMPORARY for name in glob.glob(pattern, root_dir=host)]  # noqa: PTH207
+    return {
+        device: file
+        for device, file in devices_backed_by(host).items()
+        # One that clears itself is there because somebody has it open or mounted: whoever that is counts.
+        if str(device) not in mounted and not clears_itself(device)
+    }
 
 
 def _entries(directory: Path) -> list[os.DirEntry[str]]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import structlog
 
 from innkeeper.errors import InnkeeperError
+from innkeeper.host import temporary
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks import rootfs
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.fleet import Fleet
-from innkeeper.host.leaks import temporary_files, unmounted_devices
+from innkeeper.host.leaks import unmounted_devices
 from innkeeper.host.linux import loop_device
 from innkeeper.host.machine import MachineRecord, load_machine_record
 from innkeeper.host.machine_builder import MachineBuilder
@@ -96,9 +97,9 @@ async def recover(
     for entry in directories.trash.iterdir():
         removed += 1
         await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
-    for path in temporary_files(directories.host):
+    for path in await asyncio.to_thread(temporary.abandoned, directories.host):
         removed += 1
-        path.unlink(missing_ok=True)
+        await asyncio.to_thread(temporary.remove, path)
     for device in unmounted_devices(directories.host):
         loop_device.detach(device)
     seconds = time.monotonic() - began

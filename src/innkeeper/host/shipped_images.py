@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +90,6 @@ class ShippedImages:
         """Build what is missing, in order."""
         for name in self._names:
             await self.build(name)
-        await asyncio.to_thread(self._store.sweep)
 
     def _set(self, name: str, status: ImageStatus, message: str | None = None) -> None:
         kept = None if message is None else message[-MESSAGE_CHARACTERS:]

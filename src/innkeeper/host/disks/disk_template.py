@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from innkeeper.host.linux import command
+from innkeeper.host.linux.hold import held
 
 FICLONE = 0x40049409
 # Part of the template's name: a change of the options below makes new templates and leaves existing disks alone.
@@ -41,7 +42,8 @@ async def ensure_template(directory: Path, size_mib: int) -> Path:
     os.close(fd)
     fresh = Path(name)
     try:
-        await command.run(mkfs_argv(fresh, size_mib))
+        with held(fresh):
+            await command.run(mkfs_argv(fresh, size_mib))
         fresh.chmod(0o400)
         fresh.replace(template)
     finally:

@@ -12,14 +12,15 @@ import contextlib
 import hashlib
 import os
 import shlex
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from innkeeper.errors import InnkeeperError, PayloadTooLargeError
-from innkeeper.host.disks.image_build import EROFS_OPTIONS
+from innkeeper.errors import InnkeeperError, PayloadTooLargeError, UnavailableError
+from innkeeper.host.disks.image_build import EROFS_OPTIONS, LET_GO_SCRIPT
 from innkeeper.host.linux import command, loop_device
 
 log = structlog.stdlib.get_logger(__name__)
@@ -32,6 +33,8 @@ EXPORT_SECONDS = 1_800
 TAIL_CHARACTERS = 500
 # What the file system of the output needs for itself, beside a 64th.
 OUT_SPARE_BYTES = 67_108_864
+# With less, an export that failed did so for want of space.
+FREE_BYTES_MIN = 16_777_216
 # Of the script: more files, or more bytes, than an image may have.
 TOO_MANY_FILES, TOO_LARGE = 3, 4
 
@@ -106,6 +109,7 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
 
     Raises:
         PayloadTooLargeError: more bytes or files than the plan allows.
+        UnavailableError: the host's disk is full.
         ImageExportFailed: anything else that a tree can do; CommandTimedOut.
 
     """
@@ -134,7 +138,7 @@ async def _run_script(plan: ExportPlan, work: Path) -> None:
     argv = [
         "setpriv", "--pdeathsig", "KILL", "--",
         "unshare", "--mount", "--propagation", "private", "--net", "--ipc", "--pid", "--fork", "--kill-child=KILL",
-        "bash", str(SCRIPT), str(work / "plan.sh"),
+        "bash", str(LET_GO_SCRIPT), str(work.parent.parent), "bash", str(SCRIPT), str(work / "plan.sh"),
     ]  # fmt: skip
     done = await command.run(argv, timeout_seconds=EXPORT_SECONDS, check=False)
     if done.returncode == TOO_MANY_FILES:
@@ -145,6 +149,8 @@ async def _run_script(plan: ExportPlan, work: Path) -> None:
         # For the log alone: what the tools say may quote names that a guest chose.
         tail = (done.stdout + done.stderr).decode(errors="replace")[-TAIL_CHARACTERS:]
         log.error("an image could not be made", status=command.describe_status(done.returncode), said=tail)
+        if shutil.disk_usage(work).free < FREE_BYTES_MIN:
+            raise UnavailableError("The host's disk is full")
         raise ImageExportFailed
 
 

@@ -11,14 +11,6 @@ work='' disk='' lower='' output='' max_bytes='' max_files='' uid='' gid='' uuid=
 # shellcheck source=/dev/null
 . "$1"
 
-# This namespace began as a copy of the host's, so it holds the disks and images of guests too. Let go of them: a guest that
-# is destroyed while we export could not give back its disk otherwise. One that is destroyed at this very moment is gone already:
-# the kernel detaches a mount from every namespace when its directory is removed.
-host_directory=$(dirname "$(dirname "$work")")
-findmnt --noheadings --list --output TARGET | sort -r | while read -r target; do
-    case $target in "$host_directory"/mounts/*) umount --lazy "$target" 2> /dev/null || true ;; esac
-done
-
 # What reads the tree lives in a root of its own: itself, the libraries it needs, the tree, and a file system for what it makes. As a
 # user of no consequence it may read everything, and there is nothing of the host to read: not by a path, and not by a file
 # handle either, since no descriptor of a file system of the host is to be had.

@@ -7,8 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -18,10 +16,12 @@ from typing import Any
 from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.errors import ImageNotFoundError
 from innkeeper.host.linux import loop_device, mounts
+from innkeeper.host.linux.hold import held_folder
 
 MOUNT_FLAGS = mounts.MS_RDONLY | mounts.MS_NODEV | mounts.MS_NOSUID | mounts.MS_NOATIME
 LOCK_POLL_SECONDS = 0.2
 KEPT = ".kept"
+WORKSPACE = ".build-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,10 @@ class ImageStore:
 
         An older image of that name loses its name; `collect` removes it when nothing uses it.
         """
-        target = self.directory / f"{record.digest}.erofs"
-        _sync(record.path)
-        record.path.chmod(0o400)
-        record.path.replace(target)
+        target = self._take(record.path, record.digest)
         table = asdict(replace(record, path=target))
         del table["path"]
-        fresh = self.directory / f".{record.name}.json"
+        fresh = self.directory / f"{record.name}.json.new"
         fresh.write_text(json.dumps(table, indent=1))
         _sync(fresh)
         fresh.replace(self.directory / f"{record.name}.json")
@@ -142,11 +139,20 @@ class ImageStore:
         """
         size_bytes = file.stat().st_size
         (self.directory / f"{digest}{KEPT}").touch(mode=0o600)
-        _sync(file)
-        file.chmod(0o400)
-        file.replace(self.directory / f"{digest}.erofs")
+        self._take(file, digest)
         _sync(self.directory)
         return size_bytes
+
+    def _take(self, file: Path, digest: str) -> Path:
+        """The file under its digest. One that is there already stays: guests may stand on it, and would keep it on the disk beside the new one."""
+        target = self.directory / f"{digest}.erofs"
+        if self.size_of(digest) == file.stat().st_size:
+            file.unlink()
+        else:
+            _sync(file)
+            file.chmod(0o400)
+            file.replace(target)
+        return target
 
     def size_of(self, digest: str) -> int | None:
         """Bytes of the file of that digest, or None where there is none."""
@@ -168,7 +174,7 @@ class ImageStore:
     def remember_source(self, key: str, digest: str, size_bytes: int, config: dict[str, Any]) -> None:
         """Keep what was made of a source, for `known_source`."""
         self._sources.mkdir(mode=0o700, exist_ok=True)
-        fresh = self._sources / f".{key}.{os.getpid()}"
+        fresh = self._sources / f"{key}.json.new"
         fresh.write_text(json.dumps({"digest": digest, "size_bytes": size_bytes, "config": config}))
         fresh.replace(self._sources / f"{key}.json")
 
@@ -223,17 +229,14 @@ class ImageStore:
         }
 
     @contextlib.contextmanager
-    def workspace(self, prefix: str = ".build-") -> Iterator[Path]:
-        """A private directory on the store's file system, gone at the end."""
-        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self.directory))
-        try:
+    def workspace(self) -> Iterator[Path]:
+        """A private directory on the store's file system, gone at the end; what a killed process leaves, the next start removes."""
+        with held_folder(self.directory, WORKSPACE) as directory:
             yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
 
     @contextlib.asynccontextmanager
     async def build_lock(self, name: str) -> AsyncIterator[None]:
-        """One builder of `name` at a time, over processes too; what a killed builder left behind is removed first."""
+        """One builder of `name` at a time, over processes too."""
         fd = os.open(self.directory / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
@@ -245,13 +248,6 @@ class ImageStore:
             yield
         finally:
             os.close(fd)
-
-    def sweep(self) -> int:
-        """Remove the workspaces that a killed builder left; call it at start, before anything is built. Returns how many."""
-        left = list(self.directory.glob(".build-*"))
-        for directory in left:
-            shutil.rmtree(directory, ignore_errors=True)
-        return len(left)
 
 
 def _sync(path: Path) -> None:

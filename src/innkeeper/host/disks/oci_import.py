@@ -32,8 +32,6 @@ SPACE_POLL_SECONDS = 0.5
 MEMORY_BYTES = 2_048 * MIB
 PROCESSES = 512
 SLACK_MIB = 512
-# Not that of builds: those sweep theirs while an import may be going on.
-WORKSPACE = ".import-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +67,7 @@ class ImageImporter:
         self.under_way: set[str] = set()
 
     async def sweep(self) -> None:
-        """Remove the control groups and half files that a killed daemon left; disks and mounts go with those of machines."""
-        for directory in self._store.directory.glob(f"{WORKSPACE}*"):
-            shutil.rmtree(directory, ignore_errors=True)
+        """Remove the control groups that a killed daemon left; disks and mounts go with those of machines, half files with the others."""
         for name in self._group.children():
             group = self._group.child(name)
             await group.kill_all()
@@ -147,7 +143,7 @@ class ImageImporter:
                     return ImportedImage(digest, size_bytes, config_from_json(table), known=True)
             await job.fetch(source)
             config = await job.unpack()
-            with self._store.workspace(WORKSPACE) as work:
+            with self._store.workspace() as work:
                 file = await job.compress(work)
                 digest = await asyncio.to_thread(sha256_of, file)
                 stack.enter_context(self._store.held(digest))

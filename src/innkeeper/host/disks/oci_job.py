@@ -223,6 +223,7 @@ class ImportJob:
         routes = self.routes
         told = {
             "listener": way.fileno(),
+            "parent": os.getpid(),
             "allow": routes.allow,
             "name_servers": routes.name_servers,
             "max_bytes": self.limits.max_mib * MIB,

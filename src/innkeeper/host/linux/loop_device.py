@@ -128,6 +128,14 @@ def devices_backed_by(prefix: str | os.PathLike[str]) -> dict[Path, Path]:
     return found
 
 
+def clears_itself(device: Path) -> bool:
+    """Whether the device detaches itself as soon as nobody has it open or mounted; true for one that did."""
+    try:
+        return Path("/sys/block", device.name, "loop", "autoclear").read_text().strip() == "1"
+    except OSError:
+        return True
+
+
 async def wait_unused(path: str | os.PathLike[str]) -> None:
     """Return when no loop device holds the file. Raises OSError (EBUSY) when one still does after UNUSED_SECONDS.
 

@@ -12,7 +12,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import structlog
 
 from innkeeper.host.disks.rootfs import OVERLAY_FEATURES
 from innkeeper.host.linux import command, loop_device, mounts
+from innkeeper.host.linux.hold import held_folder
 from innkeeper.host.probes.check import Check, Findings
 
 FICLONE = 0x40049409
@@ -47,8 +47,8 @@ async def probe_filesystems(state: Path) -> Findings:
     if missing:
         fix = "apt-get install -y e2fsprogs util-linux"
         return Findings((Check("loop devices", False, f"{', '.join(missing)} is not installed", fix, required=True),))
-    with tempfile.TemporaryDirectory(prefix=".inn-probe-", dir=state) as directory:
-        argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-I", "-m", __name__, directory]
+    with held_folder(state, ".inn-probe-") as directory:
+        argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-I", "-m", __name__, str(directory)]
         try:
             answer = await command.run(argv, timeout_seconds=30)
             found: dict[str, dict[str, Any]] = json.loads(answer.stdout)

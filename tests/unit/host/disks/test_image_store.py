@@ -51,14 +51,12 @@ def test_a_damaged_image_counts_as_none(tmp_path: Path, damage: str) -> None:
     assert store.list() == []
 
 
-def test_a_workspace_is_gone_even_after_a_failure_and_a_killed_builder_is_swept(tmp_path: Path) -> None:
+def test_a_workspace_is_gone_even_after_a_failure(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
     with pytest.raises(RuntimeError), store.workspace() as work:
         (work / "tree").mkdir()
         raise RuntimeError
     assert not work.exists()
-    (store.directory / ".build-left" / "tree").mkdir(parents=True)
-    assert store.sweep() == 1
     assert list(store.directory.iterdir()) == []
 
 
@@ -88,6 +86,22 @@ async def test_what_organizations_made_stays_until_it_is_let_go(tmp_path: Path) 
     assert await store.collect(frozenset({"d2"})) == {}
     assert await store.collect(frozenset()) == {"d2": 5}
     assert (store.size_of("d1"), store.size_of("d2")) == (5, None)
+
+
+def test_what_is_there_already_stays_for_guests_that_stand_on_it(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    before = _add(store, "base", "d1").path.stat().st_ino
+    assert _add(store, "other", "d1").path.stat().st_ino == before
+    with store.workspace() as work:
+        (work / "f").write_bytes(b"erofs")
+        assert store.publish(work / "f", "d1") == 5
+        assert list(work.iterdir()) == []
+        assert (store.directory / "d1.erofs").stat().st_ino == before
+        # One that was cut short is no such file.
+        (store.directory / "d1.erofs").chmod(0o600)
+        (store.directory / "d1.erofs").write_bytes(b"ero")
+        (work / "f").write_bytes(b"erofs")
+        assert store.publish(work / "f", "d1") == 5 == store.size_of("d1")
 
 
 def test_an_unknown_digest_is_not_mounted(tmp_path: Path) -> None:
