@@ -43,7 +43,13 @@ class ScriptedBuilds:
         return {"cache_bytes": 1}
 
     async def _find(self, request: verbs.FindSteps, call: ServerCall) -> dict[str, Any]:
-        return {"found": [key for key in request.keys if key in self.kept]}
+        answer = {"found": [key for key in request.keys if key in self.kept]}
+        if request.hold:
+            await call.send_message(answer)
+            async for event in call.events():
+                if isinstance(event, End):
+                    break
+        return answer
 
     async def _export(self, request: verbs.ExportStep, call: ServerCall) -> dict[str, Any]:
         self.exported.append(request)

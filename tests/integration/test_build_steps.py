@@ -230,6 +230,26 @@ async def test_kept_steps_are_collected_and_bounded(host: Host, guest: UUID) -> 
     assert done["cache_bytes"] == 0
 
 
+async def test_steps_that_are_held_stay_until_whoever_holds_them_is_done_or_gone(host: Host, guest: UUID) -> None:
+    verb = build_verbs.FindSteps((KEY, OTHER), hold=True)
+    everything = build_verbs.CollectSteps(everything=True)
+    for orderly in (True, False):
+        async with host.bus.open(host.daemon.host_id, verb.verb, to_wire(verb)) as call:
+            head = await anext(aiter(call.events()))
+            assert isinstance(head, Message) and head.body == {"found": []}
+            # Kept only now: it stays, too.
+            await host.request(build_verbs.SaveStep(guest, KEY))
+            assert (await host.request(everything))["removed"] == 0
+            assert (await host.request(build_verbs.FindSteps((KEY,))))["found"] == [KEY]
+            if orderly:
+                await call.send_end()
+                await call.result()
+        async with asyncio.timeout(30):
+            while (await host.request(everything))["removed"] == 0:
+                await asyncio.sleep(0.05)
+        assert (await host.request(build_verbs.FindSteps((KEY,))))["found"] == []
+
+
 @pytest.mark.parametrize(
     "verb",
     [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import hashlib
 import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,10 @@ class BuildRun:
             self._digests[SCRATCH] = empty.digest
         # In a thread: a context may have hundreds of thousands of files, and every COPY goes through all of them.
         await anyio.to_thread.run_sync(self._make_keys)
-        await self._find()
+        async with self._steps_held():
+            return await self._build(register)
+
+    async def _build(self, register: Callable[[Built], Any]) -> Built:
         target = self._job.plan.stages[-1]
         await self._bring_about(target)
         state = self._final(target.index)
@@ -213,15 +217,22 @@ class BuildRun:
         except ContextError as error:
             raise DockerfileError(step.line, str(error)) from None
 
-    async def _find(self) -> None:
-        """Ask the host which steps are kept."""
-        if not self._job.use_cache:
-            return
+    @asynccontextmanager
+    async def _steps_held(self) -> AsyncIterator[None]:
+        """Ask the host which steps are kept, and have it keep those of this build until the end of the block, whatever else is built meanwhile."""
         wanted = tuple(dict.fromkeys(key for keys in self._keys.values() for key in keys if key is not None))
-        answer = await self._control.bus.request(
-            self._host.host.id, FindSteps.verb, to_wire(FindSteps(wanted)), timeout_seconds=HOST_SECONDS
-        )
-        self._kept = set(answer["found"])
+        verb = FindSteps(wanted, hold=True)
+        async with self._control.bus.open(self._host.host.id, verb.verb, to_wire(verb)) as call:
+            async with asyncio.timeout(HOST_SECONDS):
+                head = await anext(aiter(call.events()), None)
+            if not isinstance(head, Message):
+                raise UnavailableError("The host answered out of turn")
+            if self._job.use_cache:
+                self._kept = set(head.body["found"])
+            yield
+            await call.send_end()
+            async with asyncio.timeout(HOST_SECONDS):
+                await call.result()
 
     # --- steps -----------------------------------------------------------------------------------------------------
 

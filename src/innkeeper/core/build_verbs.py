@@ -47,10 +47,14 @@ class SaveStep:
 
 @dataclass(frozen=True, slots=True)
 class FindSteps:
-    """Which of the keys are kept, and can be used. Counts as use of those that are. Answer: `{"found": [key]}`."""
+    """Which of the keys are kept, and can be used. Counts as use of those that are. Answer: `{"found": [key]}`.
+
+    With `hold` the same comes as a MESSAGE first; until the opener sends END, or is gone, no step of these keys is removed, nor one that is kept meanwhile.
+    """
 
     verb: ClassVar[str] = "build.find"
     keys: tuple[str, ...]
+    hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class ScratchImage:
 
 @dataclass(frozen=True, slots=True)
 class CollectSteps:
-    """Remove kept steps: all of them, or those beyond the limit and on images that are gone.
+    """Remove kept steps: all of them, or those beyond the limit and on images that are gone. Those that are held stay.
 
     Answer: `{"removed": int, "freed_bytes": int, "cache_bytes": int}`.
     """

@@ -107,17 +107,26 @@ class BuildSteps:
         machine = self._fleet.machine(request.instance_id)
         async with machine.in_use():
             await machine.endpoint.request("end_all", {"grace_ms": GRACE_MS}, timeout_seconds=END_SECONDS)
-            # Nothing writes any more. What the kernel still holds back goes to the disk's file; the copy then shares its blocks.
-            await asyncio.to_thread(syncfs, machine.upper)
             disk = self._disks.disk_path(machine.record.disk)
             try:
+                # Nothing writes any more. What the kernel still holds back goes to the disk's file; the copy then shares its blocks. Where the host
+                # had no room for it, this is the first to hear of it.
+                await asyncio.to_thread(syncfs, machine.upper)
                 kept = await self._cache.keep(request.key, disk, image_digest=machine.record.shape.image_digest)
             except OSError as error:
                 raise UnavailableError(f"The host cannot keep the step: {error.strerror}") from error
         return {"cache_bytes": kept}
 
     async def _find(self, request: verbs.FindSteps, call: ServerCall) -> dict[str, Any]:
-        return {"found": self._cache.found(request.keys)}
+        if not request.hold:
+            return {"found": self._cache.found(request.keys)}
+        async with self._cache.held(request.keys):
+            answer = {"found": self._cache.found(request.keys)}
+            await call.send_message(answer)
+            async for event in call.events():
+                if isinstance(event, End):
+                    break
+        return answer
 
     async def _collect(self, request: verbs.CollectSteps, call: ServerCall) -> dict[str, Any]:
         freed = await self._cache.collect(everything=request.everything)

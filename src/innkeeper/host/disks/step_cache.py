@@ -9,7 +9,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from innkeeper.errors import NotFoundError
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.disk_template import reflink
+from innkeeper.host.linux import hold
 from innkeeper.host.linux.extents import shared_bytes
 
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -55,6 +57,8 @@ class StepCache:
         self._limit_bytes = limit_bytes
         self._has_image = has_image
         self._changing = asyncio.Lock()
+        # How many builds stand on each step, or will: one that lost it would have to begin again, and might lose it again.
+        self._held: Counter[str] = Counter()
         self._directory.mkdir(mode=0o700, exist_ok=True)
 
     def sweep(self) -> int:
@@ -86,6 +90,18 @@ class StepCache:
         kept = self.get(key)
         self._write(kept.key, {"image_digest": kept.image_digest, "exported": [digest, files]})
 
+    @contextlib.asynccontextmanager
+    async def held(self, keys: tuple[str, ...]) -> AsyncIterator[None]:
+        """Keep the steps of these keys, those that come to be meanwhile included, even beyond the limit."""
+        self._held.update(keys)
+        try:
+            yield
+        finally:
+            self._held.subtract(keys)
+            self._held = +self._held
+            # What is beyond the limit went over it for us.
+            await asyncio.shield(self.collect(everything=False))
+
     def found(self, keys: tuple[str, ...]) -> list[str]:
         """Those of the keys that can be used."""
         there = []
@@ -114,7 +130,7 @@ class StepCache:
         return freed.cache_bytes
 
     async def collect(self, *, everything: bool) -> Freed:
-        """Remove all steps, or those that are of no use or beyond the limit."""
+        """Remove all steps, or those that are of no use or beyond the limit; none that is held."""
         async with self._changing:
             return await asyncio.to_thread(self._shrink, None, everything=everything)
 
@@ -128,7 +144,8 @@ class StepCache:
                 reflink(kept.path, path)
             except FileNotFoundError:
                 raise NotFoundError("The step is not kept any more") from None
-            yield replace(kept, path=path)
+            with hold.held(path):
+                yield replace(kept, path=path)
         finally:
             path.unlink(missing_ok=True)
 
@@ -144,13 +161,13 @@ class StepCache:
         return self._directory / f"{key}.img", self._directory / f"{key}.json"
 
     def _shrink(self, spare: str | None, *, everything: bool = False) -> Freed:
-        """Remove what has to go, the step `spare` never: it was kept just now and somebody waits for it."""
+        """Remove what has to go, but no step that is held, and `spare` never: it was kept just now and somebody waits for it."""
         oldest_first = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         free_before = shutil.disk_usage(self._directory).free
         total = self._bytes()
         removed = 0
         for record in oldest_first:
-            if record.stem == spare:
+            if record.stem == spare or self._held[record.stem]:
                 continue
             if not everything and total <= self._limit_bytes and self._usable(record):
                 continue
