@@ -23,7 +23,7 @@ from tests.leaks import server_id
 # Slots that are ready ahead, and one batch that is on its way in or out.
 SPARE_SLOTS = 4
 PATIENCE_SECONDS = 30.0
-TEMPORARY = ("**/*.new", "**/.template-*", "**/.pool-*", "**/.reflink-*", "trash/*")
+TEMPORARY = ("**/*.new", "**/.template-*", "**/.pool-*", "**/.reflink-*", "**/.build-*", "**/.copy-*", "trash/*")
 
 
 def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list[str]:
@@ -34,7 +34,7 @@ def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list
     host = home / "host"
     records = dict(_records(host))
     machines = set(records)
-    found = sorted(
+    return sorted(
         [
             *_processes(home, machines),
             *_groups(home, machines),
@@ -52,16 +52,19 @@ def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list
             ),
         ]
     )
-    # Looking takes seconds on a busy machine: a guest that came up meanwhile had its record first.
-    newer = set(dict(_records(host))) - machines
-    return [line for line in found if not any(machine in line for machine in newer)]
 
 
 def wait_for_none(home: Path, *, instances: Collection[str] | None = None) -> list[str]:
-    """`unaccounted`, asked again while pools are filled and guests are taken apart."""
+    """`unaccounted`, asked again while pools are filled and guests are taken apart.
+
+    At the end what was found twice: a look takes seconds on a busy machine, and guests come up and go down during it.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (found := unaccounted(home, instances=instances)) and time.monotonic() < deadline:
+    found = before = unaccounted(home, instances=instances)
+    while before and time.monotonic() < deadline:
         time.sleep(0.2)
+        now = unaccounted(home, instances=instances)
+        found, before = [line for line in now if line in before], now
     return found
 
 
@@ -101,6 +104,12 @@ def _groups(home: Path, machines: set[str]) -> Iterator[str]:
     for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}/*"):
         if path.is_dir() and path.name not in machines:
             yield f"control group {path}"
+    # Of imports: while one goes on there are some.
+    yield from (
+        f"control group {path}"
+        for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}-imports/*")
+        if path.is_dir()
+    )
 
 
 def _mounts(host: Path, machines: set[str]) -> Iterator[str]:

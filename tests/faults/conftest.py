@@ -24,6 +24,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
     report = yield
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, Server):
+            # One whose end was in order has taken its log along.
+            if isinstance(value, Server) and value.log_path.exists():
                 report.sections.append((f"log of the server on {value.home}", value.log()[-LOG_TAIL:]))
     return report

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from server_fixture import Server, server, until
 from tests.faults import census
+from tests.faults.building import BASE, Builder
 from tests.faults.ledger import Standing
 from tests.faults.workload import Client, working
 
@@ -45,7 +46,10 @@ def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
     chance = random.Random(seed)
     api = running.api()
     profiles = [api.make_profile(warm_pool_size=2), api.make_profile(egress_policy={"mode": "none"})]
-    clients = [Client(f"c{number}", profiles, random.Random(chance.random())) for number in range(CLIENTS)]
+    guests = [Client(f"c{number}", profiles, random.Random(chance.random())) for number in range(CLIENTS)]
+    builder = Builder("built", random.Random(chance.random()))
+    builder.prepare(running)
+    clients: list[Client | Builder] = [*guests, builder]
     victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
     chance.shuffle(victims)
     cut_short: Counter[str] = Counter()
@@ -65,7 +69,7 @@ def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
         times.append(time.monotonic())
         slowest = max(slowest, times[2] - times[1])
         wrong = [line for client in clients for line in client.wrong]
-        wrong += audit(running, clients)
+        wrong += audit(running, guests) + builder.audit(running)
         times.append(time.monotonic())
         # It waits until pools are full again.
         left = census.wait_for_none(running.home) if count_each_time or number + 1 == kills else []
@@ -76,12 +80,14 @@ def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
     for key, count in sorted(cut_short.items()):
         print(f"{count:4d} {key}")
     done = sum((client.done for client in clients), Counter[str]())
-    books = [book for client in clients for book in client.books]
+    books = [book for client in guests for book in client.books]
     print(f"{kills} kills; slowest return {slowest:.1f} s; {dict(sorted(done.items()))}")
     print(
         f"{len(books)} rooms, {sum(book.standing is Standing.GONE for book in books)} of them destroyed; "
         f"{sum(len(book.files) for book in books)} files and {sum(len(book.told) for book in books)} executions in the books"
     )
+    for name in (*(image.name for image in builder.images), BASE):
+        assert running.client().delete(f"/v1/images/{name}").status_code in (204, 404)
     for book in books:
         if book.standing is not Standing.GONE:
             assert book.room(running.client()).delete().status_code == 204

@@ -9,9 +9,9 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import httpx2
@@ -23,6 +23,17 @@ HANG_SECONDS = 60.0
 ROOMS_EACH = 3
 # In the dialect, "not now", in whatever form; and what says that somebody else was quicker.
 NOT_NOW = {"service_unavailable", "instance_not_ready", "instance_failed"}
+
+
+class Actor(Protocol):
+    """Whoever does things until told to stop: what it is at, and what was not as it should be."""
+
+    name: str
+    doing: str
+    wrong: list[str]
+
+    def work(self, server: Server, stop: threading.Event) -> None:
+        """Do one thing after the other until told to stop, or the server is gone."""
 
 
 @dataclass
@@ -153,7 +164,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def working(clients: list[Client], server: Server) -> Iterator[None]:
+def working(clients: Sequence[Actor], server: Server) -> Iterator[None]:
     """All clients at work, each in a thread; at the end each has the answer that it waited for."""
     stop = threading.Event()
     threads = [threading.Thread(target=client.work, args=(server, stop), daemon=True) for client in clients]

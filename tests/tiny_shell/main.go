@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 func main() {
@@ -37,6 +38,10 @@ func run(words []string) {
 		content, err := os.ReadFile(words[1])
 		check(err)
 		_, _ = out.Write(content)
+	case "sleep":
+		seconds, err := strconv.ParseFloat(words[1], 64)
+		check(err)
+		time.Sleep(time.Duration(seconds * float64(time.Second)))
 	case "id":
 		fmt.Fprintln(out, os.Getuid(), os.Getgid(), os.Getenv("HOME"))
 	case "exit":
