@@ -6,7 +6,6 @@ Written without the product's own leak search, so that neither can hide the othe
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from tests.leaks import server_id
 # Slots that are ready ahead, and one batch that is on its way in or out.
 SPARE_SLOTS = 4
 PATIENCE_SECONDS = 30.0
-TEMPORARY = ("**/*.new", "**/.template-*", "**/.pool-*", "**/.reflink-*", "**/.build-*", "**/.copy-*", "trash/*")
+TEMPORARY = re.compile(r".*\.new|\.(template|pool|reflink|build|copy|inventory|inn-probe)-.*")
 
 
 def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list[str]:
@@ -44,12 +43,7 @@ def unaccounted(home: Path, *, instances: Collection[str] | None = None) -> list
             *_namespaces(home, records),
             *_slot_elements(home),
             *_folders(host, machines, _alive(home) if instances is None else set(instances)),
-            # Not Path.glob: that one raises when a folder goes away while it looks.
-            *(
-                f"temporary file {name}"
-                for pattern in TEMPORARY
-                for name in glob.glob(pattern, root_dir=host, recursive=True)  # noqa: PTH207
-            ),
+            *_temporary_files(host),
         ]
     )
 
@@ -61,7 +55,7 @@ def wait_for_none(home: Path, *, instances: Collection[str] | None = None) -> li
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     found = before = unaccounted(home, instances=instances)
-    while before and time.monotonic() < deadline:
+    while found and time.monotonic() < deadline:
         time.sleep(0.2)
         now = unaccounted(home, instances=instances)
         found, before = [line for line in now if line in before], now
@@ -183,6 +177,17 @@ def _folders(host: Path, machines: set[str], instances: set[str]) -> Iterator[st
     for name in _names(host / "changes"):
         if name not in instances and name not in machines:
             yield f"baselines of {name}"
+
+
+def _temporary_files(host: Path) -> Iterator[str]:
+    for folder, below, files in os.walk(host):
+        if Path(folder) == host:
+            # The trees of guests and images, in which there may be any name, and very many.
+            below.remove("mounts")
+        in_trash = Path(folder) == host / "trash"
+        yield from (
+            f"temporary file {folder}/{name}" for name in (*below, *files) if in_trash or TEMPORARY.fullmatch(name)
+        )
 
 
 def _names(directory: Path) -> list[str]:

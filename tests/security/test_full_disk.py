@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 from server_fixture import Room, Server, free_port, leftovers, put_into, until
+from tests.faults.workload import events
+from tests.integration import oci_fixture as oci
 from tests.integration.daemon_fixture import NEEDS_RUNSC
 
 from innkeeper.host.linux import loop_device
@@ -216,3 +221,82 @@ def test_a_server_starts_on_a_full_disk_and_has_everything_when_there_is_room(
     again = innkeeper.api().room(room.profile_id, room.room_id)
     until(lambda: again.client.post(again.path).status_code == 200)
     works_again(innkeeper, again)
+
+
+def begin_build(innkeeper: Server, name: str, step: str) -> tuple[str, Iterator[tuple[str, dict[str, Any]]]]:
+    """A build of one step, and its events as they come."""
+    client = innkeeper.client()
+    body = {"name": name, "dockerfile": f"FROM base\nUSER root\nRUN {step}\n", "context": False, "cache": False}
+    answer = client.post("/v1/image-builds", json=body)
+    assert answer.status_code == 201, answer.text
+    build_id = answer.json()["id"]
+
+    def said() -> Iterator[tuple[str, dict[str, Any]]]:
+        with client.stream("GET", f"/v1/image-builds/{build_id}/events") as stream:
+            yield from events(stream)
+
+    return build_id, said()
+
+
+def ended(said: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """How the build ended."""
+    return next(body for kind, body in said if kind == "end")
+
+
+@pytest.mark.parametrize("when", ["in a step", pytest.param("in the export", marks=pytest.mark.long)])
+def test_a_build_on_a_disk_that_fills_up_says_so_and_leaves_nothing(
+    innkeeper: Server, disk: SmallDisk, when: str
+) -> None:
+    step = "echo begun; sleep 2; dd if=/dev/urandom of=/large bs=1M count=400 conv=fsync"
+    _, said = begin_build(innkeeper, "filling:1", step if when == "in a step" else "echo begun")
+    until_said = "begun" if when == "in a step" else "making the image"
+    for _, body in said:
+        if until_said in body.get("data", "") + body.get("text", ""):
+            disk.fill(leave=8 * MIB)
+            break
+    end = ended(said)
+    assert end["status"] == "failed", end
+    # What a guest wrote and the host has no room for, the guest may hear of itself, or whoever keeps its disk.
+    assert re.search("line 3: RUN|cannot keep the step|disk is full", end["error"]), end
+    disk.clear()
+    until(lambda: nothing_leaked(innkeeper))
+    _, said = begin_build(innkeeper, "filling:1", "echo whole > /made")
+    assert ended(said)["status"] == "ready"
+    assert innkeeper.client().delete("/v1/images/filling:1").status_code == 204
+
+
+def nothing_leaked(innkeeper: Server) -> bool:
+    """Nothing of a build or an import is on the host any more, nor counted as a leak."""
+    host = innkeeper.home / "host"
+    half = [*host.glob("images/.build-*"), *host.glob("pool/steps/.copy-*")]
+    return not half and innkeeper.inn("doctor", "--leaks").returncode == 0
+
+
+@pytest.mark.skipif(oci.NEEDS_TOOLS, reason="needs skopeo and umoci")
+def test_an_import_on_a_disk_that_fills_up_says_so_and_leaves_nothing(innkeeper: Server, disk: SmallDisk) -> None:
+    content = oci.oci_archive([oci.layer([("file", oci.file(os.urandom(1 << 20)))])])
+    client = innkeeper.client()
+
+    def pieces() -> Iterator[bytes]:
+        yield content[:1000]
+        disk.fill(leave=8 * MIB)
+        # Whoever watches over the space looks several times a second.
+        for at in range(1000, len(content), 10_000):
+            time.sleep(0.1)
+            yield content[at : at + 10_000]
+
+    with contextlib.suppress(httpx2.TransportError):
+        # The server need not read what it has no room for.
+        client.put("/v1/images/filling:2/archive", content=pieces())
+    until(lambda: client.get("/v1/images/filling:2").json()["status"] != "building")
+    image = client.get("/v1/images/filling:2").json()
+    assert image["status"] == "failed" and "too little disk space" in image["last_error"], image
+    # And one that comes now is not begun at all.
+    client.put("/v1/images/filling:2/archive", content=content)
+    until(lambda: client.get("/v1/images/filling:2").json()["status"] != "building")
+    assert "too little disk space" in client.get("/v1/images/filling:2").json()["last_error"]
+    disk.clear()
+    until(lambda: nothing_leaked(innkeeper))
+    client.put("/v1/images/filling:2/archive", content=content)
+    until(lambda: client.get("/v1/images/filling:2").json()["status"] == "ready")
+    assert client.delete("/v1/images/filling:2").status_code == 204
