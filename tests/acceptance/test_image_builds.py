@@ -302,11 +302,20 @@ def test_on_an_image_of_another_c_library(
     assert innkeeper.inn("image", "rm", below).returncode == 0
 
 
+def most_memory_mib(pid: int) -> int:
+    """The most that a process ever had resident."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc", str(pid), "status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) >> 10
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
 def test_two_hundred_thousand_files(innkeeper: Server, api: Api, context: Path, image: str) -> None:
     """Made by a step, copied between stages, exported, and counted in a room; the figures go into the documentation."""
     count = 200_000
+    assert innkeeper.process is not None
+    daemon = innkeeper.process.pid
     (context / "make.py").write_text(
         "import os\n"
         f"for folder in range({count // 1000}):\n"
@@ -332,4 +341,5 @@ def test_two_hundred_thousand_files(innkeeper: Server, api: Api, context: Path, 
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         print(f"{count} files {what} in {time.monotonic() - began:.1f} s")
         print("\n".join(line for line in done.stdout.splitlines() if " s" in line))
+        print(f"most memory ever: daemon {most_memory_mib(daemon)} MiB, API {most_memory_mib(innkeeper.api_pid())} MiB")
     assert rooms_output(innkeeper, api, image, "find /copied -type f | wc -l") == str(count)
