@@ -46,6 +46,18 @@ ensure_python() {
     printf '%s\n' "$state" > "$stamp"
 }
 
+# Other people's clients, as they are installed by their users: what they need of libraries must not decide about ours.
+ensure_clients() {
+    local stamp=.venv/clients/installed state
+    state=$({ readlink -f /usr/bin/python3; pwd; cat tests/clients/requirements.txt; } | sha256sum)
+    [ "$(cat "$stamp" 2> /dev/null)" = "$state" ] && return
+    say 'installing the clients that the tests drive'
+    rm -rf .venv/clients
+    /usr/bin/python3 -m venv .venv/clients
+    .venv/clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+    printf '%s\n' "$state" > "$stamp"
+}
+
 # The API's user may not write beside the sources, so without this it would compile its own modules at every start.
 ensure_bytecode() {
     local stamp=.venv/compiled
@@ -68,5 +80,6 @@ ensure_packages "${packages[@]}"
 ensure_modules
 ensure_user
 ensure_python
+[ "$purpose" != test ] || ensure_clients
 ensure_bytecode
 setup/build_agent.sh

@@ -101,6 +101,12 @@ class ConflictError(InnkeeperError):
     code = "conflict"
 
 
+class NotHereError(InnkeeperError):
+    """This is not part of this server."""
+
+    code = "not_implemented"
+
+
 class PayloadTooLargeError(InnkeeperError):
     """The payload is too large."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "integration")]
+from instavm_client import Instavm  # noqa: E402
 from internet_fixture import Internet, internet  # noqa: E402
 from server_fixture import Api, Room, Server, server  # noqa: E402
 
@@ -41,6 +42,12 @@ def innkeeper(world: Internet) -> Iterator[Server]:
 def api(innkeeper: Server) -> Api:
     """The API with the first token."""
     return innkeeper.api()
+
+
+@pytest.fixture(scope="package")
+def instavm(innkeeper: Server, tmp_path_factory: pytest.TempPathFactory) -> Instavm:
+    """The `instavm` package with the first token of the server."""
+    return Instavm(innkeeper.url, innkeeper.token, tmp_path_factory.mktemp("instavm"))
 
 
 @pytest.fixture(scope="package")

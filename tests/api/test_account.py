@@ -8,6 +8,8 @@ from uuid import uuid4
 
 import pytest
 
+from innkeeper.core.vm import vm_id
+
 pytestmark = pytest.mark.anyio
 SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA" + "A" * 42 + " me@here"
 
@@ -86,7 +88,7 @@ async def test_events_newest_first_by_every_filter(api: Any) -> None:
     made = await api.make_room()
     await api.client.post("/v1/ssh-keys", json={"public_key": SSH_KEY})
     (entry,) = api.world.control.live
-    instance_id = str(entry.instance.id)
+    instance_id = vm_id(entry.instance.id, 1)
 
     async def told(**query: object) -> list[str]:
         answer = await api.client.get("/v1/audit/events", params=query)
@@ -97,7 +99,7 @@ async def test_events_newest_first_by_every_filter(api: Any) -> None:
     assert await told(event_group="room") == await told(event_type="room.create") == ["room.create"]
     assert await told(event_group="roo") == await told(event_group="%") == await told(status="failure") == []
     assert await told(vm_id=instance_id) == ["room.create"]
-    assert await told(session_id=str(uuid4())) == []
+    assert await told(session_id=str(uuid4())) == await told(vm_id="vm_x") == await told(vm_id=str(uuid4())) == []
     answer = (await api.client.get("/v1/audit/events", params={"limit": 1})).json()
     event = answer["items"][0]
     assert (event["status"], event["resource_type"], event["resource_id"]) == ("success", "ssh_key", "1")
@@ -114,3 +116,20 @@ async def test_events_newest_first_by_every_filter(api: Any) -> None:
 async def test_the_catalog_is_what_events_are_called(api: Any) -> None:
     catalog = (await api.client.get("/v1/audit/catalog")).json()["catalog"]
     assert "room.create" in catalog["room"] and "ssh_key.create" in catalog["ssh_key"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/browser/sessions/", "/v1/credits/rates", "/v1/recordings", "/v1/tapes/1/events", "/v1/sessions/x/tape/start", "/v1/vaults"],
+)  # fmt: skip
+async def test_what_is_not_here_says_so_to_those_who_may_ask(api: Any, path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        answer = await api.client.request(method, path)
+        assert (answer.status_code, answer.json()["code"]) == (501, "not_implemented")
+    async with api.anonymous() as client:
+        assert (await client.get(path)).status_code == 401
+
+
+async def test_several_slashes_before_a_path_are_one(api: Any) -> None:
+    assert (await api.client.get("http://inn//v1/users/me")).json()["name"] == "default"
+    assert (await api.client.get("http://inn///v1//users/me")).status_code == 404

@@ -23,6 +23,8 @@ PAGES = {
     "/v1/vms": "v1-vms.md",
     "/v1/sessions/": "v1-vms.md",
     "/kill": "v1-vms.md",
+    "/api/cli-auth/": "v1-account.md",
+    "/cli-login/": "v1-account.md",
 }
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 

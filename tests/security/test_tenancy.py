@@ -55,6 +55,7 @@ class Entry:
 
 
 SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA" + "A" * 42 + " of the test"
+PAIRING = {"state": "12345678", "code_challenge": "A" * 43, "redirect_uri": "http://127.0.0.1:1/callback"}
 Route = tuple[str, str]
 ROOM = "/api/profile/{profile_id}/room/{room_id}"
 PROFILE = "/api/profile/{profile_id}"
@@ -139,6 +140,12 @@ MATRIX: dict[Route, Entry] = {
     ("PUT", "/v1/log-level"): Entry(OPERATOR, json={"level": "info"}, shared=True),
     **{(method, PUBLIC): Entry(ANYBODY) for method in ("GET", "HEAD")},
     **{(method, path): Entry(ANYBODY) for method in ("GET", "HEAD") for path in ("/healthz", "/openapi.json")},
+    # Nobody is known yet: what these give is proven with the pairing's own secrets.
+    ("POST", "/api/cli-auth/start"): Entry(ANYBODY, json={**PAIRING, "hostname": "h"}),
+    ("POST", "/api/cli-auth/exchange"): Entry(
+        ANYBODY, status=404, json={"pairing_id": "x", "code": "", "code_verifier": ""}
+    ),
+    **{(method, "/cli-login/{pairing_id}"): Entry(ANYBODY, status=404) for method in ("GET", "POST")},
     **{(method, "/metrics"): Entry(ANY_TOKEN, shared=True) for method in ("GET", "HEAD")},
 }
 # What of a path is an organization's object. Room ids, file paths and the numbers of keys are names within one.
@@ -214,6 +221,7 @@ class Matrix:
             "token_id": str(new.token.id),
             "key_id": str(new.token.number),
             "ssh_key_id": str(key.number),
+            "pairing_id": "nobodys",
             "event_id": str(event.id),
             "image": await self.image(owner),
             "build_id": await self.build(owner),

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from innkeeper.api import cli_login
 from innkeeper.api.auth import OPERATOR, authenticate
 from innkeeper.api.dialects.gentility import openapi as gentility_openapi
 from innkeeper.api.dialects.gentility import profiles, public_files
@@ -26,8 +27,10 @@ from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
 from innkeeper.api.v1.image_builds import CONTEXT_PATH
 from innkeeper.api.v1.images import ARCHIVE_PATH
+from innkeeper.api.v1.not_here import NotHere
 from innkeeper.api.v1.sessions import CREATE_PATH
 from innkeeper.api.v1.vm_schemas import FieldProblems
+from innkeeper.control.cli_login import Pairings
 from innkeeper.control.context import Control
 from innkeeper.core.token import Principal
 
@@ -72,14 +75,23 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/v1/",),
             in_shape(v1.error_shape),
-            JsonGate(build_json_app(own_routes), bearer_or_key, streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}"),
+            NotHere(
+                JsonGate(build_json_app(own_routes), bearer_or_key, streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}"),
+                bearer_or_key,
+            ),
             routes_of(own_routes),
         ),
         Surface(
             tuple(prefix.encode() for prefix in dialect.PREFIXES),
             dialect.answer_error,
-            JsonGate(build_json_app(vm_routes), bearer_or_key, key_in_body=CREATE_PATH),
+            NotHere(JsonGate(build_json_app(vm_routes), bearer_or_key, key_in_body=CREATE_PATH), bearer_or_key),
             routes_of(vm_routes),
+        ),
+        Surface(
+            (cli_login.API_PREFIX, cli_login.PAGE_PREFIX),
+            in_shape(v1.error_shape),
+            cli_login.CliLogin(control, Pairings()),
+            _pairs(cli_login.ROUTES),
         ),
         Surface(
             (b"/",),
@@ -106,6 +118,6 @@ def _document(profile_routes: Any, own_routes: Any, vm_routes: Any) -> dict[str,
         },
         invalid_models=dict.fromkeys(dialect.PREFIXES, FieldProblems),
         security={**dict.fromkeys(dialect.PREFIXES, either), "/api/": [{"bearer": []}], "/v1/": either},
-        paths=gentility_openapi.build_paths(),
-        models=gentility_openapi.MODELS,
+        paths={**gentility_openapi.build_paths(), **cli_login.build_paths()},
+        models=(*gentility_openapi.MODELS, *cli_login.MODELS),
     )

@@ -82,6 +82,7 @@ class Edge:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
+        _collapse(scope)
         path = raw_path(scope)
         surface = next((surface for prefix, surface in self._surfaces if path.startswith(prefix)), None)
         tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -128,6 +129,14 @@ class Edge:
             log.warning("answer cut", error=describe(failure)[1], **fields)  # type: ignore[arg-type]
         else:
             log.info("request", **fields)
+
+
+def _collapse(scope: Scope) -> None:
+    """Make one slash of several that a path begins with: clients of InstaVM put `/v1/vms` behind the base they were given, also where that ends with one."""
+    raw = scope.get("raw_path")
+    if raw is not None and raw.startswith(b"//"):
+        scope["raw_path"] = b"/" + raw.lstrip(b"/")
+        scope["path"] = "/" + scope["path"].lstrip("/")
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

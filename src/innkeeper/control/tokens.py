@@ -133,6 +133,11 @@ async def create(
     return NewToken(await control.database.write(insert), new.text)
 
 
+def check_may_create(principal: Principal) -> None:
+    """Raise ForbiddenError where the principal may not make tokens."""
+    require(principal, Scope.TOKENS)
+
+
 async def list_tokens(control: Control, principal: Principal) -> list[Token]:
     """The organization's tokens, revoked ones too, oldest first."""
     require(principal, Scope.TOKENS)

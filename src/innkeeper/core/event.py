@@ -17,12 +17,24 @@ CATALOG: dict[str, tuple[str, ...]] = {
     "profile": ("profile.create", "profile.delete", "profile.update"),
     "registry": ("registry.login", "registry.logout"),
     "room": ("room.create", "room.destroy", "room.expire", "room.machine_lost", "room.restart"),
+    "session": ("session.create",),
     "ssh_key": ("ssh_key.create", "ssh_key.delete"),
     "token": ("token.create", "token.rename", "token.revoke"),
+    "vm": (
+        "vm.change",
+        "vm.create",
+        "vm.destroy",
+        "vm.expire",
+        "vm.hold",
+        "vm.kill",
+        "vm.machine_lost",
+        "vm.restart",
+        "vm.stage_env",
+    ),
 }
 
 # Those that tell of something that went wrong.
-FAILURES = frozenset({"room.machine_lost"})
+FAILURES = frozenset({"room.machine_lost", "vm.machine_lost"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from innkeeper.api.v1.account_schemas import EventAnswer, EventCatalog, EventPag
 from innkeeper.control import audit
 from innkeeper.control.context import Control
 from innkeeper.core.event import CATALOG, FAILURES, AuditEvent, AuditFilter
+from innkeeper.core.vm import parse_vm_id
+from innkeeper.core.vm import vm_id as vm_id_of
 from innkeeper.errors import InvalidRequestError
 from innkeeper.ids import parse_uuid
 
@@ -44,7 +46,7 @@ def add_audit_routes(router: APIRouter, control: Control) -> None:
             action=event_type,
             actor=user_id,
             failed=None if status is None else status == "failure",
-            instance_id=vm_id,
+            instance_id=None if vm_id is None else _instance_id(vm_id),
             session_id=session_id,
         )
         page = await audit.list_events(control, principal, cursor=_cursor(cursor), limit=limit, which=which)
@@ -66,15 +68,26 @@ def _cursor(text: str | None) -> UUID | None:
     return value
 
 
+def _instance_id(text: str) -> str:
+    """The instance of a VM's id; what is none is nobody's."""
+    found = parse_vm_id(text)
+    return "" if found is None else str(found[0])
+
+
+def _vm_id(event: AuditEvent) -> str | None:
+    told = event.object_id if event.action.startswith("vm.") else event.details.get("instance_id")
+    instance_id = None if told is None else parse_uuid(told)
+    return None if instance_id is None else vm_id_of(instance_id, 1)
+
+
 def _event(event: AuditEvent) -> EventAnswer:
     failed = event.action in FAILURES
-    about_instance = event.object_id if event.object_type == "instance" else event.details.get("instance_id")
     return EventAnswer(
         id=event.id,
         created_at=event.at,
         status="failure" if failed else "success",
         event_type=event.action,
-        vm_id=about_instance,
+        vm_id=_vm_id(event),
         session_id=event.object_id if event.object_type == "session" else event.details.get("session_id"),
         resource_id=event.object_id,
         resource_type=event.object_type,
