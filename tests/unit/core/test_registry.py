@@ -63,6 +63,8 @@ def test_a_policy() -> None:
     assert policy.may_be_insecure("other.lan:5000") and not policy.may_be_insecure("other.lan:5001")
     assert policy.may_be_insecure("10.1.2.3:5000") and not policy.may_be_insecure("10.2.0.1:5000")
     assert policy.allows("x", 1, ip_address("fd00::1")) and not policy.allows("x", 1, ip_address("fe80::1"))
+    # A name that leads into a named network may be reached, and has to prove itself.
+    assert policy.allows("db.lan", 443, ip_address("10.1.2.3")) and not policy.may_be_insecure("db.lan")
     assert not RegistryPolicy().may_be_insecure("8.8.8.8")
     for bad in ("a b", "http://x", "10.0.0.0/33", "x:99999"):
         with pytest.raises(ValueError, match="neither a host nor a network"):
