@@ -136,6 +136,12 @@ async def test_many_at_once_for_one_session_get_one_vm(api: Any) -> None:
     assert len(ensured(api)) == 1
 
 
+async def test_an_address_may_begin_with_two_slashes(api: Any) -> None:
+    made = await make(api)
+    answer = await api.client.get("http://inn//v1/vms")
+    assert [vm["vm_id"] for vm in answer.json()] == [made["vm_id"]]
+
+
 async def test_the_two_lists(api: Any) -> None:
     one, two = await make(api), await make(api)
     await api.client.delete(f"/v1/vms/{one['vm_id']}")

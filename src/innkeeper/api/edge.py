@@ -84,6 +84,10 @@ class Edge:
 
         _collapse(scope)
         path = raw_path(scope)
+        if path.startswith(b"//"):
+            # From a client whose base URL ends with a slash.
+            path = b"/" + path.lstrip(b"/")
+            scope["raw_path"], scope["path"] = path, "/" + scope["path"].lstrip("/")
         surface = next((surface for prefix, surface in self._surfaces if path.startswith(prefix)), None)
         tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
         failure: BaseException | None = None

@@ -151,7 +151,10 @@ def refused(response: httpx2.Response) -> NoReturn:
     try:
         body = response.json()
         message = body.get("message") or body.get("detail") or body.get("error")
-    except (ValueError, AttributeError):
+        if isinstance(message, list):
+            first = message[0]
+            message = ".".join(map(str, first["loc"][1:])) + f": {first['msg']}" if first["loc"][1:] else first["msg"]
+    except (ValueError, AttributeError, LookupError, TypeError):
         pass
     hint = ": set INNKEEPER_TOKEN, or use --token-file" if response.status_code == 401 else ""
     fail(f"{message or f'the server answered {response.status_code}'}{hint}", status=FAILED)

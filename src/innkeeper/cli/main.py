@@ -19,6 +19,7 @@ COMMANDS = {
     "end-guests": ("serve", "end_guests"),
     "doctor": ("doctor", "doctor"),
     "room": ("room", "app"),
+    "vm": ("vm", "app"),
     "run": ("run", "run"),
     "cp": ("copying", "cp"),
     "profile": ("profile", "app"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -355,7 +354,6 @@ async def _create(
 
     event = audit.event(principal, "vm.create", "instance", instance.id, {"session_id": str(session.id)})
     lease = await provisioning.commit(control, instance, event, insert)
-    control.vms_used = time.monotonic()
     control.expiry_hint.set()
     return remember(control, vm, instance), lease
 

@@ -23,9 +23,11 @@ from innkeeper.api.dialects.gentility import schemas
 from innkeeper.api.dialects.gentility.room_path import parse_room_path
 from innkeeper.api.raw_path import encode_path, guest_path, show_path
 from innkeeper.api.v1 import schemas as v1
+from innkeeper.api.v1 import vm_schemas
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 INSTANCE = UUID("11111111-1111-4111-8111-111111111111")
+VM = "vm_" + "a" * 26
 HOST = UUID("22222222-2222-4222-8222-222222222222")
 
 
@@ -36,6 +38,17 @@ def profile(name: str = "base", **fields: Any) -> schemas.ProfileAnswer:
         "warm_pool_size": 2, "idle_seconds": 86_400, "command_timeout_seconds": 120, "public_files": "reported", "created_at": NOW,
     }  # fmt: skip
     return schemas.ProfileAnswer(**{**values, **fields})
+
+
+def vm(**fields: Any) -> vm_schemas.VmRecord:
+    values: dict[str, Any] = {
+        "vm_id": VM, "session_id": str(INSTANCE), "status": "active", "created_at": NOW, "expires_at": NOW, "last_active_at": NOW,
+        "ended_at": None, "end_reason": None, "error": None, "vm_lifetime_seconds": 300, "memory_mb": 512, "next_memory_mb": 1024,
+        "vcpu_count": 2, "disk_mb": 10_240, "metadata": {}, "image": "base", "image_variant": None, "image_digest": "d",
+        "idle_seconds": None, "hold_until": None, "hold_reason": None, "env_status": "none", "env_error": None,
+        "isolation": None, "boot_trace": [], "host": None,
+    }  # fmt: skip
+    return vm_schemas.VmRecord(**{**values, **fields})
 
 
 @dataclass
@@ -125,7 +138,9 @@ class ScriptedServer:
                 next_cursor=None,
             ),
         }  # fmt: skip
-        if method == "GET" and path in lists:
+        if path.startswith("/v1/vms"):
+            await self._vms(method, path, body, send)
+        elif method == "GET" and path in lists:
             await _answer(send, 200, lists[path])
         elif method == "GET" and path.startswith("/v1/rooms/"):
             await _answer(
@@ -152,6 +167,25 @@ class ScriptedServer:
             await _answer(send, 204, None)
         else:
             await _answer(send, 404, schemas.error_shape("not_found", "There is no such endpoint."))
+
+    async def _vms(self, method: str, path: str, body: bytes, send: Any) -> None:
+        if method == "GET" and path.rstrip("/") == "/v1/vms":
+            await _answer(send, 200, [vm()] if path.endswith("s") else [vm(), vm(status="killed", end_reason="idle")])
+        elif path == "/v1/vms":
+            vm_schemas.VMCreateRequest.model_validate_json(body)
+            await _answer(send, 200, vm_schemas.VMCreateResponse(vm_id=VM, session_id=str(INSTANCE), status="active"))
+        elif path == f"/v1/vms/{VM}/events":
+            event = vm_schemas.VmEventAnswer(id="e", at=NOW, type="ready", reason="star\x1b[2Jted", details={})
+            await _answer(send, 200, [event])
+        elif path == f"/v1/vms/{VM}/hold":
+            vm_schemas.VmHold.model_validate_json(body)
+            await _answer(send, 200, vm())
+        elif path == f"/v1/vms/{VM}":
+            if method == "PATCH":
+                vm_schemas.VmUpdate.model_validate_json(body)
+            await _answer(send, 200, vm())
+        else:
+            await _answer(send, 404, v1.error_shape("vm_not_found", "VM not found."))
 
     async def _room(self, room: Any, method: str, query: Any, headers: Any, body: bytes, send: Any) -> None:
         path = guest_path(room.rest)
