@@ -18,6 +18,7 @@ from innkeeper.api.edge import Edge, Surface
 from innkeeper.api.errors import in_shape
 from innkeeper.api.json_app import JsonGate, build_json_app, routes_of
 from innkeeper.api.metrics import HttpMetrics
+from innkeeper.api.once import Once
 from innkeeper.api.openapi import build_openapi
 from innkeeper.api.operations import PATHS, Operations
 from innkeeper.api.rate_limit import AddressRateLimit
@@ -76,7 +77,12 @@ def build_app(control: Control) -> Edge:
             (b"/v1/",),
             in_shape(v1.error_shape),
             NotHere(
-                JsonGate(build_json_app(own_routes), bearer_or_key, streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}"),
+                JsonGate(
+                    build_json_app(own_routes),
+                    bearer_or_key,
+                    once=Once(control),
+                    streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}",
+                ),
                 bearer_or_key,
             ),
             routes_of(own_routes),
@@ -84,7 +90,15 @@ def build_app(control: Control) -> Edge:
         Surface(
             tuple(prefix.encode() for prefix in dialect.PREFIXES),
             dialect.answer_error,
-            NotHere(JsonGate(build_json_app(vm_routes), bearer_or_key, key_in_body=CREATE_PATH), bearer_or_key),
+            NotHere(
+                JsonGate(
+                    build_json_app(vm_routes),
+                    bearer_or_key,
+                    key_in_body=CREATE_PATH,
+                    once=Once(control, repeatable=frozenset({CREATE_PATH, "/v1/vms"})),
+                ),
+                bearer_or_key,
+            ),
             routes_of(vm_routes),
         ),
         Surface(

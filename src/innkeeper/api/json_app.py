@@ -20,6 +20,7 @@ from innkeeper.api.auth import has_credential
 from innkeeper.api.body import read_json_body
 from innkeeper.api.edge import ROUTE
 from innkeeper.api.errors import FieldsError, MethodNotAllowedError
+from innkeeper.api.once import Once
 from innkeeper.api.raw_path import decode_text, raw_path
 from innkeeper.core.token import Principal
 from innkeeper.errors import NotFoundError
@@ -105,11 +106,18 @@ class JsonGate:
     """Authenticates, then reads the whole (bounded, checked) body, then lets FastAPI have the request."""
 
     def __init__(
-        self, app: FastAPI, authenticate: Authenticate, *, streamed: str | None = None, key_in_body: str | None = None
+        self,
+        app: FastAPI,
+        authenticate: Authenticate,
+        *,
+        streamed: str | None = None,
+        key_in_body: str | None = None,
+        once: Once | None = None,
     ) -> None:
         self._app: ASGIApp = app
         # A path whose POST may carry the key in its body, as `api_key`.
         self._key_in_body = key_in_body
+        self._once = once
         self._authenticate = authenticate
         # Paths whose PUT reads its body itself, as it comes.
         self._streamed = None if streamed is None else re.compile(streamed)
@@ -139,7 +147,11 @@ class JsonGate:
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._serve(scope, replay, send)
+        key = None if self._once is None else self._once.key_of(scope)
+        if self._once is None or key is None:
+            await self._serve(scope, replay, send)
+        else:
+            await self._once.answer(key, scope[PRINCIPAL], body, scope, replay, send, serve=self._serve)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -11,6 +11,7 @@ from innkeeper.blobs.directory import DirectoryBlobs
 from innkeeper.bus.contract import Bus
 from innkeeper.control.flights import Flights
 from innkeeper.control.host_table import HostTable
+from innkeeper.control.idempotency import Keys
 from innkeeper.control.image_imports import Imports
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.image_users import ImageUsers
@@ -52,6 +53,7 @@ class Control:
         self.later = WriteBehind()
         self.tokens = TokenCache()
         self.live = LiveTable()
+        self.keys = Keys()
         self.hosts = HostTable()
         self.profiles: dict[UUID, StoredProfile] = {}
         self.organizations: dict[UUID, Organization] = {}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from innkeeper.control import clock
-from innkeeper.store import audit_events, instances, sessions, usage
+from innkeeper.control import clock, idempotency
+from innkeeper.store import audit_events, idempotency_keys, instances, sessions, usage
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -40,6 +40,8 @@ async def forget(control: Control) -> int:
             if count < BATCH_ROWS:
                 break
             await asyncio.sleep(PAUSE_SECONDS)
+    keys_before = clock.now() - timedelta(seconds=idempotency.KEPT_SECONDS)
+    gone += await control.database.write(idempotency_keys.delete_old, keys_before, limit=BATCHES * BATCH_ROWS)
     control.metrics.rows_forgotten += gone
     if gone:
         log.info("forgot what is older than its retention", rows=gone, before=_day(before))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import json
 import os
 from uuid import UUID
@@ -36,6 +37,7 @@ class SecretBox:
         if len(key) != KEY_BYTES:
             raise ValueError(f"the master key must be {KEY_BYTES} bytes")
         self._cipher = AESGCM(key)
+        self._digest_key = hashlib.sha256(b"innkeeper digest key" + key).digest()
         self._key_id = hashlib.sha256(b"innkeeper key id" + key).digest()[:KEY_ID_BYTES]
 
     def seal(self, plain: bytes, *, organization_id: UUID, object_id: UUID) -> bytes:
@@ -57,6 +59,10 @@ class SecretBox:
             return self._cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], organization_id.bytes + object_id.bytes)
         except (InvalidTag, ValueError):
             raise SealedError from None
+
+    def digest(self, data: bytes) -> bytes:
+        """32 bytes that are equal for equal data, and tell nothing of it to who has not the key."""
+        return hmac.digest(self._digest_key, data, "sha256")
 
     def seal_env(self, env: dict[str, str], *, organization_id: UUID, object_id: UUID) -> bytes | None:
         """The sealed form of environment variables; None where there are none."""

@@ -32,8 +32,10 @@ class SessionView:
     vm: VmView | None
 
 
-async def create(control: Control, principal: Principal, request: VmRequest) -> SessionView:
-    """A new session. Its VM is made on first use; where variables are given, at once, and it comes up beside.
+async def create(
+    control: Control, principal: Principal, request: VmRequest, *, session_id: UUID | None = None
+) -> SessionView:
+    """A new session, or the one that an earlier attempt made under `session_id`. Its VM is made on first use; with variables at once.
 
     Raises:
         InvalidRequestError, ForbiddenError: as `vms.create`.
@@ -42,10 +44,12 @@ async def create(control: Control, principal: Principal, request: VmRequest) -> 
     """
     require(principal, Scope.ROOMS)
     if request.env:
-        view = await vms.create(control, principal, request, wait=False)
+        view = await vms.create(control, principal, request, new_session=session_id, wait=False)
         return await find(control, principal, view.vm.session_id)
     vms.check(control, principal, request)
-    session = Session(uuid4(), principal.organization_id, clock.now(), request)
+    if session_id is not None and await control.database.read(store.get, session_id) is not None:
+        return await find(control, principal, session_id)
+    session = Session(session_id or uuid4(), principal.organization_id, clock.now(), request)
 
     def insert(connection: sa.Connection) -> None:
         store.insert(connection, session)

@@ -44,9 +44,17 @@ PAGE_MAX = 1_000
 
 
 async def create(
-    control: Control, principal: Principal, request: VmRequest, *, session: Session | None = None, wait: bool = True
+    control: Control,
+    principal: Principal,
+    request: VmRequest,
+    *,
+    session: Session | None = None,
+    new_session: UUID | None = None,
+    wait: bool = True,
 ) -> VmView:
     """A new VM, ready, or without `wait` on its way up; for a session with a living VM that one, as it is.
+
+    `new_session` is the id that its own session gets; where an earlier attempt made that, its VM is the one.
 
     Raises:
         InvalidRequestError: naming the field.
@@ -59,9 +67,11 @@ async def create(
     """
     require(principal, Scope.ROOMS)
     check(control, principal, request)
+    if session is None and new_session is not None:
+        session = await control.database.read(session_store.get, new_session)
     new = session is None
     if session is None:
-        session_id = uuid4()
+        session_id = new_session or uuid4()
         sealed = control.box.seal_env(
             dict(request.env or {}), organization_id=principal.organization_id, object_id=session_id
         )

@@ -214,6 +214,21 @@ vm_events = sa.Table(
     sa.Index(None, "instance_id", "id"),
 )
 
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("key", sa.Text(), nullable=False),
+    sa.Column("request_digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    # NULL while the request is under way, or when it was cut short.
+    sa.Column("status", sa.Integer()),
+    sa.Column("answer_sealed", sa.LargeBinary()),
+    sa.UniqueConstraint("organization_id", "key"),
+    sa.Index(None, "created_at"),
+)
+
 images = sa.Table(
     "images",
     metadata,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from innkeeper.api.json_app import CurrentPrincipal
+from innkeeper.api.once import OnceId
 from innkeeper.api.v1.vm_schemas import (
     Killed,
     SessionAnswer,
@@ -33,9 +34,9 @@ def add_session_routes(router: APIRouter, control: Control) -> None:
     """Add the routes; each is one use case."""
 
     @router.post(CREATE_PATH)
-    async def create_session(principal: CurrentPrincipal, body: SessionCreate) -> SessionAnswer:
+    async def create_session(principal: CurrentPrincipal, body: SessionCreate, once: OnceId) -> SessionAnswer:
         """Make a session. It gets its VM on first use; with `env` at once."""
-        return _answer(await sessions.create(control, principal, request_of(body)))
+        return _answer(await sessions.create(control, principal, request_of(body), session_id=once))
 
     @router.get("/v1/sessions/session/{session}")
     async def get_session(principal: CurrentPrincipal, session: str) -> SessionAnswer:

@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from innkeeper.api.json_app import CurrentPrincipal
+from innkeeper.api.once import OnceId
 from innkeeper.api.v1.vm_schemas import (
     Staged,
     StageEnv,
@@ -41,13 +42,15 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
     """Add the routes; each is one use case."""
 
     @router.post("/v1/vms")
-    async def create_vm(principal: CurrentPrincipal, body: VMCreateRequest, wait: bool = True) -> VMCreateResponse:
+    async def create_vm(
+        principal: CurrentPrincipal, body: VMCreateRequest, once: OnceId, wait: bool = True
+    ) -> VMCreateResponse:
         """Make a VM, or attach to a session's. 504 `provisioning_timeout` when `wait` is true and it takes too long; it goes on."""
         session = None
         if body.session_id is not None:
             session = await sessions.load(control, principal, session_id(body.session_id))
         try:
-            view = await vms.create(control, principal, request_of(body), session=session, wait=wait)
+            view = await vms.create(control, principal, request_of(body), session=session, new_session=once, wait=wait)
         except InstanceNotReadyError as error:
             raise ProvisioningTimeoutError from error
         status, error_text = env_status(view.vm, view.instance)

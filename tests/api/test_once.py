@@ -1,0 +1,111 @@
+"""`Idempotency-Key`: carried out once, the same answer again, and what becomes of a request that was cut short."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from innkeeper.core.host_verbs import EnsureMachine
+from innkeeper.errors import UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+
+async def post(api: Any, path: str, key: str, **body: Any) -> Any:
+    return await api.client.post(path, json=body, headers={"Idempotency-Key": key})
+
+
+async def test_the_same_key_is_the_same_vm(api: Any) -> None:
+    first = await post(api, "/v1/vms", "k", metadata={"a": 1})
+    again = await post(api, "/v1/vms", "k", metadata={"a": 1})
+    assert first.status_code == again.status_code == 200
+    assert first.content == again.content
+    assert "idempotency-replayed" not in first.headers and again.headers["idempotency-replayed"] == "true"
+    assert api.world.host.count(EnsureMachine) == 1
+    assert (await post(api, "/v1/vms", "other", metadata={"a": 1})).json()["vm_id"] != first.json()["vm_id"]
+
+
+async def test_at_the_same_moment(api: Any) -> None:
+    answers = await asyncio.gather(*(post(api, "/v1/vms", "k") for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert api.world.host.count(EnsureMachine) == 1
+
+
+async def test_another_body_is_refused(api: Any) -> None:
+    await post(api, "/v1/vms", "k", metadata={"a": 1})
+    for path, body in (("/v1/vms", {"metadata": {"a": 2}}), ("/v1/vms?wait=false", {"metadata": {"a": 1}})):
+        refused = await post(api, path, "k", **body)
+        assert refused.status_code == 422, refused.text
+        assert "another request" in refused.text
+    assert (await post(api, "/v1/tokens", "k", name="t")).status_code == 400
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "é"])
+async def test_what_is_no_key(api: Any, key: str) -> None:
+    answer = await api.client.post("/v1/vms", json={}, headers=[(b"Idempotency-Key", key.encode())])
+    assert answer.status_code == 422
+    twice = [(b"Idempotency-Key", b"a"), (b"Idempotency-Key", b"a")]
+    assert (await api.client.post("/v1/vms", json={}, headers=twice)).status_code == 422
+    assert api.world.host.count(EnsureMachine) == 0
+
+
+async def test_what_came_to_nothing_may_be_tried_again(api: Any) -> None:
+    api.world.host.ensure_error = UnavailableError("full")
+    assert (await post(api, "/v1/vms", "k")).status_code == 503
+    assert (await post(api, "/v1/vms", "k", memory_mb=1)).status_code == 422
+    api.world.host.ensure_error = None
+    assert (await post(api, "/v1/vms", "k", memory_mb=512)).status_code == 200
+
+
+async def test_who_waited_in_vain_finds_the_vm_that_was_begun(api: Any) -> None:
+    control = api.world.control
+    control.settings = control.settings.model_copy(update={"room_wait_seconds": 0.2})
+    api.world.host.hold.clear()
+    assert (await post(api, "/v1/vms", "k", metadata={"a": 1})).status_code == 504
+    api.world.host.hold.set()
+    control.settings = control.settings.model_copy(update={"room_wait_seconds": 30})
+    again = await post(api, "/v1/vms", "k", metadata={"a": 1})
+    assert again.status_code == 200 and api.world.host.count(EnsureMachine) == 1
+    assert [vm["vm_id"] for vm in (await api.client.get("/v1/vms")).json()] == [again.json()["vm_id"]]
+
+
+async def cut_short(api: Any) -> None:
+    """As if the process had been killed before it could note the answer."""
+    text = "update idempotency_keys set status = null, answer_sealed = null"
+    await api.world.control.database.write(lambda connection: connection.exec_driver_sql(text))
+
+
+async def test_a_vm_and_a_session_of_an_attempt_that_was_cut_short_are_found(api: Any) -> None:
+    vm = await post(api, "/v1/vms", "k", env={"A": "b"})
+    session = await post(api, "/v1/sessions/session", "s", memory_mb=512)
+    await cut_short(api)
+    assert (await post(api, "/v1/vms", "k", env={"A": "b"})).json()["vm_id"] == vm.json()["vm_id"]
+    assert (await post(api, "/v1/sessions/session", "s", memory_mb=512)).json() == session.json()
+
+
+async def test_what_cannot_be_found_again_is_not_done_twice(api: Any) -> None:
+    made = await post(api, "/v1/tokens", "k", name="t")
+    assert (await post(api, "/v1/tokens", "k", name="t")).json() == made.json()
+    # The answer holds a token, so it is kept sealed.
+    rows = await api.world.control.database.read(
+        lambda connection: connection.exec_driver_sql("select * from idempotency_keys").all()
+    )
+    assert made.json()["token"] not in repr(rows)
+    await cut_short(api)
+    refused = await post(api, "/v1/tokens", "k", name="t")
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+
+
+async def test_keys_are_an_organizations_own(api: Any) -> None:
+    mine = await post(api, "/v1/vms", "k")
+    from innkeeper.control import tokens
+
+    stranger = await api.world.stranger()
+    theirs = (await tokens.create(api.world.control, stranger, "t")).text
+    headers = {"Authorization": f"Bearer {theirs}", "Idempotency-Key": "k"}
+    async with api.anonymous() as client:
+        answer = await client.post("/v1/vms", json={}, headers=headers)
+    assert answer.status_code == 200 and answer.json()["vm_id"] != mine.json()["vm_id"]
