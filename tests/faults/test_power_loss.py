@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import subprocess
 import threading
 import time
@@ -36,7 +37,7 @@ while True:
     if len(names) > int(sys.argv[1]):
         print("-" + names[0], flush=True)
         os.unlink("synced/" + names.pop(0))
-    data = os.urandom(random.choice([1, 4096, 70_000, 1_500_000]))
+    data = os.urandom(random.choice([32, 4096, 70_000, 1_500_000]))
     name = hashlib.sha256(data).hexdigest()
     with open(f"synced/.{name}", "wb") as file:
         file.write(data)
@@ -59,6 +60,8 @@ class Writer:
     def __init__(self, room: Room, keep: int) -> None:
         self.synced: list[str] = []
         self.gone: set[str] = set()
+        # Whatever else it says: why it goes on no more.
+        self.wrong: list[str] = []
         self._room = room
         self._keep = keep
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -85,7 +88,8 @@ class Writer:
                 if kind == "output":
                     *whole, rest = (rest + said["data"]).split("\n")
                     self.gone |= {line[1:] for line in whole if line.startswith("-")}
-                    self.synced += [line for line in whole if not line.startswith("-")]
+                    self.synced += [line for line in whole if re.fullmatch("[0-9a-f]{64}", line)]
+                    self.wrong += [line for line in whole if not re.fullmatch("-?[0-9a-f]{64}", line)]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +149,8 @@ def verify(image: Path, synced: list[str], writing: Writer, target: Path) -> int
     try:
         folder = target / "u" / "home" / "user" / "synced"
         # A file that is newer than the image was said: so was whatever went before the image was made.
-        until(lambda: not (folder / writing.synced[-1]).exists())
+        until(lambda: writing.wrong or not (folder / writing.synced[-1]).exists())
+        assert writing.wrong == []
         for name in synced:
             if name in writing.gone:
                 continue

@@ -68,18 +68,17 @@ def test_one_that_is_taken_for_abandoned_while_it_begins_is_made_again(
 ) -> None:
     from innkeeper.host.linux import hold
 
-    made: list[Path] = []
-    mkdtemp = hold.tempfile.mkdtemp
+    flock, swept = hold.fcntl.flock, []
 
-    def swept_at_once(**options: object) -> str:
-        made.append(Path(mkdtemp(**options)))
-        if len(made) == 1:
-            temporary.remove(made[0])
-        return str(made[-1])
+    def swept_before(descriptor: int, operation: int) -> None:
+        if not swept:
+            swept.extend(tmp_path.glob("images/.build-*"))
+            temporary.remove(swept[0])
+        flock(descriptor, operation)
 
-    monkeypatch.setattr(hold.tempfile, "mkdtemp", swept_at_once)
+    monkeypatch.setattr(hold.fcntl, "flock", swept_before)
     with ImageStore(tmp_path).workspace() as work:
-        assert work == made[1] and is_held(work)
+        assert work.is_dir() and [work] != swept
     assert not is_held(work) and not work.exists()
 
 
