@@ -113,7 +113,9 @@ func (a *agent) run() {
 		a.connection = connection
 		a.mu.Unlock()
 		began := time.Now()
-		_ = link.Serve(connection, a.identity, a.serve)
+		if err := link.Serve(connection, a.identity, a.serve); err != nil {
+			a.identity.LastError = err.Error()
+		}
 		a.mu.Lock()
 		a.connection = nil
 		a.mu.Unlock()

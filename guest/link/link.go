@@ -32,6 +32,8 @@ type Identity struct {
 	MinProtocol int    `json:"min_protocol"`
 	Agent       string `json:"agent"`
 	BootID      string `json:"boot_id"`
+	// LastError says why the link before this one ended, as the agent saw it.
+	LastError string `json:"last_error,omitempty"`
 }
 
 // Link is one connection to the host.

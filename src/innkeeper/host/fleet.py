@@ -38,6 +38,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 # A guest for a pool takes 0.3 s of both cores to build: not while somebody waits for an answer.
 QUIET_SECONDS = 0.2
+# Between two lines about the links of one guest.
+REDIAL_LOG_SECONDS = 10.0
 OnStep = Callable[[BootStep], None]
 OnFailure = Callable[[UUID, str], None]
 
@@ -339,9 +341,17 @@ class Fleet:
         """Notice the end of a machine and an agent that breaks the protocol."""
         self._held.add(machine)
         links = itertools.count()
+        told = [-REDIAL_LOG_SECONDS]
 
         def on_link(link: Link) -> None:
-            self._metrics.count_link(again=next(links) > 0)
+            again = next(links) > 0
+            self._metrics.count_link(again=again)
+            if again and machine.endpoint.last_error:
+                # Whatever went on over the one before was broken off. Why, only the guest knows; one that dials without end does not fill the log.
+                now = time.monotonic()
+                if now - told[-1] > REDIAL_LOG_SECONDS:
+                    told[-1] = now
+                    log.warning("a guest's link had broken", machine=machine.id, guest_says=machine.endpoint.last_error)
             link.closed.add_done_callback(lambda closed: self._link_closed(machine, closed.result()))
 
         machine.endpoint.on_link(on_link)

@@ -35,6 +35,8 @@ HELLO_SECONDS = 10.0
 SOCKET_BUFFER_BYTES = 1_048_576
 # An honest agent sends a few frames a command, and 1,200 a second with a file at 300 MB/s. 20,000 are 8 % of the event loop.
 GUEST_LIMITS = Limits(frames_per_second=20_000)
+# Of what an agent says about its last link.
+LAST_ERROR_CHARACTERS = 200
 # Connections that one guest is granted: at once, and a second from then on. Each costs 0.2 ms; further ones wait in the socket's queue.
 DIALS_AT_ONCE = 32
 DIALS_PER_SECOND = 10
@@ -43,7 +45,7 @@ BACKLOG = 16
 
 def guest_error(code: str, message: str) -> Exception:
     """The typed error for an agent's ERROR. What the guest says is quoted, never trusted to be short or polite."""
-    text = "".join(character if character.isprintable() else "?" for character in message)[:500]
+    text = _printable(message)[:500]
     if code == "not_found":
         return FileMissingError(text or None)
     # Typed, because only the type's code crosses the bus: the API would show a guest's other errors as 503.
@@ -81,6 +83,8 @@ class GuestEndpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._on_link: Callable[[Link], None] | None = None
+        # Why the link before this one ended, as a guest says it.
+        self.last_error = ""
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._link: Link | None = None
@@ -163,6 +167,7 @@ class GuestEndpoint:
             return
         link.send_hello({"protocol": version})
         self.agent_version = str(hello.get("agent", ""))[:64]
+        self.last_error = _printable(str(hello.get("last_error", "")))[:LAST_ERROR_CHARACTERS]
         self._arrived.set()
         link.closed.add_done_callback(lambda _: self._link_gone())
         if self._on_link is not None:
@@ -228,6 +233,10 @@ class GuestEndpoint:
             await self._link.wait_closed()
         if remove:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def common_version(hello: dict[str, Any]) -> int:

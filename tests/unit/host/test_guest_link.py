@@ -114,6 +114,14 @@ async def test_a_second_connection_is_refused_while_one_lives(tmp_path):
         agent.hang_up()
 
 
+async def test_what_an_agent_says_of_its_last_link_is_bounded_and_printable(tmp_path):
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory, {**HELLO, "last_error": "read unix\n\x1b[31m" + "x" * 5_000})
+        await end.link(timeout_seconds=20)
+        assert end.last_error == ("read unix??[31m" + "x" * 5_000)[:200]
+        agent.hang_up()
+
+
 async def test_redialling_after_a_broken_link(tmp_path):
     links = []
     async with endpoint(tmp_path / "link") as end:
