@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 from pydantic import TypeAdapter
 from tests.scripted_builds import ScriptedBuilds
+from tests.scripted_ports import ScriptedPorts
 
 from innkeeper.bus.contract import Data, End, Handler, ServerCall
 from innkeeper.bus.in_process import in_process_bus
@@ -76,6 +77,7 @@ class ScriptedHost:
         self.output = [b"hello\n"]
         self.result: dict[str, Any] = {}
         self.builds = ScriptedBuilds()
+        self.ports = ScriptedPorts(self._there)
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def count(self, verb: type[Any]) -> int:
@@ -130,6 +132,7 @@ class ScriptedHost:
                 (verbs.DescribeCapacity, self._describe_capacity),
                 (verbs.ReadUsage, self._read_usage),
                 *self.builds.answers(),
+                *self.ports.answers(),
             )
         }
 

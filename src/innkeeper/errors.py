@@ -89,6 +89,12 @@ class ExecutionNotFoundError(NotFoundError):
     code = "execution_not_found"
 
 
+class ShareNotFoundError(NotFoundError):
+    """Share not found."""
+
+    code = "share_not_found"
+
+
 class HostMismatchError(InnkeeperError):
     """The room lives on another host."""
 
@@ -179,6 +185,18 @@ class PortUnreachableError(GuestError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message, guest_code="unreachable")
+
+
+class BadAnswerError(GuestError):
+    """The server in the instance gave no valid answer."""
+
+    code = "bad_gateway"
+
+
+class NoAnswerError(GuestError):
+    """The server in the instance did not answer in time."""
+
+    code = "gateway_timeout"
 
 
 class LinkLostError(GuestError):

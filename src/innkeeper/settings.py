@@ -33,6 +33,8 @@ ENV_PREFIX = "INNKEEPER_"
 # Variables with the prefix that are not settings of the server: where the settings are, and what the command line and the tests read.
 NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "INNKEEPER_URL", "INNKEEPER_TOKEN", "INNKEEPER_TEST_CACHE"})
 KEY_BYTES = 32
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL}){{0,8}}(?::[1-9][0-9]{{0,4}})?")
 IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -76,6 +78,12 @@ def _servers(value: str) -> str:
             valid = False
         if not valid:
             raise ValueError("comma-separated DNS servers: an address, address:port or [address]:port each")
+    return value
+
+
+def _domain(value: str) -> str:
+    if not DOMAIN.fullmatch(value):
+        raise ValueError("a lower-case domain such as share.example.com, with :port where it is not the usual one")
     return value
 
 
@@ -306,6 +314,36 @@ class Settings(BaseModel):
     public_files_per_minute: Annotated[
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600
+    share_domain: Annotated[
+        str,
+        AfterValidator(_domain),
+        Field(
+            description="Shares are host names below this domain (with :port where it is not the usual one); those of localhost need no DNS."
+        ),
+    ] = "localhost"
+    api_hosts: Annotated[
+        CommaSeparated,
+        Field(description="Comma-separated host names below the share domain that are the API's and never a share's."),
+    ] = ""
+    share_answer_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="How long a guest's server may take to begin its answer; then 504.")
+    ] = 60
+    share_idle_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="How long a connection to a guest's port is kept while neither side sends anything.",
+        ),
+    ] = 600
+    port_connections: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=512,
+            description="Connections to the ports of one instance at the same time; beyond it 429. Each may hold 1.3 MiB.",
+        ),
+    ] = 64
     max_connections: Annotated[
         int,
         Field(

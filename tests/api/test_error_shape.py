@@ -41,6 +41,7 @@ def fill(api: Any, template: str, **values: str) -> str:
         "event_id": str(uuid4()),
         "vm_id": "vm_" + "a" * 26,
         "session": str(uuid4()),
+        "share_id": str(uuid4()),
     }
     return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
 
@@ -48,7 +49,7 @@ def fill(api: Any, template: str, **values: str) -> str:
 V1 = ("/v1/", "/kill")
 LOGIN = "/api/cli-auth/"
 # InstaVM's endpoints: a request that is not valid is 422, with a list.
-LISTED = ("/v1/vms", "/v1/sessions/", "/kill")
+LISTED = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill")
 
 
 def check(answer: Any, path: str, status: int | set[int], code: str | None = None) -> None:
@@ -181,6 +182,8 @@ async def test_unknown_ids(api: Any) -> None:
 
 
 def body_for(template: str, method: str) -> dict[str, Any]:
+    if template.startswith("/v1/shares/"):
+        return {"json": {"is_public": True} if method == "PATCH" else {}} if method in BODIES else {}
     if method == "PATCH":
         return {"json": {"description": "x"} if template.startswith("/v1/api-keys") else {}}
     if template.endswith(("/cancel", "/gc", "/backup")) and method == "POST":

@@ -18,6 +18,7 @@ from tests.scripted_host import World
 
 from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
+from innkeeper.api.port_proxy.app_paths import METHODS as APP_METHODS
 from innkeeper.api.server import UnixSocketOperator
 from innkeeper.control import audit, clock, images, organizations, registries, ssh_keys, tokens
 from innkeeper.core.image import ImageSource
@@ -61,6 +62,7 @@ ROOM = "/api/profile/{profile_id}/room/{room_id}"
 PROFILE = "/api/profile/{profile_id}"
 PUBLIC = "/vm/{instance_id}/file/{path}"
 VM = "/v1/vms/{vm_id}"
+APP = "/v1/app/{session}/{port}/{path}"
 MATRIX: dict[Route, Entry] = {
     ("POST", ROOM): Entry(ROOMS),
     ("DELETE", ROOM): Entry(ROOMS, status=204),
@@ -114,6 +116,15 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/sessions/status/{session}"): Entry(ROOMS),
     ("GET", "/v1/sessions/usage/{session}"): Entry(ROOMS),
     ("GET", "/v1/sessions/sandboxes"): Entry(ROOMS),
+    ("GET", "/v1/sessions/app-url/{session}"): Entry(ROOMS),
+    ("GET", f"{VM}/ports"): Entry(ROOMS),
+    ("POST", "/v1/shares"): Entry(ROOMS, json={"port": 80, "vm_id": "{vm_id}"}),
+    ("GET", "/v1/shares"): Entry(ROOMS),
+    **{(method, "/v1/shares/{share_id}"): Entry(ROOMS) for method in ("GET", "DELETE")},
+    ("PATCH", "/v1/shares/{share_id}"): Entry(ROOMS, json={"is_public": True}),
+    ("POST", "/v1/shares/{share_id}/link"): Entry(ROOMS, json={}),
+    # Nothing listens there.
+    **{(method, APP): Entry(ROOMS, status=502) for method in APP_METHODS},
     ("POST", "/kill"): Entry(ROOMS, json={"session_id": "{session}"}),
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
@@ -150,7 +161,18 @@ MATRIX: dict[Route, Entry] = {
 }
 # What of a path is an organization's object. Room ids, file paths and the numbers of keys are names within one.
 IDS = frozenset(
-    {"profile_id", "execution_id", "token_id", "instance_id", "image", "build_id", "event_id", "vm_id", "session"}
+    {
+        "profile_id",
+        "execution_id",
+        "token_id",
+        "instance_id",
+        "image",
+        "build_id",
+        "event_id",
+        "vm_id",
+        "session",
+        "share_id",
+    }
 )
 
 
@@ -197,7 +219,7 @@ class Matrix:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         transport = httpx2.ASGITransport(app=app, client=CLIENT)
         async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
-            path = meant(template).format_map(values)
+            path = meant(template).format_map({"port": "9", **values})
             return await client.request(method, path, json=filled(entry.json, values), content=entry.content, **more)
 
     async def objects(self, owner: Tenant) -> dict[str, str]:
@@ -211,6 +233,7 @@ class Matrix:
         assert entry is not None
         self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
         vm = (await self.ask(("POST", "/v1/vms"), values, owner.token)).json()
+        share = (await self.ask(("POST", "/v1/shares"), {"vm_id": vm["vm_id"]}, owner.token)).json()
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
         execution_id = ran["result"]["execution_id"]
         key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
@@ -229,6 +252,7 @@ class Matrix:
             "registry": await self.registry(owner),
             "vm_id": vm["vm_id"],
             "session": vm["session_id"],
+            "share_id": share["share_id"],
             "organization": owner.name,
         }
 

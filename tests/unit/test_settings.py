@@ -19,6 +19,9 @@ from innkeeper.settings_file import find_settings_file, home_of
 KEY = base64.b64encode(b"hunter2 " * 4).decode()
 
 RANGES = {
+    "port_connections": (1, 512),
+    "share_answer_seconds": (0.001, 3600),
+    "share_idle_seconds": (0.001, 86_400),
     "vm_vcpus": (1, 64),
     "vm_memory_mb": (128, None),
     "vm_disk_mb": (256, None),
@@ -127,6 +130,11 @@ def test_choices(monkeypatch, name, bad):
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
+        (
+            "share_domain",
+            ["localhost", "share.example.com", "s.example.com:8443"],
+            ["", ".x", "UP.example", "a b", "x:", "x:0", "http://x"],
+        ),
         ("listen", ("::1", "localhost", "127.0.0.9"), ("example", "", "0.0.0.0", "1.2.3")),
         ("allowed_cidrs", ("", "10.1.0.0/16, 192.168.0.1"), ("10.1.0.1/16", "fe80::/10", "a")),
         ("dns_upstreams", ("", "1.2.3.4,1.2.3.4:54,::1,[::1]:54"), ("dns.example", "1.2.3.4:0", "[::1]:x", "1.2.3.4:")),

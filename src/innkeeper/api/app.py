@@ -21,6 +21,8 @@ from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.once import Once
 from innkeeper.api.openapi import build_openapi
 from innkeeper.api.operations import PATHS, Operations
+from innkeeper.api.port_proxy import app_paths
+from innkeeper.api.port_proxy.published import HostNames, PublishedPorts
 from innkeeper.api.rate_limit import AddressRateLimit
 from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.api.v1 import dialect
@@ -108,13 +110,27 @@ def build_app(control: Control) -> Edge:
             _pairs(cli_login.ROUTES),
         ),
         Surface(
+            (app_paths.PREFIX,),
+            in_shape(v1.error_shape),
+            app_paths.AppPaths(control, bearer_or_key),
+            _pairs({app_paths.TEMPLATE: app_paths.METHODS}),
+        ),
+        Surface(
             (b"/",),
             in_shape(gentility.error_shape),
             Operations(control, metrics, _document(profile_routes, own_routes, vm_routes)),
             _pairs(dict.fromkeys(PATHS, READING)),
         ),
     ]
-    return Edge(surfaces, default_answer=in_shape(gentility.error_shape), metrics=metrics, requests=requests)
+    names = HostNames(control)
+    shared = Surface((), in_shape(gentility.error_shape), PublishedPorts(control, names), frozenset())
+    return Edge(
+        surfaces,
+        published=lambda scope: None if names.label(scope) is None else shared,
+        default_answer=in_shape(gentility.error_shape),
+        metrics=metrics,
+        requests=requests,
+    )
 
 
 def _pairs(routes: Mapping[str, Iterable[str]]) -> frozenset[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -40,12 +40,13 @@ class Surface:
 
 
 class Edge:
-    """Finds the surface of a request by its path and answers for whatever it raises."""
+    """Finds the surface of a request, by its host where that is a share's, else by its path, and answers for whatever it raises."""
 
     def __init__(
         self,
         surfaces: Sequence[Surface],
         *,
+        published: Callable[[Scope], Surface | None],
         default_answer: ErrorAnswer,
         metrics: HttpMetrics,
         requests: RequestsAtOnce,
@@ -54,6 +55,8 @@ class Edge:
         # Everything that is served, from the tables that serve it.
         self.routes = frozenset[tuple[str, str]]().union(*(surface.routes for surface in surfaces))
         self._surfaces = sorted(pairs, key=lambda pair: -len(pair[0]))
+        # By host, before any path is looked at: what guests publish is never served on the API's origin.
+        self._published = published
         self._default_answer = default_answer
         self._metrics = metrics
         self._requests = requests
@@ -82,13 +85,11 @@ class Edge:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
-        _collapse(scope)
-        path = raw_path(scope)
-        if path.startswith(b"//"):
-            # From a client whose base URL ends with a slash.
-            path = b"/" + path.lstrip(b"/")
-            scope["raw_path"], scope["path"] = path, "/" + scope["path"].lstrip("/")
-        surface = next((surface for prefix, surface in self._surfaces if path.startswith(prefix)), None)
+        surface = self._published(scope)
+        if surface is None:
+            _collapse(scope)
+            path = raw_path(scope)
+            surface = next((surface for prefix, surface in self._surfaces if path.startswith(prefix)), None)
         tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
         failure: BaseException | None = None
         self._metrics.in_flight.inc()

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from innkeeper.errors import (
+    BadAnswerError,
     ConflictError,
     ForbiddenError,
     GuestError,
@@ -17,6 +18,7 @@ from innkeeper.errors import (
     InnkeeperError,
     InvalidRequestError,
     LinkLostError,
+    NoAnswerError,
     NotFoundError,
     NotHereError,
     PayloadTooLargeError,
@@ -50,6 +52,8 @@ _STATUS: tuple[tuple[type[InnkeeperError], int], ...] = (
     (UnavailableError, 503),
     (LinkLostError, 503),
     (PortUnreachableError, 502),
+    (BadAnswerError, 502),
+    (NoAnswerError, 504),
 )
 
 # What the guest's own refusals mean to a client; anything else is a guest that does not work: 503.

@@ -151,6 +151,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     # --- the parser ------------------------------------------------------------------------------------------------
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of a head. Those behind a body are no fields of the request: whoever looked at its head has not seen them."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is over: its deadline and its count end."""
         if self._refused:

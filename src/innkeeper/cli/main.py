@@ -22,6 +22,7 @@ COMMANDS = {
     "vm": ("vm", "app"),
     "run": ("run", "run"),
     "cp": ("copying", "cp"),
+    "share": ("share", "app"),
     "profile": ("profile", "app"),
     "image": ("image", "app"),
     "registry": ("registry", "app"),

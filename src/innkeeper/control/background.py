@@ -23,10 +23,11 @@ from innkeeper.control import (
 from innkeeper.control import rooms as control_rooms
 from innkeeper.control import vms as control_vms
 from innkeeper.control.image_table import ImageTable
+from innkeeper.control.share_table import ShareTable
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.write_behind import FLUSH_SECONDS
 from innkeeper.store import images as image_store
-from innkeeper.store import leases, organizations, profiles, rooms, tables
+from innkeeper.store import leases, organizations, profiles, rooms, shares, tables
 from innkeeper.store import vms as vm_store
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ async def _load(control: Control) -> None:
         await control.database.write(clear)
     control.organizations = {found.id: found for found in await control.database.read(organizations.every)}
     control.profiles = {found.profile.id: found for found in await control.database.read(profiles.every)}
+    control.shares = ShareTable(await control.database.read(shares.every))
     control.images = ImageTable(await control.database.read(image_store.every))
     if control.database.exclusive:
         await images.fail_interrupted(control)

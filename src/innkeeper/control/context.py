@@ -17,7 +17,9 @@ from innkeeper.control.image_table import ImageTable
 from innkeeper.control.image_users import ImageUsers
 from innkeeper.control.live_table import LiveTable
 from innkeeper.control.metrics import Metrics
+from innkeeper.control.ports import PortConnections
 from innkeeper.control.secrets import SecretBox, load_box
+from innkeeper.control.share_table import ShareTable
 from innkeeper.control.tasks import Tasks
 from innkeeper.control.token_cache import TokenCache
 from innkeeper.control.write_behind import WriteBehind
@@ -61,6 +63,8 @@ class Control:
         self.image_users = ImageUsers()
         self.builds: dict[UUID, LiveBuild] = {}
         self.imports = Imports()
+        self.shares = ShareTable()
+        self.port_connections = PortConnections(settings.port_connections)
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
         self.profile_used: dict[UUID, float] = {}

@@ -39,6 +39,8 @@ class SecretBox:
         self._cipher = AESGCM(key)
         self._digest_key = hashlib.sha256(b"innkeeper digest key" + key).digest()
         self._key_id = hashlib.sha256(b"innkeeper key id" + key).digest()[:KEY_ID_BYTES]
+        # Signs what lets its bearer see a private share.
+        self.link_key = hmac.digest(key, b"innkeeper share links", hashlib.sha256)
 
     def seal(self, plain: bytes, *, organization_id: UUID, object_id: UUID) -> bytes:
         """The sealed form; equal secrets look different every time."""

@@ -40,6 +40,14 @@ _PREFIX = {
 }
 
 
+# Every text that `render_token` makes, wherever it stands.
+TOKEN_PATTERN = (
+    r"rk_(?:live|test)_[0-9a-f]{32}|(?:"
+    + "|".join(_PREFIX[dialect] for dialect in (Dialect.INSTAVM, Dialect.GENTITY, Dialect.STARPOD))
+    + r")[A-Za-z0-9_-]{43}"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Organization:
     """The tenant and its limits. None is no limit."""

@@ -315,6 +315,19 @@ usage = sa.Table(
     sa.Index(None, "day"),
 )
 
+shares = sa.Table(
+    "shares",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("instance_id", sa.Uuid(), sa.ForeignKey("instances.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text(), nullable=False, unique=True),
+    sa.Column("port", sa.Integer(), nullable=False),
+    sa.Column("is_public", sa.Boolean(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Index(None, "instance_id"),
+)
+
 audit_events = sa.Table(
     "audit_events",
     metadata,

@@ -11,11 +11,12 @@ from starlette.responses import JSONResponse, Response
 from innkeeper.api.errors import FieldsError, error_response
 from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.sessions import add_session_routes
+from innkeeper.api.v1.shares import add_share_routes
 from innkeeper.api.v1.vms import add_vm_routes
 from innkeeper.control.context import Control
 from innkeeper.errors import InvalidRequestError
 
-PREFIXES = ("/v1/vms", "/v1/sessions/", "/kill")
+PREFIXES = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill")
 
 
 def build_router(control: Control) -> APIRouter:
@@ -23,6 +24,7 @@ def build_router(control: Control) -> APIRouter:
     router = APIRouter(tags=["vms"])
     add_vm_routes(router, control)
     add_session_routes(router, control)
+    add_share_routes(router, control)
     return router
 
 

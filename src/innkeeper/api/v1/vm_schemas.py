@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from innkeeper.api.v1.share_schemas import ShareAnswer, ShareRequest
+
 
 class FieldProblem(BaseModel):
     """What is wrong with one field."""
@@ -61,12 +63,12 @@ class VMCreateRequest(_NotInForce, VmShape):
     image_variant: str | None = Field(None, max_length=255, description="`standard`, or the name of an image.")
     idle_seconds: int | None = Field(None, description="End the VM when it was idle this long; null: never.")
     egress_policy: None = Field(None, description="Only null.")
-    share: None = Field(None, description="Only null.")
+    share: ShareRequest | None = Field(None, description="A port to publish at once.")
     snapshot_id: None = Field(None, description="Only null: there are no snapshots yet.")
     custom_domain: None = Field(None, description="Only null.")
     volumes: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only `[]`.")
 
-    @field_validator("egress_policy", "snapshot_id", "custom_domain", "volumes", "share", mode="wrap")
+    @field_validator("egress_policy", "snapshot_id", "custom_domain", "volumes", mode="wrap")
     @classmethod
     def _refuse(cls, value: Any, handler: Any) -> Any:
         try:
@@ -81,7 +83,7 @@ class VMCreateResponse(BaseModel):
     vm_id: str | None
     session_id: str
     status: str
-    share: dict[str, Any] | None = None
+    share: ShareAnswer | None = None
     custom_domain: dict[str, Any] | None = None
     env_status: str = Field("none", description="`none`, `applied` or `failed`.")
     env_error: str | None = None

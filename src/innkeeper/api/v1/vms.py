@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 
 from innkeeper.api.json_app import CurrentPrincipal
 from innkeeper.api.once import OnceId
+from innkeeper.api.v1.share_form import share_answer
 from innkeeper.api.v1.vm_schemas import (
     Staged,
     StageEnv,
@@ -24,7 +25,7 @@ from innkeeper.api.v1.vm_schemas import (
     VmShape,
     VmUpdate,
 )
-from innkeeper.control import sessions, vms
+from innkeeper.control import sessions, shares, vms
 from innkeeper.control.context import Control
 from innkeeper.control.vm_entry import VmView
 from innkeeper.core.token import Principal
@@ -53,6 +54,11 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
             view = await vms.create(control, principal, request_of(body), session=session, new_session=once, wait=wait)
         except InstanceNotReadyError as error:
             raise ProvisioningTimeoutError from error
+        share = None
+        if body.share is not None:
+            entry = await vms.existing_entry(control, principal, view.vm.vm_id)
+            made = await shares.create(control, principal, entry, body.share.port, is_public=body.share.is_public)
+            share = share_answer(control, entry, made)
         status, error_text = env_status(view.vm, view.instance)
         return VMCreateResponse(
             vm_id=view.vm.vm_id,
@@ -60,6 +66,7 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
             status=show_status(view.instance),
             env_status=status,
             env_error=error_text,
+            share=share,
         )
 
     @router.get("/v1/vms")
