@@ -7,4 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 setup/prepare.sh test
 # Where /tmp is memory, as on Debian 13, it is too small for the disks of this many guests.
 if [ -z "${TMPDIR:-}" ] && [ "$(stat --file-system --format %T /tmp)" = tmpfs ]; then export TMPDIR=/var/tmp; fi
-exec .venv/bin/python -m pytest --durations=15 --durations-min=1 "$@"
+# Of this run alone: pytest removes older runs' folders, and falls over one in which a run that was killed has left a mount.
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/ik.XXXXXX")
+trap 'rm -rf --one-file-system "$scratch" 2> /dev/null || true' EXIT
+PYTEST_DEBUG_TEMPROOT=$scratch .venv/bin/python -m pytest --durations=15 --durations-min=1 "$@"
