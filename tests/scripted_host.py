@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from pydantic import TypeAdapter
 from tests.scripted_builds import ScriptedBuilds
 from tests.scripted_ports import ScriptedPorts
+from tests.scripted_terminals import ScriptedTerminals
 
 from innkeeper.bus.contract import Data, End, Handler, ServerCall
 from innkeeper.bus.in_process import in_process_bus
@@ -78,6 +79,7 @@ class ScriptedHost:
         self.result: dict[str, Any] = {}
         self.builds = ScriptedBuilds()
         self.ports = ScriptedPorts(self._there)
+        self.terminals = ScriptedTerminals()
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def count(self, verb: type[Any]) -> int:
@@ -133,6 +135,7 @@ class ScriptedHost:
                 (verbs.ReadUsage, self._read_usage),
                 *self.builds.answers(),
                 *self.ports.answers(),
+                *self.terminals.answers(),
             )
         }
 

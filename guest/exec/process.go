@@ -246,9 +246,7 @@ func (p *Process) serve(stream *link.Stream, detachOnCancel bool) {
 		if cancelled || broken || !mine {
 			return
 		}
-		for message := stream.TakeMessage(); message != nil; message = stream.TakeMessage() {
-			p.obey(message)
-		}
+		p.obey(stream)
 	}
 }
 

@@ -64,15 +64,20 @@ func (t *Table) Processes(stream *link.Stream, _ link.Request) {
 // Signal serves the signal verb.
 func (t *Table) Signal(stream *link.Stream, open link.Request) {
 	var request struct {
-		ID     string `json:"id"`
-		Signal int    `json:"signal"`
-		Group  *bool  `json:"group"`
+		ID      string `json:"id"`
+		Signal  int    `json:"signal"`
+		Group   *bool  `json:"group"`
+		Session bool   `json:"session"`
 	}
 	err := open.Decode(&request)
 	if err == nil {
 		var p *Process
 		if p, err = t.find(request.ID); err == nil {
-			err = p.signal(request.Signal, request.Group == nil || *request.Group)
+			if request.Session {
+				err = p.signalSession(request.Signal)
+			} else {
+				err = p.signal(request.Signal, request.Group == nil || *request.Group)
+			}
 		}
 	}
 	if err != nil {
@@ -91,20 +96,35 @@ func (p *Process) signal(number int, group bool) error {
 	return p.table.children.Signal(p.child, syscall.Signal(number), group)
 }
 
-// obey handles a MESSAGE of the opener; what it does not understand it leaves alone.
-func (p *Process) obey(message json.RawMessage) {
-	var order struct {
-		Signal *int           `json:"signal"`
-		Resize *terminal.Size `json:"resize"`
+// signalSession reaches every process group of the session: jobs of a shell have groups of their own.
+func (p *Process) signalSession(number int) error {
+	if number < 1 || number > lastSignal {
+		return link.Errorf("bad_request", "%d is no signal", number)
 	}
-	if json.Unmarshal(message, &order) != nil {
-		return
+	terminal.Signal(p.child.Pid, syscall.Signal(number))
+	return nil
+}
+
+// obey handles the MESSAGEs of the opener that have come; what it does not understand it leaves alone. Of several sizes only the last one counts.
+func (p *Process) obey(stream *link.Stream) {
+	var size *terminal.Size
+	for message := stream.TakeMessage(); message != nil; message = stream.TakeMessage() {
+		var order struct {
+			Signal *int           `json:"signal"`
+			Resize *terminal.Size `json:"resize"`
+		}
+		if json.Unmarshal(message, &order) != nil {
+			continue
+		}
+		if order.Signal != nil {
+			_ = p.signal(*order.Signal, true)
+		}
+		if order.Resize != nil {
+			size = order.Resize
+		}
 	}
-	if order.Signal != nil {
-		_ = p.signal(*order.Signal, true)
-	}
-	if order.Resize != nil {
-		p.resize(*order.Resize)
+	if size != nil {
+		p.resize(*size)
 	}
 }
 

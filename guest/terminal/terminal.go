@@ -57,9 +57,12 @@ func Resize(master *os.File, session int, size Size) error {
 }
 
 // Announce sends SIGWINCH to each process group of a session.
-func Announce(session int) {
+func Announce(session int) { Signal(session, syscall.SIGWINCH) }
+
+// Signal sends a signal to each process group of a session.
+func Signal(session int, number syscall.Signal) {
 	for group := range sessionGroups(session) {
-		_ = syscall.Kill(-group, syscall.SIGWINCH)
+		_ = syscall.Kill(-group, number)
 	}
 }
 

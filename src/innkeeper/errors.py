@@ -95,6 +95,12 @@ class ShareNotFoundError(NotFoundError):
     code = "share_not_found"
 
 
+class TerminalNotFoundError(NotFoundError):
+    """Terminal not found."""
+
+    code = "terminal_not_found"
+
+
 class HostMismatchError(InnkeeperError):
     """The room lives on another host."""
 

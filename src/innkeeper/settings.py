@@ -236,6 +236,9 @@ class Settings(BaseModel):
     default_command_timeout_seconds: Annotated[
         int, Field(ge=1, le=3600, description="Time limit of a command where neither profile nor request says one.")
     ] = 120
+    max_terminals: Annotated[
+        int, Field(ge=1, le=256, description="Terminals that may run in one instance at the same time; beyond it 429.")
+    ] = 64
     freeze_after_seconds: Annotated[
         float,
         Field(ge=0.05, le=3600, description="A guest that was idle this long, with no process of its user, is frozen."),

@@ -16,6 +16,10 @@ PAGES = {
     "/api/": "gentility.md",
     "/vm/": "gentility.md",
     "/v1/": "v1.md",
+    **{
+        f"/v1/{handle}/pty/": "v1-terminals.md"
+        for handle in ("vms/{vm_id}", "sessions/{session}", "rooms/{instance_id}")
+    },
     "/v1/users/": "v1-account.md",
     "/v1/api-keys/": "v1-account.md",
     "/v1/ssh-keys": "v1-account.md",

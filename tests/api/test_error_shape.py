@@ -36,6 +36,7 @@ def fill(api: Any, template: str, **values: str) -> str:
         "registry": "r.example",
         "build_id": str(uuid4()),
         "host_id": str(uuid4()),
+        "pid": "shell",
         "key_id": "999",
         "ssh_key_id": "999",
         "event_id": str(uuid4()),
@@ -188,6 +189,10 @@ def body_for(template: str, method: str) -> dict[str, Any]:
         return {"json": {"description": "x"} if template.startswith("/v1/api-keys") else {}}
     if template.endswith(("/cancel", "/gc", "/backup")) and method == "POST":
         return {"json": {}}
+    if template.endswith("/pty/sessions") and method == "POST":
+        return {"json": {}}
+    if template.endswith("/resize"):
+        return {"json": {"cols": 80, "rows": 24}}
     if template.endswith("/hold"):
         return {"json": {"seconds": 1}}
     if template.endswith("/stage-env"):

@@ -25,6 +25,7 @@ from innkeeper.core.image import ImageSource
 from innkeeper.core.image_build import BuildStatus, ImageBuild
 from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.token import DEFAULT_SCOPES, Principal, Scope
+from innkeeper.core.vm import parse_vm_id
 from innkeeper.store import image_builds, tables
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +129,18 @@ MATRIX: dict[Route, Entry] = {
     ("POST", "/kill"): Entry(ROOMS, json={"session_id": "{session}"}),
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
+    **{
+        (method, f"{base}/pty{path}"): entry
+        for base in ("/v1/rooms/{instance_id}", VM, "/v1/sessions/{session}")
+        for method, path, entry in (
+            ("GET", "/sessions", Entry(ROOMS)),
+            ("POST", "/sessions", Entry(ROOMS, status=201, json={})),
+            ("GET", "/sessions/{pid}", Entry(ROOMS)),
+            ("POST", "/sessions/{pid}/resize", Entry(ROOMS, json={"cols": 9, "rows": 9})),
+            ("DELETE", "/sessions/{pid}", Entry(ROOMS)),
+            ("GET", "/{pid}/connect", Entry(ROOMS, status=426)),  # no WebSocket is asked for
+        )
+    },
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
     ("POST", "/v1/hosts/{host_id}/drain"): Entry(OPERATOR, json={"draining": False}, shared=True),
     ("GET", "/v1/hosts/{host_id}/capacity"): Entry(OPERATOR, shared=True),
@@ -226,6 +239,7 @@ class Matrix:
         """One of everything, new."""
         profile_id = str(self.world.profile_id("base", of=owner.principal))
         values = {"profile_id": profile_id, "room_id": f"room-{uuid4().hex[:8]}", "path": "tmp/a"}
+        values["pid"] = f"terminal-{uuid4().hex[:8]}"
         values["host_id"] = str(self.world.host.id)
         room = (await self.ask(("POST", ROOM), values, owner.token)).json()
         ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
@@ -234,6 +248,10 @@ class Matrix:
         self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
         vm = (await self.ask(("POST", "/v1/vms"), values, owner.token)).json()
         share = (await self.ask(("POST", "/v1/shares"), {"vm_id": vm["vm_id"]}, owner.token)).json()
+        machine_of_vm = parse_vm_id(vm["vm_id"])
+        assert machine_of_vm is not None
+        for instance_id in (entry.instance.id, machine_of_vm[0]):
+            self.world.host.terminals.add(instance_id, values["pid"], label=f"of {owner.name}")
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
         execution_id = ran["result"]["execution_id"]
         key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)

@@ -50,6 +50,7 @@ RANGES = {
     "import_max_files": (1, 10_000_000),
     "import_timeout_seconds": (1, 86_400),
     "max_execs": (1, None),
+    "max_terminals": (1, 256),
     "audit_retention_days": (1, 36_500),
     "price_cpu_hour": (0, 1_000_000),
     "price_memory_gib_hour": (0, 1_000_000),

@@ -32,6 +32,8 @@ from innkeeper.api.v1.image_builds import CONTEXT_PATH
 from innkeeper.api.v1.images import ARCHIVE_PATH
 from innkeeper.api.v1.not_here import NotHere
 from innkeeper.api.v1.sessions import CREATE_PATH
+from innkeeper.api.v1.terminal_socket import TerminalSockets
+from innkeeper.api.v1.terminals import ROOM_BASES, VM_BASES
 from innkeeper.api.v1.vm_schemas import FieldProblems
 from innkeeper.control.cli_login import Pairings
 from innkeeper.control.context import Control
@@ -62,6 +64,17 @@ def build_app(control: Control) -> Edge:
     own_routes = v1_routes.build_router(control)
     vm_routes = dialect.build_router(control)
     limit = AddressRateLimit(control.settings.public_files_per_minute)
+    own_json = JsonGate(
+        build_json_app(own_routes), bearer_or_key, once=Once(control), streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}"
+    )
+    own = TerminalSockets(control, ROOM_BASES, bearer_or_key, NotHere(own_json, bearer_or_key))
+    vm_json = JsonGate(
+        build_json_app(vm_routes),
+        bearer_or_key,
+        key_in_body=CREATE_PATH,
+        once=Once(control, repeatable=frozenset({CREATE_PATH, "/v1/vms"})),
+    )
+    vms = TerminalSockets(control, VM_BASES, bearer_or_key, NotHere(vm_json, bearer_or_key))
     surfaces = [
         Surface(
             (b"/api/",),
@@ -78,30 +91,14 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/v1/",),
             in_shape(v1.error_shape),
-            NotHere(
-                JsonGate(
-                    build_json_app(own_routes),
-                    bearer_or_key,
-                    once=Once(control),
-                    streamed=f"{CONTEXT_PATH}|{ARCHIVE_PATH}",
-                ),
-                bearer_or_key,
-            ),
-            routes_of(own_routes),
+            own,
+            routes_of(own_routes) | own.routes,
         ),
         Surface(
             tuple(prefix.encode() for prefix in dialect.PREFIXES),
             dialect.answer_error,
-            NotHere(
-                JsonGate(
-                    build_json_app(vm_routes),
-                    bearer_or_key,
-                    key_in_body=CREATE_PATH,
-                    once=Once(control, repeatable=frozenset({CREATE_PATH, "/v1/vms"})),
-                ),
-                bearer_or_key,
-            ),
-            routes_of(vm_routes),
+            vms,
+            routes_of(vm_routes) | vms.routes,
         ),
         Surface(
             (cli_login.API_PREFIX, cli_login.PAGE_PREFIX),

@@ -12,6 +12,8 @@ from innkeeper.errors import UnauthorizedError
 
 # Set by the wrapper around the unix socket's listener (api/server.py). A scope key cannot come from the wire.
 OPERATOR = "innkeeper.operator"
+# Set for the one endpoint to which a token may come in the query, because browsers can send WebSockets no headers.
+QUERY_KEY = "innkeeper.query_key"
 MAX_TOKEN_CHARACTERS = 512
 
 
@@ -66,6 +68,8 @@ async def authenticate(control: Control, scope: Scope, *, accept_api_key: bool =
     token = bearer_token(scope)
     if token is None and accept_api_key:
         token = api_key(scope)
+    if token is None and scope.get(QUERY_KEY) is not None:
+        token = _checked(scope[QUERY_KEY])
     if token is None:
         if scope.get(OPERATOR):
             return tokens.operator_principal(control)

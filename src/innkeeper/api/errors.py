@@ -92,6 +92,12 @@ class FieldsError(InvalidRequestError):
         self.fields = fields
 
 
+class NoUpgradeError(InnkeeperError):
+    """This endpoint is a WebSocket."""
+
+    code = "upgrade_required"
+
+
 class RangeNotSatisfiableError(InnkeeperError):
     """The requested range lies outside the file."""
 
@@ -114,6 +120,8 @@ def describe(error: Exception) -> tuple[int, str, str, dict[str, str]]:
         return error.status_code, code, _HTTP_MESSAGES.get(error.status_code, error.detail), dict(error.headers or {})
     if isinstance(error, MethodNotAllowedError):
         return 405, error.code, error.message, {"Allow": error.allowed}
+    if isinstance(error, NoUpgradeError):
+        return 426, error.code, error.message, {"Upgrade": "websocket", "Connection": "Upgrade"}
     if isinstance(error, RangeNotSatisfiableError):
         return 416, error.code, error.message, {"Content-Range": f"bytes */{error.size}"}
     if isinstance(error, (RateLimitedError, UnavailableError)):

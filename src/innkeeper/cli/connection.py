@@ -17,6 +17,7 @@ from innkeeper.settings_file import home_of
 
 if TYPE_CHECKING:
     import httpx2
+    from websockets.asyncio.client import connect as Connect  # noqa: N812 - the class of a connection that is being opened
 
 CONNECT_SECONDS = 5.0
 # Making a room may take as long as the server's room_wait_seconds allows.
@@ -56,9 +57,10 @@ class Target:
 class Server:
     """A connection. Every method ends the command with the server's own message when the server refuses."""
 
-    def __init__(self, client: httpx2.Client, where: str) -> None:
+    def __init__(self, client: httpx2.Client, where: str, *, socket: Path | None = None) -> None:
         self._client = client
         self._where = where
+        self._socket = socket
 
     def get(self, path: str, **query: str | int | None) -> Any:
         """The JSON answer of a GET; query values that are None are left out."""
@@ -85,6 +87,26 @@ class Server:
         """A response whose body is read as it comes, whatever its status."""
         with self.reaching(), self._client.stream(method, path, **request) as response:
             yield response
+
+    def websocket(self, path: str, *, open_timeout: float) -> Connect:
+        """A WebSocket of the server, to be entered as an asynchronous context."""
+        from websockets.asyncio.client import connect as open_websocket
+        from websockets.asyncio.client import unix_connect
+
+        headers = {name: value for name, value in self._client.headers.items() if name == "authorization"}
+        options: dict[str, Any] = {
+            "additional_headers": headers,
+            "compression": None,
+            "max_size": None,
+            "open_timeout": open_timeout,
+            "user_agent_header": "inn",
+        }
+        if self._socket is not None:
+            return unix_connect(str(self._socket), f"ws://innkeeper{path}", **options)
+        url = self._client.base_url
+        scheme = "wss" if url.scheme == "https" else "ws"
+        prefix = url.raw_path.decode().rstrip("/")
+        return open_websocket(f"{scheme}://{url.netloc.decode()}{prefix}{path}", **options)
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
@@ -182,7 +204,7 @@ def connect(ctx: typer.Context) -> Server:
         client = httpx2.Client(base_url=target.url, headers=headers, timeout=timeout)
         where = target.url
     ctx.call_on_close(client.close)
-    return Server(client, where)
+    return Server(client, where, socket=None if target.url else target.socket)
 
 
 def _check_socket(path: Path) -> None:

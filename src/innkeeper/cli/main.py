@@ -21,6 +21,7 @@ COMMANDS = {
     "room": ("room", "app"),
     "vm": ("vm", "app"),
     "run": ("run", "run"),
+    "terminal": ("terminal", "terminal"),
     "cp": ("copying", "cp"),
     "share": ("share", "app"),
     "profile": ("profile", "app"),

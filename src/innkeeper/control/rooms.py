@@ -176,11 +176,16 @@ async def find(control: Control, principal: Principal, profile_id: UUID, room_id
 
 async def find_instance(control: Control, principal: Principal, instance_id: UUID) -> RoomView:
     """The room of an instance's public or internal id. Raises InstanceNotFoundError."""
+    return entry_of_instance(control, principal, instance_id).view
+
+
+def entry_of_instance(control: Control, principal: Principal, instance_id: UUID) -> RoomEntry:
+    """The entry of the room of an instance's public or internal id, in whatever state. Raises InstanceNotFoundError."""
     require(principal, Scope.ROOMS)
     entry = control.live.by_public_id(instance_id) or control.live.by_instance(instance_id)
     if not isinstance(entry, RoomEntry) or entry.instance.organization_id != principal.organization_id:
         raise InstanceNotFoundError
-    return entry.view
+    return entry
 
 
 async def list_of_profile(

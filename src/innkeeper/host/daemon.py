@@ -44,6 +44,7 @@ from innkeeper.host.inventory import choose_platform
 from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
+from innkeeper.host.machine import Machine
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.network.firewall import FirewallLimits
@@ -53,6 +54,7 @@ from innkeeper.host.operator_verbs import OperatorVerbs
 from innkeeper.host.ports import Ports
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
+from innkeeper.host.terminals import Terminals
 from innkeeper.host.trees import Trees
 from innkeeper.host.turns import Turns
 from innkeeper.host.usage import UsageLedger
@@ -186,7 +188,13 @@ async def run_daemon(
         stack.push_async_callback(_wind_down, fleet, driver, store, pool, keep_running=keep_running)
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
         executions = Executions(changes=changes, turns=turns, metrics=metrics)
-        fleet.resume = lambda machine: executions.resume(machine, fleet.journals_of(machine))
+        terminals = Terminals(fleet, turns, limit=settings.max_terminals)
+
+        def resume(machine: Machine) -> None:
+            executions.resume(machine, fleet.journals_of(machine))
+            terminals.resume(machine)
+
+        fleet.resume = resume
         recovered = await recovery.recover(
             directories=directories,
             driver=driver,
@@ -313,7 +321,7 @@ async def run_daemon(
             max_image_bytes=settings.image_max_mb * MIB,
         )
         handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
-        handlers |= {**Ports(fleet).handlers(), **Trees(fleet).handlers()}
+        handlers |= {**Ports(fleet).handlers(), **Trees(fleet).handlers(), **terminals.handlers()}
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 

@@ -154,6 +154,10 @@ class Fleet:
         """The folder of an instance's journals."""
         return self._directories.instances / str(instance_id) / "journals"
 
+    def terminals(self, machine: Machine) -> Path:
+        """The folder of what is kept of the terminals of a machine's instance."""
+        return self.journals_of(machine).parent / "terminals"
+
     def loads(self) -> list[Load]:
         """What admission counts."""
         loads = [

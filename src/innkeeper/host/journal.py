@@ -1,4 +1,4 @@
-"""The kept output of executions: files on the host, bounded per execution and per instance.
+"""The kept output of executions and terminals: files on the host, bounded for each of them and per instance.
 
 An execution keeps its first 16 MiB and its last 48 MiB; the bytes between are a marked gap. Offsets count the bytes that the
 command wrote, so they never shift. `<execution>.head` holds the first part, `<execution>.tail` is a ring of the last
@@ -19,13 +19,22 @@ from uuid import UUID
 from innkeeper.errors import ExecutionNotFoundError
 from innkeeper.host.linux.sparse import punch_hole
 
-HEAD_BYTES = 16 * 1_048_576
-TAIL_BYTES = 48 * 1_048_576
 INSTANCE_BYTES = 512 * 1_048_576
 # Records without output are small but not free: a room that runs a million commands keeps the newest of them.
 INSTANCE_EXECUTIONS = 10_000
 # Everything that an execution leaves: the last one is its file changes, which the scanner writes. Earlier versions left `.new`.
 SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".changes")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How much of an output is kept: that many bytes from its beginning, and that many from its end."""
+
+    head_bytes: int
+    tail_bytes: int
+
+
+COMMANDS = Kept(16 * 1_048_576, 48 * 1_048_576)
 
 
 @dataclass(slots=True)
@@ -63,7 +72,8 @@ class Journal:
     last name. So a command costs the host's file system one new inode and no removed one, which is most of what its journal takes.
     """
 
-    def __init__(self, directory: Path, execution_id: UUID) -> None:
+    def __init__(self, directory: Path, execution_id: UUID, *, kept: Kept | None = None) -> None:
+        self._kept = kept or COMMANDS
         # Not a Path: every command comes by here, and pathlib takes longer than the calls that it makes.
         self._stem = f"{directory}/{execution_id}"
         self.record = ExecutionRecord(execution_id=str(execution_id), started_at=time.time())
@@ -74,10 +84,10 @@ class Journal:
         self._recorded_bytes = 0
 
     @classmethod
-    def resume(cls, directory: Path, execution_id: UUID) -> Journal:
+    def resume(cls, directory: Path, execution_id: UUID, *, kept: Kept | None = None) -> Journal:
         """The journal of an execution that an earlier daemon began, ready to be continued at `record.total_bytes`."""
-        journal = cls(directory, execution_id)
-        journal.record = _marked(directory, str(execution_id))
+        journal = cls(directory, execution_id, kept=kept)
+        journal.record = _marked(directory, str(execution_id), kept)
         return journal
 
     def exists(self) -> bool:
@@ -91,17 +101,17 @@ class Journal:
 
     def write(self, data: bytes) -> None:
         """Append output. Raises OSError when the host's disk is full; what was written until then counts."""
-        position, record = self.record.total_bytes, self.record
-        if position < HEAD_BYTES:
-            kept = data[: HEAD_BYTES - position]
-            _pwrite_all(self._opened_head(), kept, position)
-            position, data = position + len(kept), data[len(kept) :]
+        position, record, kept = self.record.total_bytes, self.record, self._kept
+        if position < kept.head_bytes:
+            first_part = data[: kept.head_bytes - position]
+            _pwrite_all(self._opened_head(), first_part, position)
+            position, data = position + len(first_part), data[len(first_part) :]
             record.total_bytes = position
         if data:
             end = position + len(data)
-            data, position = data[-TAIL_BYTES:], position + max(0, len(data) - TAIL_BYTES)
+            data, position = data[-kept.tail_bytes :], position + max(0, len(data) - kept.tail_bytes)
             tail = self._opened_tail()
-            for at, first, size in _ring(position, len(data)):
+            for at, first, size in _ring(kept, position, len(data)):
                 _pwrite_all(tail, data[first : first + size], at)
             record.total_bytes = end
             self._note_total()
@@ -111,21 +121,21 @@ class Journal:
 
         The guest names the offset, so a far one costs no more than a near one: nothing is written, there are holes.
         """
-        position, record = self.record.total_bytes, self.record
+        position, record, kept = self.record.total_bytes, self.record, self._kept
         if offset <= position:
             return
-        if position < HEAD_BYTES:
-            os.ftruncate(self._opened_head(), min(offset, HEAD_BYTES))
-        if offset > HEAD_BYTES:
+        if position < kept.head_bytes:
+            os.ftruncate(self._opened_head(), min(offset, kept.head_bytes))
+        if offset > kept.head_bytes:
             tail = self._opened_tail()
-            position = max(position, HEAD_BYTES, offset - TAIL_BYTES)
-            for at, _, size in _ring(position, offset - position):
+            position = max(position, kept.head_bytes, offset - kept.tail_bytes)
+            for at, _, size in _ring(kept, position, offset - position):
                 if os.fstat(tail).st_size < at + size:
                     os.ftruncate(tail, at + size)
                 if not punch_hole(tail, at, size):
                     _pwrite_all(tail, bytes(size), at)
         record.total_bytes = offset
-        if offset > HEAD_BYTES:
+        if offset > kept.head_bytes:
             self._note_total()
 
     def _opened_head(self) -> int:
@@ -175,10 +185,10 @@ def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _ring(position: int, length: int) -> list[tuple[int, int, int]]:
-    """Where the tail's ring holds `length` (at most TAIL_BYTES) bytes from `position` on: [(offset in the file, offset in the bytes, size)]."""
-    at = (position - HEAD_BYTES) % TAIL_BYTES
-    first = min(length, TAIL_BYTES - at)
+def _ring(kept: Kept, position: int, length: int) -> list[tuple[int, int, int]]:
+    """Where the tail's ring holds `length` (at most `tail_bytes`) bytes from `position` on: [(offset in the file, offset in the bytes, size)]."""
+    at = (position - kept.head_bytes) % kept.tail_bytes
+    first = min(length, kept.tail_bytes - at)
     return [(at, 0, first), (0, first, length - first)][: 1 + (length > first)]
 
 
@@ -186,7 +196,7 @@ def _mark(record: ExecutionRecord) -> bytes:
     return f"{record.started_at:020.6f} {record.total_bytes:020d}\n".encode()
 
 
-def _marked(directory: Path, execution_id: str) -> ExecutionRecord:
+def _marked(directory: Path, execution_id: str, kept: Kept | None = None) -> ExecutionRecord:
     """What the mark of an execution says of it: as far as it has come, or its end, where a daemon was killed before it could name the record."""
     try:
         text = (directory / f"{execution_id}.running").read_text()
@@ -197,7 +207,7 @@ def _marked(directory: Path, execution_id: str) -> ExecutionRecord:
     except (FileNotFoundError, ValueError):
         # None, or one that a crash of the host left empty.
         raise ExecutionNotFoundError from None
-    if record.total_bytes <= HEAD_BYTES:
+    if record.total_bytes <= (kept or COMMANDS).head_bytes:
         # The mark is brought up to date only once the ring is in use.
         with contextlib.suppress(FileNotFoundError):
             record.total_bytes = (directory / f"{execution_id}.head").stat().st_size
@@ -238,11 +248,13 @@ def read_record(directory: Path, execution_id: UUID) -> ExecutionRecord:
     return _recorded(text)
 
 
-def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: int) -> OutputSlice:
+def read_output(
+    directory: Path, record: ExecutionRecord, offset: int, limit: int, *, kept: Kept | None = None
+) -> OutputSlice:
     """At most `limit` bytes from `offset` on; an offset inside the gap is moved to its end."""
-    total = record.total_bytes
-    tail_start = max(HEAD_BYTES, total - TAIL_BYTES)
-    gap = (HEAD_BYTES, tail_start) if tail_start > HEAD_BYTES else None
+    total, kept = record.total_bytes, kept or COMMANDS
+    tail_start = max(kept.head_bytes, total - kept.tail_bytes)
+    gap = (kept.head_bytes, tail_start) if tail_start > kept.head_bytes else None
     stem = directory / record.execution_id
     if gap is not None and gap[0] <= offset < gap[1]:
         offset = gap[1]
@@ -250,15 +262,15 @@ def read_output(directory: Path, record: ExecutionRecord, offset: int, limit: in
         return OutputSlice(total, b"", total, gap)
     data = b""
     with contextlib.suppress(FileNotFoundError):
-        if offset < HEAD_BYTES:
+        if offset < kept.head_bytes:
             with stem.with_suffix(".head").open("rb") as head:
                 data = os.pread(head.fileno(), limit, offset)
         else:
             with stem.with_suffix(".tail").open("rb") as tail:
-                at = (offset - HEAD_BYTES) % TAIL_BYTES
+                at = (offset - kept.head_bytes) % kept.tail_bytes
                 wanted = min(limit, total - offset)
-                data = os.pread(tail.fileno(), min(wanted, TAIL_BYTES - at), at)
-                if len(data) < wanted and at + len(data) == TAIL_BYTES:
+                data = os.pread(tail.fileno(), min(wanted, kept.tail_bytes - at), at)
+                if len(data) < wanted and at + len(data) == kept.tail_bytes:
                     data += os.pread(tail.fileno(), wanted - len(data), 0)
     return OutputSlice(offset, data, total, gap)
 

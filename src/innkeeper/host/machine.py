@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
@@ -23,6 +23,9 @@ from innkeeper.host.drivers.contract import Driver, RunningMachine
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.journal import Journal
 from innkeeper.host.output_pace import OutputPace
+
+if TYPE_CHECKING:
+    from innkeeper.host.terminal import Terminal
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -150,6 +153,8 @@ class Machine:
     scan_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     has_baseline: bool = False
     journals: dict[str, Journal] = field(default_factory=dict)
+    # By name: those that run, and the last ones that ended.
+    terminals: dict[str, Terminal] = field(default_factory=dict)
     output_pace: OutputPace = field(default_factory=OutputPace)
     _transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TRANSFERS))
     _freeze_timer: asyncio.TimerHandle | None = None

@@ -11,12 +11,22 @@ from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, Mac
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
 from innkeeper.core.port_verbs import DialPort
 from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, WARM_POOL_RANGE
+from innkeeper.core.terminal_verbs import (
+    COMMAND_BYTES_MAX,
+    SIZE_RANGE,
+    TERMINAL_NAME,
+    AttachTerminal,
+    EndTerminal,
+    ResizeTerminal,
+    StartTerminal,
+)
 from innkeeper.errors import InvalidRequestError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_TIMEOUT_SECONDS = 3_600
 MAX_ANSWER_BYTES = 16_777_216
+MAX_PROGRAMS = 4
 
 
 def check_limits(request: Any) -> None:  # one of VERBS, already of the right types
@@ -50,6 +60,24 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
         if not 0 < request.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequestError(f"timeout_seconds: more than 0, at most {MAX_TIMEOUT_SECONDS}")
         _check_range("answer_bytes", request.answer_bytes, (0, MAX_ANSWER_BYTES))
+    elif isinstance(request, (StartTerminal, ResizeTerminal, EndTerminal, AttachTerminal)):
+        _check_terminal(request)
+
+
+def _check_terminal(request: StartTerminal | ResizeTerminal | EndTerminal | AttachTerminal) -> None:
+    if request.name is not None and not TERMINAL_NAME.fullmatch(request.name):
+        raise InvalidRequestError("name: not one of a terminal")
+    if isinstance(request, (StartTerminal, ResizeTerminal)):
+        _check_range("cols", request.cols, SIZE_RANGE)
+        _check_range("rows", request.rows, SIZE_RANGE)
+    if isinstance(request, AttachTerminal) and request.offset < 0:
+        raise InvalidRequestError("offset: not negative")
+    if isinstance(request, StartTerminal):
+        if not 1 <= len(request.programs) <= MAX_PROGRAMS or not all(request.programs):
+            raise InvalidRequestError(f"programs: 1 to {MAX_PROGRAMS}, each with a name")
+        # The label stays on the host for as long as the terminal is known.
+        if len(request.label) + sum(len(word) for words in request.programs for word in words) > 4 * COMMAND_BYTES_MAX:
+            raise InvalidRequestError("programs: too long")
 
 
 def _check_shape(shape: MachineShape) -> None:

@@ -16,8 +16,7 @@ PIECES = st.lists(st.integers(0, 60), max_size=12)
 @pytest.fixture(autouse=True, scope="module")
 def small():
     patch = pytest.MonkeyPatch()
-    patch.setattr(journal, "HEAD_BYTES", HEAD)
-    patch.setattr(journal, "TAIL_BYTES", TAIL)
+    patch.setattr(journal, "COMMANDS", journal.Kept(HEAD, TAIL))
     yield
     patch.undo()
 
@@ -116,8 +115,7 @@ def test_a_skip_leaves_zeros_and_nothing_older(tmp_path, before, skipped):
 
 
 def test_a_skip_as_far_as_a_guest_may_claim_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "HEAD_BYTES", 16 << 20)
-    monkeypatch.setattr(journal, "TAIL_BYTES", 48 << 20)
+    monkeypatch.setattr(journal, "COMMANDS", journal.Kept(16 << 20, 48 << 20))
     one, execution_id, _ = written(tmp_path, [5])
     one.skip_to(1 << 40)
     one.close()

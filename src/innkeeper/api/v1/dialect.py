@@ -12,6 +12,7 @@ from innkeeper.api.errors import FieldsError, error_response
 from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.sessions import add_session_routes
 from innkeeper.api.v1.shares import add_share_routes
+from innkeeper.api.v1.terminals import VM_BASES, add_terminal_routes
 from innkeeper.api.v1.vms import add_vm_routes
 from innkeeper.control.context import Control
 from innkeeper.errors import InvalidRequestError
@@ -25,6 +26,7 @@ def build_router(control: Control) -> APIRouter:
     add_vm_routes(router, control)
     add_session_routes(router, control)
     add_share_routes(router, control)
+    add_terminal_routes(router, control, VM_BASES)
     return router
 
 

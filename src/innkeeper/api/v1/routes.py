@@ -32,6 +32,7 @@ from innkeeper.api.v1.schemas import (
     TokenCreate,
     TokenCreated,
 )
+from innkeeper.api.v1.terminals import ROOM_BASES, add_terminal_routes
 from innkeeper.control import audit, hosts, organizations, rooms, tokens
 from innkeeper.control.context import Control
 from innkeeper.control.room_entry import RoomView
@@ -47,6 +48,7 @@ def build_router(control: Control) -> APIRouter:
     add_build_routes(router, control)
     add_account_routes(router, control)
     add_audit_routes(router, control)
+    add_terminal_routes(router, control, ROOM_BASES)
 
     @router.get("/v1/organizations")
     async def list_organizations(principal: CurrentPrincipal) -> list[OrganizationAnswer]:
