@@ -1,4 +1,4 @@
-"""Rows about guests that do nothing: their memory and processor time, what the server itself needs for each, and how soon another one has them."""
+"""Rows about guests that do nothing: their memory and processor time, and what the server itself needs for each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from bench.server import Room, Server
 
 WATCH_SECONDS = 10.0
 FREEZE_SECONDS = 60.0
-RESTARTS = 5
 
 
 def measure(server: Server, *, counts: tuple[int, ...]) -> list[Row]:
-    """Rooms up to each count, frozen, then watched for ten seconds; at the last count, servers that are killed and started again."""
+    """Rooms up to each count, frozen, then watched for ten seconds."""
     rows = []
     profile = server.profile("bench-idle", warm_pool_size=0, memory_mb=256)
     rooms: list[Room] = []
@@ -50,16 +49,6 @@ def measure(server: Server, *, counts: tuple[int, ...]) -> list[Row]:
         each = Row(f"idle-{count}-server", f"server memory per instance, at {count}", "MB private", Budget(0.2))
         each.values = [(_server_mb(server) - rest) / count]
         rows += [memory, cpu, machine, each]
-    adopted = Row(
-        f"adopt-{len(rooms)}",
-        f"start after a kill -9, to a command run in one of {len(rooms)} frozen guests",
-        "s",
-        Budget(2) if len(rooms) >= 100 else None,
-    )
-    for number in range(RESTARTS):
-        adopted.values.append(server.restart(rooms[number]))
-        _wait_frozen(server, len(rooms))
-    rows.append(adopted)
     for room in rooms:
         room.destroy()
     return rows

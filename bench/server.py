@@ -53,33 +53,6 @@ class Server:
 
     def start(self) -> float:
         """Start it; returns the seconds until its report, which ends with a command run in a new room."""
-        began = time.perf_counter()
-        self._spawn()
-        return self._wait_report() - began
-
-    def restart(self, room: Room) -> float:
-        """Kill both of its processes and start it again; returns the seconds until a command has run in a room that it had."""
-        assert self._process is not None
-        for pid in self.processes().values():
-            os.kill(pid, signal.SIGKILL)
-        self._process.wait(STOP_SECONDS)
-        began = time.perf_counter()
-        self._spawn()
-        body = json.dumps({"command": "true"}).encode()
-        while True:
-            try:
-                with contextlib.closing(self.connect()) as connection:
-                    self.raw_on(connection, "POST", f"{room.path}/command", body)
-                break
-            except (OSError, http.client.HTTPException, RefusedError):
-                if time.perf_counter() - began > READY_SECONDS:
-                    raise
-                time.sleep(0.005)
-        took = time.perf_counter() - began
-        self._wait_report()
-        return took
-
-    def _spawn(self) -> None:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("INNKEEPER_")},
             "INNKEEPER_IMAGES": "base",
@@ -89,26 +62,20 @@ class Server:
             "PYTHONUNBUFFERED": "1",
         }
         argv = [str(Path(sys.prefix) / "bin" / "inn"), "serve", "--home", str(self.home), "--port", str(self.port)]
+        began = time.perf_counter()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-    def _wait_report(self) -> float:
-        """Wait for the end of its report; returns when that was."""
-        assert self._process is not None
-        deadline = time.perf_counter() + READY_SECONDS
         while REPORT_END not in (text := self.log.read_text(errors="replace")):
-            if self._process.poll() is not None or time.perf_counter() > deadline:
+            if self._process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
                 self.stop()
                 raise SystemExit(f"the server did not start:\n{text}")
             time.sleep(0.005)
-        reported = time.perf_counter()
+        took = time.perf_counter() - began
         if "could not be used" in text:
             raise SystemExit(text)
-        if self._http is not None:
-            self._http.close()
         self._http = self.connect()
         self._token = (self.home / "first-token").read_text().strip()
-        return reported
+        return took
 
     def stop(self) -> None:
         """Stop it; its guests, mounts and namespaces go with it."""

@@ -69,6 +69,7 @@ func newAgent(socket, bootID string) (*agent, error) {
 		"exec":        table.Exec,
 		"attach":      table.Attach,
 		"processes":   table.Processes,
+		"workdir":     table.Workdir,
 		"signal":      table.Signal,
 		"stat":        store.Stat,
 		"list":        store.List,

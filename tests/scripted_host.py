@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from tests.scripted_builds import ScriptedBuilds
 from tests.scripted_ports import ScriptedPorts
 from tests.scripted_terminals import ScriptedTerminals
+from tests.scripted_trees import ScriptedTrees
 
 from innkeeper.bus.contract import Data, End, Handler, ServerCall
 from innkeeper.bus.in_process import in_process_bus
@@ -80,6 +81,7 @@ class ScriptedHost:
         self.builds = ScriptedBuilds()
         self.ports = ScriptedPorts(self._there)
         self.terminals = ScriptedTerminals()
+        self.trees = ScriptedTrees(self.files, self._there)
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def count(self, verb: type[Any]) -> int:
@@ -136,6 +138,7 @@ class ScriptedHost:
                 *self.builds.answers(),
                 *self.ports.answers(),
                 *self.terminals.answers(),
+                *self.trees.answers(),
             )
         }
 
@@ -263,7 +266,7 @@ class ScriptedHost:
         if self.read_error is not None:
             raise self.read_error
         data = self._file(request.instance_id, request.path)
-        await call.send_message({"size": len(data), "mtime_ns": 1, "mime": "text/plain"})
+        await call.send_message({"size": len(data), "mtime_ns": 1, "ctime_ns": 1, "inode": 1, "mime": "text/plain"})
         end = len(data) if request.length is None else request.offset + request.length
         await call.send_data(data[request.offset : end])
         return {"bytes": len(data[request.offset : end])}

@@ -1,10 +1,12 @@
 package exec
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"syscall"
 	"time"
 
+	"innkeeper/guest/account"
 	"innkeeper/guest/link"
 	"innkeeper/guest/terminal"
 )
@@ -142,4 +144,17 @@ func (t *Table) RunQuietly(line string) {
 	if err == nil {
 		<-child.Done
 	}
+}
+
+// Workdir serves the workdir verb: where commands begin that name no directory.
+func (t *Table) Workdir(stream *link.Stream, _ link.Request) {
+	settings := t.Settings()
+	user, err := account.Lookup(settings.User)
+	if err != nil {
+		stream.Fail(err)
+		return
+	}
+	stream.Succeed(struct {
+		PathB64 string `json:"path_b64"`
+	}{base64.StdEncoding.EncodeToString([]byte(defaultDirectory(settings, user)))})
 }

@@ -31,6 +31,9 @@ PAGES = {
     "/cli-login/": "v1-account.md",
     "/v1/shares": "v1-shares.md",
     "/v1/sessions/app-url/": "v1-shares.md",
+    "/v1/vms/{vm_id}/files": "v1-files.md",
+    "/upload": "v1-files.md",
+    "/download": "v1-files.md",
 }
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 

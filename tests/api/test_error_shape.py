@@ -47,10 +47,10 @@ def fill(api: Any, template: str, **values: str) -> str:
     return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
 
 
-V1 = ("/v1/", "/kill")
+V1 = ("/v1/", "/kill", "/upload", "/download")
 LOGIN = "/api/cli-auth/"
 # InstaVM's endpoints: a request that is not valid is 422, with a list.
-LISTED = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill")
+LISTED = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill", "/upload", "/download")
 
 
 def check(answer: Any, path: str, status: int | set[int], code: str | None = None) -> None:
@@ -77,7 +77,7 @@ def check(answer: Any, path: str, status: int | set[int], code: str | None = Non
 
 
 # Bodies that are taken as they are.
-STREAMED = ("/file/{path}", "/context", "/archive")
+STREAMED = ("/file/{path}", "/context", "/archive", "/content", "/upload", "/download")
 
 
 def needs_token(path: str) -> bool:
@@ -166,7 +166,7 @@ async def test_unknown_ids(api: Any) -> None:
                 if (
                     name in ("room_id", "path")
                     or (name == "registry" and method == "PUT")
-                    or template.endswith("/archive")
+                    or (template.endswith("/archive") and template.startswith("/v1/images"))
                 ):
                     # These make what they name.
                     continue
@@ -185,6 +185,13 @@ async def test_unknown_ids(api: Any) -> None:
 def body_for(template: str, method: str) -> dict[str, Any]:
     if template.startswith("/v1/shares/"):
         return {"json": {"is_public": True} if method == "PATCH" else {}} if method in BODIES else {}
+    if "/files" in template and template.startswith("/v1/vms"):
+        query = {"params": {"path": "/a", "pattern": "x", "query": "x"}}
+        return (
+            {"json": {"path": "/a", "to": "/b"} if not template.endswith("/mkdir") else {"path": "/a"}}
+            if method == "POST"
+            else query
+        )
     if method == "PATCH":
         return {"json": {"description": "x"} if template.startswith("/v1/api-keys") else {}}
     if template.endswith(("/cancel", "/gc", "/backup")) and method == "POST":

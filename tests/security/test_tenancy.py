@@ -52,8 +52,12 @@ class Entry:
     status: int = 200
     json: Mapping[str, Any] | None = None
     content: bytes | None = None
+    query: Mapping[str, str] | None = None
+    content_type: str | None = None
     # The answer holds what is everybody's, or is the operator's alone: other organizations may be in it.
     shared: bool = False
+    # The answer goes on until the guest says that it is over, which it does at once.
+    ends: bool = False
 
 
 SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA" + "A" * 42 + " of the test"
@@ -64,6 +68,15 @@ PROFILE = "/api/profile/{profile_id}"
 PUBLIC = "/vm/{instance_id}/file/{path}"
 VM = "/v1/vms/{vm_id}"
 APP = "/v1/app/{session}/{port}/{path}"
+FILES = f"{VM}/files"
+AT = {"path": "/tmp/a"}
+UPLOAD = (
+    b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\n' + value + b"\r\n"
+        for name, value in ((b"session_id", b"{session}"), (b"remote_path", b"/tmp/new"), (b"file", b"new"))
+    )
+    + b"--b--\r\n"
+)
 MATRIX: dict[Route, Entry] = {
     ("POST", ROOM): Entry(ROOMS),
     ("DELETE", ROOM): Entry(ROOMS, status=204),
@@ -112,6 +125,22 @@ MATRIX: dict[Route, Entry] = {
     ("POST", f"{VM}/hold"): Entry(ROOMS, json={"seconds": 5}),
     ("POST", f"{VM}/stage-env"): Entry(ROOMS, json={"entries": [{"env_name": "A", "value": "b"}]}),
     ("GET", f"{VM}/events"): Entry(ROOMS),
+    ("GET", FILES): Entry(ROOMS, query=AT),
+    ("DELETE", FILES): Entry(ROOMS, query=AT),
+    **{("GET", f"{FILES}/{leaf}"): Entry(ROOMS, query=AT) for leaf in ("stat", "content", "archive")},
+    ("HEAD", f"{FILES}/content"): Entry(ROOMS, query=AT),
+    ("GET", f"{FILES}/glob"): Entry(ROOMS, query={"path": "/tmp", "pattern": "*"}),
+    ("GET", f"{FILES}/search"): Entry(ROOMS, query={"path": "/tmp", "query": "x"}),
+    ("GET", f"{FILES}/watch"): Entry(ROOMS, query={"path": "/tmp"}, ends=True),
+    ("PUT", f"{FILES}/content"): Entry(ROOMS, query=AT, content=b"new"),
+    ("PUT", f"{FILES}/archive"): Entry(ROOMS, query={"path": "/tmp"}, content=b"new"),
+    ("POST", f"{FILES}/mkdir"): Entry(ROOMS, status=201, json={"path": "/tmp/d"}),
+    ("POST", f"{FILES}/rename"): Entry(ROOMS, json={"path": "/tmp/a", "to": "/tmp/b"}),
+    ("POST", f"{FILES}/copy"): Entry(ROOMS, status=201, json={"path": "/tmp/a", "to": "/tmp/c"}),
+    ("POST", "/upload"): Entry(ROOMS, content=UPLOAD, content_type="multipart/form-data; boundary=b"),
+    ("POST", "/download"): Entry(
+        ROOMS, content=b"filename=/tmp/a&session_id={session}", content_type="application/x-www-form-urlencoded"
+    ),
     ("POST", "/v1/sessions/session"): Entry(ROOMS, json={}),
     ("GET", "/v1/sessions/session/{session}"): Entry(ROOMS),
     ("GET", "/v1/sessions/status/{session}"): Entry(ROOMS),
@@ -233,7 +262,15 @@ class Matrix:
         transport = httpx2.ASGITransport(app=app, client=CLIENT)
         async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
             path = meant(template).format_map({"port": "9", **values})
-            return await client.request(method, path, json=filled(entry.json, values), content=entry.content, **more)
+            content = entry.content
+            if content is not None:
+                content = content.replace(b"{session}", values["session"].encode())
+            if entry.content_type is not None:
+                client.headers["Content-Type"] = entry.content_type
+            body = {"json": filled(entry.json, values), "content": content, "params": entry.query}
+            if entry.ends:
+                self.world.host.trees.events.put_nowait(None)
+            return await client.request(method, path, **body, **more)
 
     async def objects(self, owner: Tenant) -> dict[str, str]:
         """One of everything, new."""
@@ -252,6 +289,9 @@ class Matrix:
         assert machine_of_vm is not None
         for instance_id in (entry.instance.id, machine_of_vm[0]):
             self.world.host.terminals.add(instance_id, values["pid"], label=f"of {owner.name}")
+        entry = self.world.control.live.find((UUID(vm["session_id"]), ""))
+        assert entry is not None
+        self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
         execution_id = ran["result"]["execution_id"]
         key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
@@ -371,7 +411,9 @@ def meant(template: str) -> str:
 
 def ids_in(route: Route) -> list[str]:
     # Those in the body look as in a path there.
-    template = "".join([route[1], *(value for value in (MATRIX[route].json or {}).values() if isinstance(value, str))])
+    entry = MATRIX[route]
+    values = [value for value in (entry.json or {}).values() if isinstance(value, str)]
+    template = "".join([route[1], *values, "{session}" if b"{session}" in (entry.content or b"") else ""])
     return [name for _, name, _, _ in string.Formatter().parse(meant(template)) if name in IDS]
 
 
@@ -385,7 +427,9 @@ def check_shape(route: Route, answer: httpx2.Response, code: str) -> None:
     if route[0] == "HEAD":
         return
     body = answer.json()
-    fields = {"detail", "code"} if route[1].startswith(("/v1/", "/kill")) else {"error", "message"}
+    fields = (
+        {"detail", "code"} if route[1].startswith(("/v1/", "/kill", "/upload", "/download")) else {"error", "message"}
+    )
     assert set(body) == fields and code in body.values(), body
 
 

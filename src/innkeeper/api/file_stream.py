@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from starlette.types import Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from innkeeper.api.body import header_values
 from innkeeper.api.errors import RangeNotSatisfiableError
@@ -17,6 +18,7 @@ from innkeeper.control.files import FileReader
 Opener = Callable[[int, int | None], AbstractAsyncContextManager[FileReader]]
 """(offset, length) -> the open file."""
 
+UPLOAD_MAX_BYTES = 64 << 30
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _CHARSET_TYPES = ("application/json", "application/javascript", "application/xml", "image/svg+xml")
 
@@ -31,10 +33,38 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class FileAnswer:
-    """What goes with the bytes."""
+    """What goes with the bytes. With `tagged` they have an ETag, and the request's If-None-Match and If-Range count."""
 
     wanted: ByteRange | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    tagged: bool = False
+    known: frozenset[str] = frozenset()
+    if_range: str | None = None
+
+
+class Streamed(Response):
+    """An answer that a function sends by itself; what it raises before it began is answered as an error."""
+
+    def __init__(self, serve: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._serve = serve
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await self._serve(scope, receive, send)
+
+
+def tagged_answer(scope: Scope, headers: Mapping[str, str]) -> FileAnswer:
+    """What a request's conditions ask for, with an ETag."""
+    known = b",".join(header_values(scope["headers"], b"if-none-match")).decode("latin-1")
+    if_range = header_values(scope["headers"], b"if-range")
+    return FileAnswer(
+        wanted=byte_range(scope),
+        headers=headers,
+        tagged=True,
+        known=frozenset(tag.strip().removeprefix("W/") for tag in known.split(",") if tag.strip()),
+        if_range=if_range[0].decode("latin-1").strip() if if_range else None,
+    )
 
 
 def byte_range(scope: Scope) -> ByteRange | None:
@@ -86,35 +116,60 @@ async def send_file(opener: Opener, answer: FileAnswer, method: str, send: Send)
         offset = wanted.first
         length = None if wanted.last is None else wanted.last - wanted.first + 1
     async with opener(offset, length) as file:
-        if wanted is not None and offset >= file.size:
-            raise RangeNotSatisfiableError(file.size)
-        count = file.size if wanted is None else min(file.size - offset, length if length is not None else file.size)
-        headers = {
-            "Content-Type": content_type(file.mime),
-            "Accept-Ranges": "bytes",
-            **answer.headers,
-        }
-        if file.size or method == "HEAD":
-            headers["Content-Length"] = str(count)
-        else:
-            # Kernel files say 0 and have content all the same.
-            count = sys.maxsize
-        if wanted is not None:
-            headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{file.size}"
-        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200 if wanted is None else 206, "headers": encoded})
-        if method == "HEAD":
+        tag = f'"{file.version}"'
+        if answer.tagged and answer.known & {tag, "*"}:
+            head = [(b"etag", tag.encode())]
+            await send({"type": "http.response.start", "status": 304, "headers": head})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        left = count
-        async for chunk in file.chunks:
-            # A file that grows while it is read ends where its announced length ended.
-            piece = chunk[:left]
-            left -= len(piece)
-            if piece:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            if left == 0:
-                break
-        if left == 0 or file.size == 0:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # Else it shrank: no end is sent, so the connection is cut and the client sees that bytes are missing.
+        if wanted is None or not answer.tagged or answer.if_range in (None, tag):
+            await _send_open(file, wanted, offset, length, answer, method, send)
+            return
+    # The part that is wanted is one of another content: the whole of this one.
+    async with opener(0, None) as file:
+        await _send_open(file, None, 0, None, answer, method, send)
+
+
+async def _send_open(
+    file: FileReader,
+    wanted: ByteRange | None,
+    offset: int,
+    length: int | None,
+    answer: FileAnswer,
+    method: str,
+    send: Send,
+) -> None:
+    if wanted is not None and offset >= file.size:
+        raise RangeNotSatisfiableError(file.size)
+    count = file.size if wanted is None else min(file.size - offset, length if length is not None else file.size)
+    headers = {
+        "Content-Type": content_type(file.mime),
+        "Accept-Ranges": "bytes",
+        **answer.headers,
+    }
+    if answer.tagged:
+        headers["ETag"] = f'"{file.version}"'
+    if file.size or method == "HEAD":
+        headers["Content-Length"] = str(count)
+    else:
+        # Kernel files say 0 and have content all the same.
+        count = sys.maxsize
+    if wanted is not None:
+        headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{file.size}"
+    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200 if wanted is None else 206, "headers": encoded})
+    if method == "HEAD":
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    left = count
+    async for chunk in file.chunks:
+        # A file that grows while it is read ends where its announced length ended.
+        piece = chunk[:left]
+        left -= len(piece)
+        if piece:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        if left == 0:
+            break
+    if left == 0 or file.size == 0:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    # Else it shrank: no end is sent, so the connection is cut and the client sees that bytes are missing.

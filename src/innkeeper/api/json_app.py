@@ -119,7 +119,7 @@ class JsonGate:
         self._key_in_body = key_in_body
         self._once = once
         self._authenticate = authenticate
-        # Paths whose PUT reads its body itself, as it comes.
+        # Paths whose PUT or POST reads its body itself, as it comes.
         self._streamed = None if streamed is None else re.compile(streamed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +132,7 @@ class JsonGate:
             await self._answer(body, scope, receive, send)
             return
         scope[PRINCIPAL] = await self._authenticate(scope)
-        if self._streamed is not None and scope["method"] == "PUT" and self._streamed.fullmatch(path):
+        if self._streamed is not None and scope["method"] in ("PUT", "POST") and self._streamed.fullmatch(path):
             await self._serve(scope, receive, send)
             return
         await self._answer(await read_json_body(scope, receive), scope, receive, send)

@@ -1,6 +1,6 @@
-"""`inn cp`: files and directories into and out of a room.
+"""`inn cp`: files and directories into and out of a room or a VM.
 
-Names in a room are the guest's: they are checked before they become local names, links and devices are never followed or made, and a
+Names in a guest are its own: they are checked before they become local names, links and devices are never followed or made, and a
 local file appears whole under its name or not at all.
 """
 
@@ -10,14 +10,15 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, unquote_to_bytes
 
 import typer
 
 from innkeeper.cli.connection import Server, connect, refused
+from innkeeper.cli.guest_files import Entry, GuestFiles, entries, parse_place
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import FAILED, USAGE, fail, human_size, note, print_json, visible
 
@@ -27,15 +28,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 # A guest can nest directories, and answer listings, without end.
 MAX_DEPTH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """PROFILE/ROOM:/path."""
-
-    profile: str
-    room: str
-    path: bytes
+# How rooms and VMs say that a path is no regular file.
+NOT_A_FILE = (400, 422)
 
 
 @dataclass(slots=True)
@@ -52,36 +46,25 @@ class Tally:
         note(f"inn: skipped {visible(what)}: {why}")
 
 
-def parse_place(text: str) -> Remote | Path:
-    """`PROFILE/ROOM:/path` as a Remote, anything else as a local path; `./`, `../` and `/` in front always mean local."""
-    profile, slash, rest = text.partition("/")
-    room, colon, path = rest.partition(":/")
-    if not (slash and colon and profile and room) or profile in (".", ".."):
-        return Path(text)
-    return Remote(profile, room, b"/" + os.fsencode(path))
-
-
 def cp(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="PROFILE/ROOM:/path, or a local path.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="PROFILE/ROOM:/path, VM:path, or a local path.")],
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="The other kind. An existing directory takes the source in.")
     ],
     json: Json = False,
 ) -> None:
-    """Copy a file or directory into a room or out of it."""
+    """Copy a file or directory into a room or VM or out of it."""
     from_, to = parse_place(source), parse_place(target)
     tally = Tally()
-    if isinstance(from_, Remote) and isinstance(to, Path):
+    if not isinstance(from_, Path) and isinstance(to, Path):
         server = connect(ctx)
-        Download(server, server.room_path(from_.profile, from_.room), tally).copy(
-            from_.path, to, into=target.endswith("/")
-        )
-    elif isinstance(from_, Path) and isinstance(to, Remote):
+        Download(server, from_.files(server), tally).copy(from_.path, to, into=target.endswith("/"))
+    elif isinstance(from_, Path) and not isinstance(to, Path):
         server = connect(ctx)
-        Upload(server, server.room_path(to.profile, to.room), tally).copy(from_, to.path)
+        Upload(server, to.files(server), tally).copy(from_, to.path)
     else:
-        fail("one of the two must be PROFILE/ROOM:/path, the other a local path", status=USAGE)
+        fail("one of the two must be PROFILE/ROOM:/path or VM:path, the other a local path", status=USAGE)
     if json:
         print_json({"files": tally.files, "bytes": tally.size, "skipped": tally.skipped})
     else:
@@ -91,65 +74,57 @@ def cp(
 
 
 class Download:
-    """Out of a room."""
+    """Out of a guest."""
 
-    def __init__(self, server: Server, room: str, tally: Tally) -> None:
+    def __init__(self, server: Server, files: GuestFiles, tally: Tally) -> None:
         self._server = server
-        self._room = room
+        self._files = files
         self._tally = tally
 
     def copy(self, path: bytes, target: Path, *, into: bool) -> None:
         """Copy one path to `target`, or under its own name into it when it is a directory."""
-        encoded = quote(path, safe="/")
-        if (into or target.is_dir()) and (name := local_name(encoded.rstrip("/"))) is not None:
+        if (into or target.is_dir()) and (name := local_name(path.rstrip(b"/").rpartition(b"/")[2])) is not None:
             target = target / name
-        with self._server.stream("GET", f"{self._room}/file{encoded}", params={"raw": "1"}) as response:
+        with self._reading(path) as response:
             if response.status_code == 200:
                 self._save(response, target, 0o644)
                 return
-            if response.status_code != 400:
+            if response.status_code not in NOT_A_FILE:
                 refused(response)
-        # 400: not a regular file. Its listing says whether it is a directory, and if not, why not.
-        self._directory(encoded, target, depth=0)
+        # Not a regular file. Its listing says whether it is a directory, and if not, why not.
+        self._directory(path, target, depth=0)
 
-    def _directory(self, encoded: str, target: Path, *, depth: int) -> None:
+    def _reading(self, path: bytes) -> AbstractContextManager[httpx2.Response]:
+        url, query = self._files.content(path)
+        return self._server.stream("GET", url, params=query)
+
+    def _directory(self, path: bytes, target: Path, *, depth: int) -> None:
         if depth > MAX_DEPTH:
             self._tally.skip(target, "nested too deeply")
             return
-        entries = self._entries(encoded)
-        first = next(entries, None)
+        found = entries(self._server, self._files, path)
+        first = next(found, None)
         try:
             target.mkdir(exist_ok=True)
         except OSError as error:
             fail(f"{target}: {error.strerror}")
         while first is not None:
             self._entry(first, target, depth=depth)
-            first = next(entries, None)
+            first = next(found, None)
 
-    def _entries(self, encoded: str) -> Iterator[dict[str, Any]]:
-        cursor: str | None = None
-        seen: set[str] = set()
-        while True:
-            page = self._server.get(f"{self._room}/files{encoded}", cursor=cursor)
-            yield from page["entries"]
-            cursor = page["next_cursor"]
-            if cursor is None or cursor in seen:
-                return
-            seen.add(cursor)
-
-    def _entry(self, entry: dict[str, Any], target: Path, *, depth: int) -> None:
-        name = local_name(entry["path"])
+    def _entry(self, entry: Entry, target: Path, *, depth: int) -> None:
+        name = local_name(entry.name)
         if name is None:
-            self._tally.skip(entry["name"], "not a name for a file here")
-        elif entry["type"] == "dir":
-            self._directory(entry["path"], target / name, depth=depth + 1)
-        elif entry["type"] != "file":
-            self._tally.skip(target / name, f"a {entry['type']}, which is not copied")
+            self._tally.skip(os.fsdecode(entry.path), "not a name for a file here")
+        elif entry.type == "dir":
+            self._directory(entry.path, target / name, depth=depth + 1)
+        elif entry.type != "file":
+            self._tally.skip(target / name, f"a {entry.type}, which is not copied")
         else:
-            with self._server.stream("GET", f"{self._room}/file{entry['path']}", params={"raw": "1"}) as response:
+            with self._reading(entry.path) as response:
                 if response.status_code == 200:
-                    self._save(response, target / name, int(entry["mode"], 8))
-                elif response.status_code in (400, 403, 404):
+                    self._save(response, target / name, entry.mode)
+                elif response.status_code in (*NOT_A_FILE, 403, 404):
                     self._tally.skip(target / name, "gone, changed or not readable meanwhile")
                 else:
                     refused(response)
@@ -165,9 +140,8 @@ class Download:
         self._tally.files += 1
 
 
-def local_name(encoded_path: str) -> str | None:
-    """The last name of a percent-encoded guest path as a local file name, None when it must not become one."""
-    name = unquote_to_bytes(encoded_path.rsplit("/", 1)[-1])
+def local_name(name: bytes) -> str | None:
+    """A name in a guest as a local file name, None when it must not become one."""
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         return None
     return os.fsdecode(name)
@@ -190,11 +164,11 @@ def written_whole(target: Path, mode: int) -> Iterator[Any]:
 
 
 class Upload:
-    """Into a room."""
+    """Into a guest."""
 
-    def __init__(self, server: Server, room: str, tally: Tally) -> None:
+    def __init__(self, server: Server, files: GuestFiles, tally: Tally) -> None:
         self._server = server
-        self._room = room
+        self._files = files
         self._tally = tally
 
     def copy(self, source: Path, path: bytes) -> None:
@@ -211,9 +185,8 @@ class Upload:
             fail(f"{source} is neither a file nor a directory")
 
     def _is_directory(self, path: bytes) -> bool:
-        with self._server.stream(
-            "GET", f"{self._room}/files{quote(path, safe='/')}", params={"limit": "1"}
-        ) as response:
+        url, query = self._files.listing(path)
+        with self._server.stream("GET", url, params={**query, "limit": "1"}) as response:
             return response.status_code == 200
 
     def _directory(self, source: Path, path: bytes) -> None:
@@ -232,8 +205,9 @@ class Upload:
             with source.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-                url = f"{self._room}/file{quote(path, safe='/')}"
-                with self._server.stream("PUT", url, content=_chunks(file, size), headers=headers) as response:
+                url, query = self._files.content(path)
+                content = _chunks(file, size)
+                with self._server.stream("PUT", url, params=query, content=content, headers=headers) as response:
                     if response.is_error:
                         refused(response)
                     response.read()

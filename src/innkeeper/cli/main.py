@@ -23,6 +23,8 @@ COMMANDS = {
     "run": ("run", "run"),
     "terminal": ("terminal", "terminal"),
     "cp": ("copying", "cp"),
+    "ls": ("looking", "ls"),
+    "cat": ("looking", "cat"),
     "share": ("share", "app"),
     "profile": ("profile", "app"),
     "image": ("image", "app"),

@@ -12,6 +12,14 @@ from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
+class FindWorkdir:
+    """Where a command begins that names no directory. Answer: `{"path"}`."""
+
+    verb: ClassVar[str] = "tree.workdir"
+    instance_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class GlobFiles:
     """A page of the entries below a directory that a pattern takes (docs/guest-protocol.md).
 
@@ -68,7 +76,10 @@ class RenamePath:
 
 @dataclass(frozen=True, slots=True)
 class CopyPath:
-    """Copy a file, or with `recursive` a directory; the copy has its name when it is whole. Answer: `{"files", "bytes", "skipped"}`. CANCEL leaves nothing."""
+    """Copy a file, or with `recursive` a directory; the copy has its name when it is whole. CANCEL leaves nothing.
+
+    Streams: MESSAGE `{}` every few seconds. Answer: `{"files", "bytes", "skipped"}`.
+    """
 
     verb: ClassVar[str] = "tree.copy"
     instance_id: UUID
@@ -80,7 +91,10 @@ class CopyPath:
 
 @dataclass(frozen=True, slots=True)
 class RemovePath:
-    """Remove a file, an empty directory, or with `recursive` all of a directory. Answer: `{}`. Goes on to its end also when it is cancelled."""
+    """Remove a file, an empty directory, or with `recursive` all of a directory. Goes on to its end also when it is cancelled.
+
+    Streams: MESSAGE `{}` every few seconds. Answer: `{}`.
+    """
 
     verb: ClassVar[str] = "tree.remove"
     instance_id: UUID
@@ -90,7 +104,7 @@ class RemovePath:
 
 @dataclass(frozen=True, slots=True)
 class PackTree:
-    """What a directory holds, or one file, as a tar stream. Streams: DATA. Answer: `{"files", "bytes"}`."""
+    """What a directory holds, or one file, as a tar stream. Streams: MESSAGE `{}`, DATA. Answer: `{"files", "bytes"}`."""
 
     verb: ClassVar[str] = "tree.pack"
     instance_id: UUID
@@ -125,6 +139,7 @@ class WatchTree:
 
 
 VERBS: tuple[type[Any], ...] = (
+    FindWorkdir,
     GlobFiles,
     SearchFiles,
     MakeDirectory,

@@ -9,6 +9,7 @@ from typing import Any
 from innkeeper.bus.contract import Data, Handler, ServerCall
 from innkeeper.core.tree_verbs import (
     CopyPath,
+    FindWorkdir,
     GlobFiles,
     MakeDirectory,
     PackTree,
@@ -24,10 +25,10 @@ from innkeeper.host.files import checked_entry, checked_number, send_content
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.machine import Machine
 from innkeeper.host.verbs import bind_handler
-from innkeeper.host.wire_paths import guest_path, path_param, relative_path
+from innkeeper.host.wire_paths import absolute_path, guest_path, path_param, relative_path
 from innkeeper.wire.stream import Stream
 
-PAGE_SECONDS = 60.0
+PAGE_SECONDS = 25.0
 SHORT_SECONDS = 10.0
 # The agent says every 5 seconds that it still copies or removes; a guest that has no processor time is given some more.
 SILENCE_SECONDS = 60.0
@@ -45,6 +46,7 @@ class Trees:
     def handlers(self) -> Mapping[str, Handler]:
         """Handlers by verb."""
         return {
+            FindWorkdir.verb: bind_handler(FindWorkdir, self._workdir),
             GlobFiles.verb: bind_handler(GlobFiles, self._glob),
             SearchFiles.verb: bind_handler(SearchFiles, self._search),
             MakeDirectory.verb: bind_handler(MakeDirectory, self._mkdir),
@@ -55,6 +57,10 @@ class Trees:
             UnpackTree.verb: bind_handler(UnpackTree, self._unpack),
             WatchTree.verb: bind_handler(WatchTree, self._watch),
         }
+
+    async def _workdir(self, request: FindWorkdir, call: ServerCall) -> dict[str, Any]:
+        answer = await _ask(self._fleet.machine(request.instance_id), "workdir", {}, SHORT_SECONDS)
+        return {"path": absolute_path(answer)}
 
     async def _glob(self, request: GlobFiles, call: ServerCall) -> dict[str, Any]:
         params = {**_paged(request), "pattern": request.pattern}
@@ -94,14 +100,14 @@ class Trees:
         machine = self._fleet.machine(request.instance_id)
         params = {**_from_to(request), "recursive": request.recursive, "replace": request.replace}
         async with machine.transferring():
-            answer = await _until_done(machine, "copy", params)
+            answer = await _until_done(machine, "copy", params, call)
         return _tally(answer)
 
     async def _remove(self, request: RemovePath, call: ServerCall) -> dict[str, Any]:
         machine = self._fleet.machine(request.instance_id)
         params = {**path_param(guest_path(request.path)), "recursive": request.recursive}
         async with machine.in_use():
-            await _until_done(machine, "remove", params)
+            await _until_done(machine, "remove", params, call)
         return {}
 
     async def _pack(self, request: PackTree, call: ServerCall) -> dict[str, Any]:
@@ -109,7 +115,11 @@ class Trees:
         async with machine.transferring():
             stream = await machine.endpoint.open("pack_tree", path_param(guest_path(request.path)))
             try:
+                begun = False
                 while (event := await stream.next_event()) is not None:
+                    if not begun:
+                        begun = True
+                        await call.send_message({})
                     if isinstance(event, Data):
                         await call.send_data(event.data)
                 answer = await stream.result()
@@ -145,13 +155,14 @@ async def _ask(machine: Machine, verb: str, params: dict[str, Any], seconds: flo
         return await machine.endpoint.request(verb, params, timeout_seconds=seconds)
 
 
-async def _until_done(machine: Machine, verb: str, params: dict[str, Any]) -> dict[str, Any]:
+async def _until_done(machine: Machine, verb: str, params: dict[str, Any], call: ServerCall) -> dict[str, Any]:
     stream: Stream = await machine.endpoint.open(verb, params)
     try:
         while True:
             async with asyncio.timeout(SILENCE_SECONDS):
                 if await stream.next_event() is None:
                     return await stream.result()
+            await call.send_message({})
     except TimeoutError:
         raise GuestError(f"The guest fell silent in the middle of a {verb}") from None
     finally:

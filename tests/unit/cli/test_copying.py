@@ -1,21 +1,29 @@
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from innkeeper.cli.copying import Remote, local_name, parse_place
+from innkeeper.cli.copying import local_name
+from innkeeper.cli.guest_files import RoomPlace, VmPlace, parse_place
 
 
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("base/r:/etc/x", Remote("base", "r", b"/etc/x")),
-        ("base/a/b:c:/x:/y", Remote("base", "a/b:c", b"/x:/y")),
+        ("base/r:/etc/x", RoomPlace("base", "r", b"/etc/x")),
+        ("base/a/b:c:/x:/y", RoomPlace("base", "a/b:c", b"/x:/y")),
         ("./base/r:/x", Path("./base/r:/x")),
         ("../r:/x", Path("../r:/x")),
         ("/a/b:/c", Path("/a/b:/c")),
         ("base/r", Path("base/r")),
         ("file", Path("file")),
+        ("vm_abc:/etc/x", VmPlace("vm_abc", b"/etc/x")),
+        ("vm_abc-2:a:b", VmPlace("vm_abc-2", b"a:b")),
+        ("vm_abc:", VmPlace("vm_abc", b".")),
+        ("vm_abc", Path("vm_abc")),
+        ("./vm_abc:x", Path("./vm_abc:x")),
+        ("vm_profile/r:/x", RoomPlace("vm_profile", "r", b"/x")),
     ],
 )
 def test_parse_place(text, place):
@@ -23,21 +31,20 @@ def test_parse_place(text, place):
 
 
 @pytest.mark.parametrize(
-    ("path", "name"),
+    ("name", "local"),
     [
-        ("/a/b", "b"),
-        ("/a/%1b%0a", "\x1b\n"),
-        ("/a/%ff", os.fsdecode(b"\xff")),
-        ("/a/..", None),
-        ("/a/%2e%2e", None),
-        ("/a/.", None),
-        ("/a/", None),
-        ("/a/b%2Fc", None),
-        ("/a/b%00", None),
+        (b"b", "b"),
+        (b"\x1b\n", "\x1b\n"),
+        (b"\xff", os.fsdecode(b"\xff")),
+        (b"..", None),
+        (b".", None),
+        (b"", None),
+        (b"b/c", None),
+        (b"b\0", None),
     ],
 )
-def test_local_names(path, name):
-    assert local_name(path) == name
+def test_local_names(name, local):
+    assert local_name(name) == local
 
 
 def test_a_file_out_and_in(inn, server, tmp_path):
@@ -118,3 +125,17 @@ def test_what_is_missing(inn, server, tmp_path):
     assert inn("cp", str(tmp_path / "no"), "base/r:/x").status == 1
     assert inn("cp", "a", "b").status == 2
     assert inn("cp", "base/r:/a", "base/r:/b").status == 2
+
+
+def test_ls_and_cat(inn, server):
+    server.files = {b"/d/a\x1b": b"1\x1b\n", b"/d/\xff": b"22"}
+    ended = inn("ls", "base/r:/d")
+    assert ended.status == 0 and [line.split("\t")[::4] for line in ended.out.splitlines()[1:]] == [
+        ["file", "a\\x1b"],
+        ["file", "\\udcff"],
+    ]
+    assert [row["name"] for row in json.loads(inn("ls", "--json", "base/r:/d").out)] == ["a\x1b", "\ufffd"]
+    assert inn("cat", "base/r:/d/a\x1b").out == "1\x1b\n"
+    assert inn("cat", "base/r:/none").status == 1
+    for command in ("ls", "cat"):
+        assert inn(command, "local").status == 2

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from innkeeper.control import files, profiles, rooms
+from innkeeper.control import files, guest_calls, profiles, rooms
 from innkeeper.control.reconciler import adopt
 from innkeeper.control.room_entry import RoomEntry
 from innkeeper.core.host_verbs import EnsureMachine, ReadFile
@@ -139,7 +139,7 @@ async def test_public_files_end_with_the_room(world: World, room: rooms.RoomView
 
 
 async def test_a_guest_that_takes_no_more_of_a_file_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(guest_calls, "STALL_SECONDS", 0.05)
 
     class Full:
         async def send_data(self, data: bytes) -> None:
@@ -149,4 +149,4 @@ async def test_a_guest_that_takes_no_more_of_a_file_is_not_waited_for(monkeypatc
         yield b"x"
 
     with pytest.raises(UnavailableError, match="takes no more"):
-        await asyncio.wait_for(files._send(Full(), chunks(), None), 5)
+        await asyncio.wait_for(guest_calls._send(Full(), chunks(), None), 5)

@@ -9,15 +9,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from innkeeper.api.errors import FieldsError, error_response
+from innkeeper.api.v1.files import add_file_routes
 from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.sessions import add_session_routes
 from innkeeper.api.v1.shares import add_share_routes
 from innkeeper.api.v1.terminals import VM_BASES, add_terminal_routes
+from innkeeper.api.v1.transfers import add_transfer_routes
 from innkeeper.api.v1.vms import add_vm_routes
 from innkeeper.control.context import Control
 from innkeeper.errors import InvalidRequestError
 
-PREFIXES = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill")
+PREFIXES = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill", "/upload", "/download")
 
 
 def build_router(control: Control) -> APIRouter:
@@ -27,6 +29,8 @@ def build_router(control: Control) -> APIRouter:
     add_session_routes(router, control)
     add_share_routes(router, control)
     add_terminal_routes(router, control, VM_BASES)
+    add_file_routes(router, control)
+    add_transfer_routes(router, control)
     return router
 
 

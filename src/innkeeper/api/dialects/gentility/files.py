@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from innkeeper.api.body import stream_body
 from innkeeper.api.dialects.gentility.room_call import RoomCall
 from innkeeper.api.disconnect import cancelled_on_disconnect
-from innkeeper.api.file_stream import FileAnswer, byte_range, send_file
+from innkeeper.api.file_stream import UPLOAD_MAX_BYTES, FileAnswer, byte_range, send_file
 from innkeeper.api.raw_path import encode_path, guest_path, show_path
 from innkeeper.control import files as control_files
 from innkeeper.control.files import FileEntry
@@ -23,7 +23,6 @@ from innkeeper.core.host_verbs import path_from_wire
 from innkeeper.errors import FileMissingError, InvalidRequestError, PayloadTooLargeError
 
 JSON_FILE_MAX_BYTES = 16 << 20
-UPLOAD_MAX_BYTES = 64 << 30
 LIST_MAX = 1_000
 # JSON text is made and sent in pieces of this size, so that one large file does not hold up every other request.
 # A multiple of 3, because base64 is made of groups of 3 bytes.
