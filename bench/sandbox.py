@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from innkeeper.host.guest_link import GuestEndpoint
-from innkeeper.wire.stream import Message
+from innkeeper.wire.stream import Message, Stream
 
 EXEC_SECONDS = 30
 
@@ -29,6 +29,13 @@ class Sandbox:
         if duration_us is None:
             raise RuntimeError(f"{command}: no end")
         return duration_us / 1000
+
+    async def terminal(self, *argv: str) -> Stream:
+        """A program on a terminal by the bare agent: its stream, once it runs. Whoever asks cancels it."""
+        params = {"id": uuid4().hex, "argv": list(argv), "pty": {"rows": 24, "cols": 80}}
+        stream = await self._endpoint.open("exec", params)
+        await stream.next_event()
+        return stream
 
     async def write(self, path: str, piece: bytes, pieces: int) -> int:
         """A file by the bare agent over its own link; returns the bytes."""

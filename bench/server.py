@@ -128,6 +128,11 @@ class Server:
             raise RefusedError(f"{method} {path}: {response.status} {content[:300].decode(errors='replace')}")
         return content
 
+    @property
+    def token(self) -> str:
+        """The first token."""
+        return self._token
+
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """One request with JSON both ways."""
         content = self.raw(method, path, None if body is None else json.dumps(body).encode())

@@ -131,10 +131,10 @@ async def test_a_shell_with_its_size_jobs_and_control_c(host: Host, instance: UU
         # Not before it runs: a shell that is only just starting it can be stopped with it.
         await eventually(lambda: _counts(host, instance, 1))
         await viewer.type("\x1a")
-        at = await viewer.until("Stopped", after=at)
-        await viewer.type("\njobs; fg; echo interr''upted $?\n")
-        at = await viewer.until("\r\nsleep 1000\r\n", after=at)
-        at = await viewer.press("\x03\n", "interrupted 130", after=at)
+        at = await viewer.until("sleep 1000\r\n", after=await viewer.until("Stopped", after=at))
+        await viewer.type("\nfg\n")
+        at = await viewer.until("sleep 1000\r\n", after=at)
+        at = await viewer.press("\x03\necho interr''upted\n", "interrupted\r\n", after=at)
         await viewer.type("\nexit 7\n")
         await viewer.end()
         assert viewer.exit_code == 7
