@@ -14,14 +14,14 @@ from pathlib import Path
 import structlog
 from tests.integration.image_fixture import put_into
 
-from bench import burst, changes, commands, idle, report, rooms, startup, sustained, terminals, transfers
+from bench import burst, changes, commands, idle, ports, report, rooms, startup, sustained, terminals, transfers
 from bench.peers import Peers
 from bench.rows import Row
 from bench.server import VCPU_COUNT, Server
 from innkeeper.host.disks.image_store import ImageStore
 
 # In the order in which they run: the start of the server comes first, because the others need one.
-GROUPS = ("startup", "rooms", "commands", "changes", "idle", "transfers", "terminals", "burst", "sustained")
+GROUPS = ("startup", "rooms", "commands", "changes", "idle", "transfers", "ports", "terminals", "burst", "sustained")
 
 
 def main() -> None:
@@ -100,6 +100,8 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                     found = await sustained.measure(server, peers, tries=1 if options.quick else 3)
                 elif group == "terminals":
                     found = await terminals.measure(server, peers, tries=tries * 4)
+                elif group == "ports":
+                    found = ports.measure(server, tries=3 if options.quick else 8)
                 elif group == "transfers":
                     found = await transfers.measure(server, peers, tries=3 if options.quick else 8)
                 else:

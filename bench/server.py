@@ -193,6 +193,11 @@ class Server:
         """What the only host says of itself."""
         return self.admin("/v1/hosts")[0]
 
+    @property
+    def token(self) -> str:
+        """The first token."""
+        return self._token
+
     def wait_pools(self, at_least: int = 0) -> None:
         """Wait until every pool is full (and there is one of `at_least` guests), and a moment more for the last freeze."""
         deadline = time.monotonic() + READY_SECONDS
@@ -211,12 +216,16 @@ class Server:
         """One folder per machine."""
         return self.settings.host_dir / "machines"
 
-    def machine_of(self, room: Room) -> str:
-        """The id of a room's machine. The public id leads to no machine, on purpose; the database knows the instance's own."""
+    def internal_id(self, room: Room) -> str:
+        """The instance's id that only the server knows."""
         public_id = UUID(room.create()["instance_id"])
         with contextlib.closing(sqlite3.connect(self.settings.api_dir / "innkeeper.db")) as database:
             row = database.execute("SELECT id FROM instances WHERE public_id = ?", (public_id.hex,)).fetchone()
-        instance_id = str(UUID(row[0]))
+        return str(UUID(row[0]))
+
+    def machine_of(self, room: Room) -> str:
+        """The id of a room's machine. The public id leads to no machine, on purpose; the database knows the instance's own."""
+        instance_id = self.internal_id(room)
         claims = self.machines_dir.glob("*/claim.json")
         return next(claim.parent.name for claim in claims if instance_id in claim.read_text())
 

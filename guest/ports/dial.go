@@ -13,7 +13,9 @@ import (
 
 const (
 	dialTimeout = 5 * time.Second
-	readBuffer  = 64 << 10
+	// A connection begins with the small buffer; one that fills it gets a larger one, since every system call is dear in gVisor.
+	firstBuffer = 16 << 10
+	lastBuffer  = link.MaxPayload
 )
 
 // Dial serves the dial verb: bytes both ways, END as the half close.
@@ -106,9 +108,10 @@ func receive(stream *link.Stream, connection *net.TCPConn) error {
 
 // send carries the port's bytes to the opener, never more than its credit.
 func send(stream *link.Stream, connection net.Conn) error {
-	buffer := make([]byte, link.HeaderBytes+readBuffer)
+	size := firstBuffer
+	buffer := make([]byte, link.HeaderBytes+size)
 	for {
-		granted, err := stream.WaitCredit(readBuffer)
+		granted, err := stream.WaitCredit(size)
 		if err != nil {
 			return err
 		}
@@ -124,6 +127,10 @@ func send(stream *link.Stream, connection net.Conn) error {
 				return err
 			}
 			return nil
+		}
+		if count == size && size < lastBuffer {
+			size *= 2
+			buffer = make([]byte, link.HeaderBytes+size)
 		}
 	}
 }
