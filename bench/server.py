@@ -140,20 +140,37 @@ class Server:
 
     def upload(self, path: str, piece: bytes, pieces: int) -> int:
         """PUT `pieces` times `piece` as a file; returns the bytes sent."""
-        return self._stream("PUT", path, piece, pieces)
+        self._stream("PUT", path, piece, pieces)
+        return len(piece) * pieces
+
+    def upload_form(self, fields: dict[str, str], piece: bytes, pieces: int) -> int:
+        """POST `pieces` times `piece` to /upload; returns the bytes of the file."""
+        parts = [f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n' for name in fields]
+        head = "".join([*parts, '--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n']).encode()
+        self._stream("POST", "/upload", piece, pieces, head, b"\r\n--b--\r\n", "multipart/form-data; boundary=b")
+        return len(piece) * pieces
 
     def download(self, path: str) -> int:
-        """GET a file's raw content; returns the bytes received."""
-        return self._stream("GET", f"{path}?raw=1", b"", 0)
+        """GET a file's content; returns the bytes received."""
+        return self._stream("GET", path, b"", 0)
 
-    def _stream(self, method: str, path: str, piece: bytes, pieces: int) -> int:
+    def download_form(self, form: str) -> int:
+        """POST a form to /download; returns the bytes received, which are base64."""
+        return self._stream("POST", "/download", b"", 0, form.encode(), b"", "application/x-www-form-urlencoded")
+
+    def _stream(
+        self, method: str, path: str, piece: bytes, pieces: int, head: bytes = b"", tail: bytes = b"", kind: str = ""
+    ) -> int:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.putrequest(method, path)
             connection.putheader("Authorization", f"Bearer {self._token}")
-            connection.putheader("Content-Length", str(len(piece) * pieces))
+            connection.putheader("Content-Length", str(len(head) + len(piece) * pieces + len(tail)))
+            if kind:
+                connection.putheader("Content-Type", kind)
             connection.endheaders()
-            for _ in range(pieces):
-                connection.send(piece)
+            for part in (head, *([piece] * pieces), tail):
+                if part:
+                    connection.send(part)
             response = connection.getresponse()
             if response.status >= 300:
                 raise RefusedError(f"{method} {path}: {response.status} {response.read(300).decode(errors='replace')}")
@@ -161,7 +178,7 @@ class Server:
             received = 0
             while size := response.readinto(buffer):
                 received += size
-        return received if method == "GET" else len(piece) * pieces
+        return received
 
     def profile(self, name: str, **fields: Any) -> str:
         """A new profile's path."""

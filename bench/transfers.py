@@ -35,7 +35,7 @@ async def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
         for row in (upload, download):
             began = time.perf_counter()
             try:
-                size = server.download(path) if row is download else server.upload(path, PIECE, PIECES)
+                size = server.download(f"{path}?raw=1") if row is download else server.upload(path, PIECE, PIECES)
             except (OSError, RefusedError, http.client.HTTPException) as error:
                 row.failures.append(f"{type(error).__name__}: {error}")
                 continue
@@ -59,4 +59,38 @@ async def measure(server: Server, peers: Peers, *, tries: int) -> list[Row]:
             replace.failures.append(f"{type(error).__name__}: {error}")
         room.run("rm ~/blob-*")
     room.destroy()
-    return [upload, download, replace, memory]
+    return [upload, download, replace, memory, *_of_vms(server, tries=tries)]
+
+
+def _of_vms(server: Server, *, tries: int) -> list[Row]:
+    """The same through a VM's endpoints; of /download the bytes of the file count, not those of its base64."""
+    made = server.request("POST", "/v1/vms", {"vm_lifetime_seconds": 3_600})
+    content = f"/v1/vms/{made['vm_id']}/files/content?path=/root/blob"
+    fields = {"session_id": made["session_id"], "remote_path": "/root/blob"}
+    session = f"session_id={made['session_id']}"
+
+    def row(name: str, title: str) -> Row:
+        return Row(name, f"VM: {title} of {SIZE_MB} MB", "MB/s", Budget(at_least=True))
+
+    # In this order: what is read was written before.
+    transfers = (
+        (row("vm-upload", "PUT content"), lambda: server.upload(content, PIECE, PIECES)),
+        (row("vm-download", "GET content"), lambda: server.download(content)),
+        (
+            row("vm-download-form", "/download"),
+            lambda: server.download_form(f"{session}&filename=/root/blob") * 3 // 4,
+        ),
+        (row("vm-upload-form", "/upload"), lambda: server.upload_form(fields, PIECE, PIECES)),
+    )
+    for _ in range(tries):
+        for one, transfer in transfers:
+            began = time.perf_counter()
+            try:
+                size = transfer()
+            except (OSError, RefusedError, http.client.HTTPException) as error:
+                one.failures.append(f"{type(error).__name__}: {error}")
+                continue
+            one.values.append(size / 1e6 / (time.perf_counter() - began))
+        server.request("DELETE", content.replace("/content", ""))
+    server.request("DELETE", f"/v1/vms/{made['vm_id']}")
+    return [one for one, _ in transfers]
