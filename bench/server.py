@@ -210,11 +210,6 @@ class Server:
         """What the only host says of itself."""
         return self.admin("/v1/hosts")[0]
 
-    @property
-    def token(self) -> str:
-        """The first token."""
-        return self._token
-
     def wait_pools(self, at_least: int = 0) -> None:
         """Wait until every pool is full (and there is one of `at_least` guests), and a moment more for the last freeze."""
         deadline = time.monotonic() + READY_SECONDS
