@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 import httpx2
 from image_fixture import put_into
 
+from innkeeper.core.vm import parse_vm_id
 from innkeeper.host.linux import loop_device, mounts, netns
 from innkeeper.settings import Settings
 
@@ -114,12 +115,20 @@ class Server:
 
     def machine_of(self, instance_id: str) -> str:
         """The machine's id on the host, by the room's instance id as /v1 shows it."""
-        internal = self.internal_id(instance_id)
+        return self._machine(self.internal_id(instance_id))
+
+    def machine_of_vm(self, name: str) -> str:
+        """The machine's id on the host, by a VM's id."""
+        parsed = parse_vm_id(name)
+        assert parsed is not None, name
+        return self._machine(str(parsed[0]))
+
+    def _machine(self, internal: str) -> str:
         for record in (self.home / "host" / "machines").glob("*/*.json"):
             text = record.read_text()
             if internal in text and json.loads(text).get("instance_id") == internal:
                 return record.parent.name
-        raise AssertionError(f"no machine of {instance_id}")
+        raise AssertionError(f"no machine of {internal}")
 
     def internal_id(self, instance_id: str) -> str:
         """The id that only the server knows: the public one is derivable from nothing."""

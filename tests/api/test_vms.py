@@ -81,7 +81,9 @@ async def test_the_defaults(api: Any) -> None:
         ("image_variant", "computer-use"), ("image_variant", "nix-dev"), ("image_variant", "nosuch"),
         ("snapshot_id", "s"), ("snapshot_on_terminate", True), ("snapshot_name", "n"), ("volumes", [{"volume_id": "v"}]),
         ("custom_domain", {"domain": "d.example"}), ("vault_ids", ["v"]), ("auto_suspend", True), ("auto_resume", True),
-        ("surely_unknown", 1),
+        ("surely_unknown", 1), ("egress_policy", {"allowed_domains": ["a.example"]}), ("egress_policy", {"allow_public_repos": True}),
+        ("egress_policy", {"allow_http": "yes"}), ("egress_policy", {"allowed_cidrs": ["1.2.3.4/8"]}),
+        ("egress_policy", {"allowed_cidrs": ["::/0"]}), ("egress_policy", {"allowed_cidrs": [1]}), ("egress_policy", {"else": 1}),
     ],
 )  # fmt: skip
 async def test_what_is_refused_names_its_field(api: Any, field: str, value: Any) -> None:
@@ -89,7 +91,7 @@ async def test_what_is_refused_names_its_field(api: Any, field: str, value: Any)
     assert answer.status_code == 422, answer.text
     (problem, *_) = answer.json()["detail"]
     assert problem.keys() == {"loc", "msg", "type"}
-    assert problem["loc"][:1] == ["body"] and field in problem["loc"][1].split(".")
+    assert problem["loc"][:2] == ["body", field]
     assert problem["msg"]
     assert ensured(api) == []
     assert (await api.client.get("/v1/vms/")).json() == []
@@ -140,6 +142,29 @@ async def test_an_address_may_begin_with_two_slashes(api: Any) -> None:
     made = await make(api)
     answer = await api.client.get("http://inn//v1/vms")
     assert [vm["vm_id"] for vm in answer.json()] == [made["vm_id"]]
+
+
+async def test_an_egress_policy_is_the_hosts_to_keep(api: Any) -> None:
+    policy = {
+        "allow_http": False,
+        "allowed_cidrs": ["192.0.2.0/24"],
+        "allow_public_repos": False,
+        "allowed_domains": [],
+    }
+    made = await make(api, egress_policy=policy)
+    shape = ensured(api)[-1].shape
+    assert (shape.egress_mode, shape.egress_ports, shape.egress_cidrs) == ("limited", (443,), ("192.0.2.0/24",))
+    shown = (await record(api, made["vm_id"]))["egress_policy"]
+    assert shown == {**policy, "allow_https": True, "allow_package_managers": False}
+    # The session's next one has it too, and no warm guest of another policy is taken for it.
+    await api.client.delete(f"/v1/vms/{made['vm_id']}")
+    again = await make(api, session_id=made["session_id"])
+    assert (await record(api, again["vm_id"]))["egress_policy"] == shown
+    await make(api)
+    assert (ensured(api)[-1].shape.egress_mode, ensured(api)[-1].shape.egress_ports) == ("internet", ())
+    assert len({request.shape.pool_key for request in ensured(api)}) == 2
+    other = await api.client.post("/v1/vms", json={"session_id": made["session_id"], "egress_policy": {}})
+    assert other.status_code == 409
 
 
 async def test_the_two_lists(api: Any) -> None:

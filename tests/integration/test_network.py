@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from innkeeper.host.linux import netns
+from innkeeper.host.linux import netns, nftables
 from innkeeper.host.network.addressing import Slot
-from innkeeper.host.network.firewall import FirewallLimits
+from innkeeper.host.network.firewall import FirewallLimits, Limited
 from innkeeper.host.network.network import Network, PolicyClass, SlotGoneError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -131,6 +131,53 @@ async def test_policy_none_reaches_nothing_and_changes_take_effect_at_once(world
         with pytest.raises(OSError):
             await asyncio.to_thread(connection.recv, 100)
     assert await nw.udp(slot.netns, nw.SERVER) == "ECONNREFUSED"
+
+
+async def test_a_slots_own_policy_allows_its_ports_and_networks_and_no_more_than_everybodys(
+    world: World, network: Network
+) -> None:
+    web = await network.acquire(Limited(ports=(80,)))
+    assert await nw.tcp(web.netns, nw.SERVER, 80) == "ok"
+    assert (await nw.ask(web.netns, web.resolver_ip, "good.test")).rr
+    assert await nw.tcp(web.netns, nw.SERVER, 443) == "ECONNREFUSED"
+    assert await nw.udp(web.netns, nw.SERVER, payload=b"ping") == "ECONNREFUSED"
+    assert not await nw.ping(web.netns, nw.SERVER)
+    for address in (*nw.FORBIDDEN, nw.HOST):
+        assert await nw.tcp(web.netns, address) == "ECONNREFUSED", address
+
+    # Networks open all of their public addresses, and none that is not public; overlapping ones are one.
+    networks = tuple(map(IPv4Network, (f"{nw.SERVER}/32", "0.0.0.0/1", "10.0.0.0/8", "192.168.0.0/16")))
+    wide = await network.acquire(Limited(cidrs=(*networks, IPv4Network(f"{nw.SERVER}/24", strict=False))))
+    assert await nw.tcp(wide.netns, nw.SERVER, 443) == "ok"
+    assert await nw.udp(wide.netns, nw.SERVER, payload=b"ping") == b"ping"
+    for address in nw.FORBIDDEN:
+        assert await nw.tcp(wide.netns, address) == "ECONNREFUSED", address
+    assert await nw.tcp(wide.netns, nw.SERVER, 25) == "ECONNREFUSED"
+
+    # One guest's policy is no other's.
+    assert await nw.tcp((await network.acquire()).netns, nw.SERVER, 443) == "ok"
+    nothing = await network.acquire(Limited())
+    assert await nw.tcp(nothing.netns, nw.SERVER, 80) == "ECONNREFUSED"
+
+
+async def test_a_slots_own_policy_changes_at_once_and_goes_with_the_slot(world: World, network: Network) -> None:
+    slot = await network.acquire(Limited(ports=(80, 443), cidrs=(IPv4Network(f"{nw.SERVER}/32"),)))
+    assert await nw.udp(slot.netns, nw.SERVER, payload=b"ping") == b"ping"
+    connection = await nw.inside(slot.netns, lambda: socket.create_connection((nw.SERVER, 80), timeout=2))
+    with connection:
+        assert await asyncio.to_thread(connection.recv, 6) == b"hello\n"
+        await network.set_policy(slot, Limited(ports=(443,)))
+        connection.sendall(b"and now\n")
+        with pytest.raises(OSError):
+            await asyncio.to_thread(connection.recv, 100)
+    assert await nw.tcp(slot.netns, nw.SERVER, 443) == "ok"
+    await network.set_policy(slot, PolicyClass.INTERNET)
+    assert await nw.udp(slot.netns, nw.SERVER, payload=b"ping") == b"ping"
+    await network.set_policy(slot, Limited(ports=(80,), cidrs=(IPv4Network("1.0.0.0/8"),)))
+    await network.release(slot)
+    await network.settle()
+    for name in ("limited", "limited_ports", "limited_cidrs"):
+        assert await nftables.set_elements("ip", "innkeeper", name, inside=network.plan.router_netns) == [], name
 
 
 async def test_an_exception_opens_an_intranet_but_the_host_only_by_its_own_address(

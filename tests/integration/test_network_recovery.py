@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.host.linux import netns, nftables
+from innkeeper.host.network.firewall import Limited
 from innkeeper.host.network.forward_policy import forward_blockers
 from innkeeper.host.network.network import Network, PolicyClass, SlotGoneError
 
@@ -25,13 +26,16 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="n
 DAEMON = """
 import asyncio, sys
 from pathlib import Path
+from innkeeper.host.network.firewall import Limited
 from innkeeper.host.network.network import Network, NetworkSettings, PolicyClass
 
-async def main(server_id, run_directory, host_netns):
+async def main(server_id, run_directory, host_netns, limited):
     settings = NetworkSettings(host_netns=host_netns, pool_size=3)
     async with Network.open(server_id, Path(run_directory), settings=settings) as network:
         online, offline, lost = [await network.acquire() for _ in range(3)]
         await network.set_policy(offline, PolicyClass.NONE)
+        if limited:
+            await network.set_policy(online, Limited(ports=(80,)))
         await network.settle()
         print("up", online.index, offline.index, lost.index, flush=True)
         await asyncio.sleep(3600)
@@ -46,9 +50,9 @@ async def world() -> AsyncIterator[World]:
         yield there
 
 
-async def killed_daemon(world: World, server_id: str, run_directory: Path) -> list[int]:
+async def killed_daemon(world: World, server_id: str, run_directory: Path, *, limited: bool = False) -> list[int]:
     """Start a daemon with three slots in use and three ready, and kill it; returns the indices in use."""
-    argv = [sys.executable, "-c", DAEMON, server_id, str(run_directory), world.host]
+    argv = [sys.executable, "-c", DAEMON, server_id, str(run_directory), world.host, "yes" if limited else ""]
     process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     assert process.stdout is not None
     async for line in process.stdout:
@@ -57,6 +61,19 @@ async def killed_daemon(world: World, server_id: str, run_directory: Path) -> li
     process.send_signal(signal.SIGKILL)
     await process.communicate()
     return [int(word) for word in line.split()[1:]]
+
+
+async def test_a_slot_with_a_policy_of_its_own_is_closed_until_that_is_known_again(
+    world: World, tmp_path: Path
+) -> None:
+    server_id = secrets.token_hex(4)
+    index, *_ = await killed_daemon(world, server_id, tmp_path, limited=True)
+    async with Network.open(server_id, tmp_path, settings=world.settings(), keep_running=False) as network:
+        slot = network.plan.slot(index)
+        assert await nw.tcp(slot.netns, nw.SERVER, 80) == "ECONNREFUSED"
+        await network.adopt(index, Limited(ports=(80,)))
+        assert await nw.tcp(slot.netns, nw.SERVER, 80) == "ok"
+        assert await nw.tcp(slot.netns, nw.SERVER, 443) == "ECONNREFUSED"
 
 
 async def test_slots_in_use_survive_a_kill_and_the_rest_is_swept(world: World, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ def shape_of(spec: InstanceSpec, image: Image, *, driver: str, agent_version: st
         memory_mb=spec.memory_mb,
         disk_mb=spec.disk_mb,
         egress_mode=spec.egress_policy.mode,
+        egress_ports=spec.egress_policy.ports,
+        egress_cidrs=spec.egress_policy.cidrs,
         user=spec.user or image.config.user,
     )
 
@@ -43,6 +45,8 @@ def ensure_of(
         memory_mb=instance.memory_mb,
         disk_mb=instance.disk_mb,
         egress_mode=spec.egress_policy.mode,
+        egress_ports=spec.egress_policy.ports,
+        egress_cidrs=spec.egress_policy.cidrs,
         user=spec.user or config.user,
     )
     if image is not None and image.usable:

@@ -107,5 +107,6 @@ def spec_of(vm: Vm, instance: Instance) -> InstanceSpec:
             disk_mb=instance.disk_mb,
         ),
         idle_seconds=vm.idle_seconds,
+        egress_policy=vm.egress_policy,
         env_sealed=vm.env_sealed,
     )

@@ -15,6 +15,7 @@ from innkeeper.control import audit, clock, lifecycle, provisioning
 from innkeeper.control.access import require
 from innkeeper.control.vm_entry import VmEntry, VmView, event_of, session_key
 from innkeeper.control.vm_shape import image_of, new_spec
+from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import Instance
 from innkeeper.core.profile import validate_env
 from innkeeper.core.token import Principal, Scope
@@ -249,6 +250,7 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, reques
     for name, wanted, has in (
         ("memory_mb", request.memory_mb, instance.memory_mb),
         ("vcpu_count", request.vcpu_count, instance.vcpu_count),
+        ("egress_policy", request.egress_policy, entry.vm.egress_policy),
         (
             "image_variant",
             request.image_variant and image_of(control, instance.organization_id, request.image_variant),
@@ -353,6 +355,7 @@ async def _create(
         metadata=dict(wanted.metadata or {}),
         image_variant=wanted.image_variant,
         idle_seconds=wanted.idle_seconds,
+        egress_policy=wanted.egress_policy or EgressPolicy(),
         env_sealed=session.env_sealed if new else _merged_env(control, session, request),
     )
 

@@ -27,6 +27,9 @@ class MachineShape:
     egress_mode: str
     # Lines run once before a pooled guest is frozen, so that a claim finds bash and python in the page cache.
     user: str = "root"
+    # Of the egress mode `limited`: TCP ports anywhere, and networks as a whole.
+    egress_ports: tuple[int, ...] = ()
+    egress_cidrs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,4 +75,6 @@ def pool_shape(spec: InstanceSpec, *, image_digest: str, driver: str, agent_vers
         spec.egress_policy.mode,
         agent_version,
     ]
+    if spec.egress_policy.mode == "limited":
+        parts += [*spec.egress_policy.ports, *spec.egress_policy.cidrs]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -6,12 +6,13 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import PROVISIONING, Instance, InstanceState
 from innkeeper.core.profile import IDLE_SECONDS_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, validate_env
 from innkeeper.errors import InvalidRequestError
@@ -59,6 +60,7 @@ class VmRequest:
     env: Mapping[str, str] | None = field(default=None, repr=False)
     image_variant: str | None = None
     idle_seconds: int | None = None
+    egress_policy: EgressPolicy | None = None
 
     def __post_init__(self) -> None:
         for name, value, (low, high) in (
@@ -76,7 +78,7 @@ class VmRequest:
     def over(self, before: VmRequest) -> VmRequest:
         """This request, with what it leaves open as in the one before; the environment apart."""
         mine = {name: value for name, value in self.stored().items() if value is not None}
-        return VmRequest(**{**before.stored(), **mine})
+        return stored_request({**before.stored(), **mine})
 
     def stored(self) -> dict[str, Any]:
         """The JSON form, without the environment."""
@@ -87,7 +89,19 @@ class VmRequest:
             "metadata": None if self.metadata is None else dict(self.metadata),
             "image_variant": self.image_variant,
             "idle_seconds": self.idle_seconds,
+            "egress_policy": None if self.egress_policy is None else asdict(self.egress_policy),
         }
+
+
+def stored_request(stored: Mapping[str, Any]) -> VmRequest:
+    """The request of `VmRequest.stored`'s form."""
+    policy = stored.get("egress_policy")
+    return VmRequest(**{**stored, "egress_policy": None if policy is None else policy_of(policy)})
+
+
+def policy_of(stored: Mapping[str, Any]) -> EgressPolicy:
+    """The policy of its stored form."""
+    return EgressPolicy(stored["mode"], tuple(stored["ports"]), tuple(stored["cidrs"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,7 @@ class Vm:
     metadata: dict[str, Any] = field(default_factory=dict)
     image_variant: str | None = None
     idle_seconds: int | None = None
+    egress_policy: EgressPolicy = field(default_factory=EgressPolicy)
     env_sealed: bytes | None = field(default=None, repr=False)
     hold_until: datetime | None = None
     hold_reason: str | None = None

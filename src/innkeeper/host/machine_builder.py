@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,7 +29,7 @@ from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.freeze import thaw
 from innkeeper.host.machine import Identity, Machine, MachineRecord
 from innkeeper.host.network.addressing import Slot
-from innkeeper.host.network.firewall import PolicyClass
+from innkeeper.host.network.firewall import Limited, Policy, PolicyClass
 from innkeeper.host.network.network import Network
 
 LINK_SECONDS = 15.0
@@ -142,7 +143,7 @@ class MachineBuilder:
         async with AsyncExitStack() as stack:
             state_dir.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
-            slot = await self._network.acquire(PolicyClass(shape.egress_mode))
+            slot = await self._network.acquire(_policy(shape))
             stack.push_async_callback(self._network.release, slot)
             steps.stamp(InstanceState.NETWORK_ALLOCATED)
             steps.stamp(InstanceState.FTAP_CREATED)
@@ -208,7 +209,7 @@ class MachineBuilder:
         thaw(plan.mount_directory / "disk")
         async with AsyncExitStack() as stack:
             try:
-                slot = await self._network.adopt(record.slot_index)
+                slot = await self._network.adopt(record.slot_index, _policy(record.shape))
             except InnkeeperError:
                 return None
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
@@ -326,3 +327,9 @@ def hosts_file(hostname: str) -> str:
 def resolv_conf(slot: Slot) -> str:
     """/etc/resolv.conf of a guest: our resolver and nothing else."""
     return f"nameserver {slot.resolver_ip}\noptions timeout:5 attempts:2\n"
+
+
+def _policy(shape: MachineShape) -> Policy:
+    if shape.egress_mode == "limited":
+        return Limited(shape.egress_ports, tuple(map(IPv4Network, shape.egress_cidrs)))
+    return PolicyClass(shape.egress_mode)

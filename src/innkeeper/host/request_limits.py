@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Network
 from typing import Any
 
 from innkeeper.core.build_verbs import ExportStep, FindSteps, SaveStep
-from innkeeper.core.egress_policy import MODES
+from innkeeper.core.egress_policy import CIDRS_MAX, HOST_MODES
 from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
 from innkeeper.core.port_verbs import DialPort
@@ -25,6 +26,7 @@ from innkeeper.errors import InvalidRequestError
 DIGEST = re.compile(r"[0-9a-f]{64}")
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_TIMEOUT_SECONDS = 3_600
+EGRESS_PORTS_MAX = 16
 MAX_ANSWER_BYTES = 16_777_216
 MAX_PROGRAMS = 4
 
@@ -84,8 +86,18 @@ def _check_shape(shape: MachineShape) -> None:
     # The digest becomes a path on the host.
     if not DIGEST.fullmatch(shape.image_digest):
         raise InvalidRequestError("image_digest: not a SHA-256")
-    if shape.egress_mode not in MODES:
-        raise InvalidRequestError(f"egress_mode: one of {', '.join(MODES)}")
+    if shape.egress_mode not in HOST_MODES:
+        raise InvalidRequestError(f"egress_mode: one of {', '.join(HOST_MODES)}")
+    if len(shape.egress_ports) > EGRESS_PORTS_MAX or len(shape.egress_cidrs) > CIDRS_MAX:
+        raise InvalidRequestError("egress: too many ports or networks")
+    for port in shape.egress_ports:
+        _check_range("egress_ports", port, (1, 65_535))
+    for network in shape.egress_cidrs:
+        # It becomes a line of nft.
+        try:
+            IPv4Network(network)
+        except ValueError:
+            raise InvalidRequestError("egress_cidrs: not an IPv4 network") from None
     _check_range("vcpu_count", shape.vcpu_count, VCPU_RANGE)
     _check_range("memory_mb", shape.memory_mb, MEMORY_MB_RANGE)
     _check_range("disk_mb", shape.disk_mb, DISK_MB_RANGE)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.core.vm import Session, VmRequest
+from innkeeper.core.vm import Session, stored_request
 from innkeeper.store.tables import sessions, vms
 
 
@@ -29,7 +29,7 @@ def get(connection: sa.Connection, session_id: UUID) -> Session | None:
     row = connection.execute(sa.select(sessions).where(sessions.c.id == session_id)).one_or_none()
     if row is None:
         return None
-    return Session(row.id, row.organization_id, row.created_at, VmRequest(**row.request), row.env_sealed)
+    return Session(row.id, row.organization_id, row.created_at, stored_request(row.request), row.env_sealed)
 
 
 def delete_old(connection: sa.Connection, before: datetime, *, limit: int) -> int:

@@ -195,6 +195,8 @@ vms = sa.Table(
     sa.Column("image_variant", sa.Text()),
     sa.Column("idle_seconds", sa.Integer()),
     sa.Column("env_sealed", sa.LargeBinary()),
+    # NULL in rows that are older than the column: the whole internet.
+    sa.Column("egress_policy", sa.JSON(none_as_null=True)),
     sa.Column("hold_until", UtcDateTime()),
     sa.Column("hold_reason", sa.Text()),
     sa.Column("end_reason", sa.Text()),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import Instance, InstanceState
-from innkeeper.core.vm import Vm, VmEnd, VmEvent
+from innkeeper.core.vm import Vm, VmEnd, VmEvent, policy_of
 from innkeeper.store.instances import instance_of
 from innkeeper.store.tables import instances, vm_events, vms
 
@@ -23,6 +25,7 @@ _OWN = [
         "metadata",
         "image_variant",
         "idle_seconds",
+        "egress_policy",
         "env_sealed",
         "hold_until",
         "hold_reason",
@@ -112,6 +115,7 @@ def _values(vm: Vm) -> dict[str, Any]:
         "metadata": vm.metadata,
         "image_variant": vm.image_variant,
         "idle_seconds": vm.idle_seconds,
+        "egress_policy": asdict(vm.egress_policy),
         "env_sealed": vm.env_sealed,
         "hold_until": vm.hold_until,
         "hold_reason": vm.hold_reason,
@@ -132,6 +136,7 @@ def _pair(row: Any) -> tuple[Vm, Instance]:
         metadata=dict(row.vm_metadata),
         image_variant=row.vm_image_variant,
         idle_seconds=row.vm_idle_seconds,
+        egress_policy=EgressPolicy() if row.vm_egress_policy is None else policy_of(row.vm_egress_policy),
         env_sealed=row.vm_env_sealed,
         hold_until=row.vm_hold_until,
         hold_reason=row.vm_hold_reason,

@@ -39,7 +39,8 @@ def test_bad_text(text):
 CHOSEN = {
     "user": st.just("user"),
     "hostname": st.just("room-1"),
-    "egress_mode": st.sampled_from(["internet", "none"]),
+    "egress_mode": st.sampled_from(["internet", "none", "limited"]),
+    "egress_cidrs": st.sampled_from([(), ("192.0.2.0/24",)]),
     "memory_mb": st.integers(128, 4_096),
     "disk_mb": st.integers(64, 4_096),
 }

@@ -32,6 +32,11 @@ def test_what_the_control_side_sends_passes() -> None:
         {"disk_mb": 63},
         {"disk_mb": 1 << 40},
         {"egress_mode": "everything"},
+        {"egress_ports": (0,)},
+        {"egress_ports": (80,) * 17},
+        {"egress_cidrs": ("0.0.0.0/0 }; flush ruleset",)},
+        {"egress_cidrs": ("::/0",)},
+        {"egress_cidrs": ("1.1.1.1",) * 65},
         {"user": "-rf"},
     ],
 )

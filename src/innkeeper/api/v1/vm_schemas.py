@@ -62,13 +62,13 @@ class VMCreateRequest(_NotInForce, VmShape):
     session_id: str | None = Field(None, description="Attach to this session's VM, or make its next one.")
     image_variant: str | None = Field(None, max_length=255, description="`standard`, or the name of an image.")
     idle_seconds: int | None = Field(None, description="End the VM when it was idle this long; null: never.")
-    egress_policy: None = Field(None, description="Only null.")
+    egress_policy: dict[str, Any] | None = Field(None, description="What it may connect to; null: the internet.")
     share: ShareRequest | None = Field(None, description="A port to publish at once.")
     snapshot_id: None = Field(None, description="Only null: there are no snapshots yet.")
     custom_domain: None = Field(None, description="Only null.")
     volumes: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only `[]`.")
 
-    @field_validator("egress_policy", "snapshot_id", "custom_domain", "volumes", mode="wrap")
+    @field_validator("snapshot_id", "custom_domain", "volumes", mode="wrap")
     @classmethod
     def _refuse(cls, value: Any, handler: Any) -> Any:
         try:
@@ -134,6 +134,7 @@ class VmRecord(BaseModel):
     image_variant: str | None
     image_digest: str
     idle_seconds: int | None
+    egress_policy: dict[str, Any] | None
     hold_until: datetime | None
     hold_reason: str | None
     env_status: str

@@ -28,6 +28,7 @@ from innkeeper.api.v1.vm_schemas import (
 from innkeeper.control import sessions, shares, vms
 from innkeeper.control.context import Control
 from innkeeper.control.vm_entry import VmView
+from innkeeper.core.egress_policy import parse_limited_policy, show_limited_policy
 from innkeeper.core.token import Principal
 from innkeeper.core.vm import VmRequest, env_status, show_status
 from innkeeper.errors import (
@@ -139,6 +140,9 @@ def request_of(body: VmShape) -> VmRequest:
         env=body.env,
         image_variant=getattr(body, "image_variant", None),
         idle_seconds=getattr(body, "idle_seconds", None),
+        egress_policy=None
+        if (policy := getattr(body, "egress_policy", None)) is None
+        else parse_limited_policy(policy),
     )
 
 
@@ -174,6 +178,7 @@ def vm_record(view: VmView) -> VmRecord:
         image_variant=vm.image_variant,
         image_digest=instance.image_digest,
         idle_seconds=vm.idle_seconds,
+        egress_policy=show_limited_policy(vm.egress_policy),
         hold_until=vm.hold_until,
         hold_reason=vm.hold_reason,
         env_status=status,

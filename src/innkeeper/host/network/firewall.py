@@ -5,10 +5,11 @@ uplink away from its own addresses, whichever those are. Both refuse instead of 
 a reset and UDP by "port unreachable", since gVisor lets "administratively prohibited" pass unheard.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, collapse_addresses
+from types import MappingProxyType
 
 from innkeeper.host.network.addressing import NOT_PUBLIC, ServerPlan, Slot
 
@@ -22,6 +23,17 @@ class PolicyClass(StrEnum):
 
     NONE = "none"
     INTERNET = "internet"
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """A policy of a slot's own: of what `internet` allows, TCP to these ports and whatever lies in these networks. DNS goes on."""
+
+    ports: tuple[int, ...] = ()
+    cidrs: tuple[IPv4Network, ...] = ()
+
+
+Policy = PolicyClass | Limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,9 @@ table ip {TABLE} {{
     counter dns_flood {{ }}
     set guests {{ type ifname . ether_addr . ipv4_addr; {_elements(guests)} }}
     set online {{ type ifname; {_elements([_name(slot) for slot in online])} }}
+    set limited {{ type ifname; }}
+    set limited_ports {{ type ipv4_addr . inet_service; }}
+    set limited_cidrs {{ type ipv4_addr . ipv4_addr; flags interval; }}
     set allowed {{ type ipv4_addr; flags interval; auto-merge; {_elements(limits.allowed_cidrs)} }}
     set not_public {{ type ipv4_addr; flags interval; {_elements(NOT_PUBLIC)} }}
     set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
@@ -130,10 +145,17 @@ table ip {TABLE} {{
         oifname != "{UPLINK}" goto refuse
         ip daddr {plan.subnet} goto refuse
         meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} goto refuse
+        iifname @limited jump limits
         ip daddr @allowed goto connect
         ip daddr @not_public goto refuse
         {smtp}
         goto connect
+    }}
+    # Refuses what a slot's own policy does not allow; the rest of the way is everybody's. An address is its slot's: see arrival.
+    chain limits {{
+        ip saddr . ip daddr @limited_cidrs return
+        meta l4proto tcp ip saddr . tcp dport @limited_ports return
+        goto refuse
     }}
     chain connect {{
         ct state established,related accept
@@ -229,12 +251,23 @@ def add_slots(slots: Sequence[Slot], *, online: Sequence[Slot] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def remove_slots(slots: Sequence[Slot]) -> str:
-    """Silence these slots; also right for slots that were never added."""
+def remove_slots(slots: Sequence[Slot], *, limited: Mapping[int, Limited] = MappingProxyType({})) -> str:
+    """Silence these slots, of which some have policies of their own; also right for slots that were never added."""
     # nft 1.0.6 has no `destroy`; deleting what the same transaction added works whether or not it was there.
     guests = _elements([_guest_element(slot) for slot in slots], keyword="")
     names = _elements([_name(slot) for slot in slots], keyword="")
-    targets = (("ip", "guests", guests), ("arp", "guests", guests), ("ip", "online", names))
+    targets = (
+        ("ip", "guests", guests),
+        ("arp", "guests", guests),
+        ("ip", "online", names),
+        ("ip", "limited", names),
+        *(
+            ("ip", name, elements)
+            for slot in slots
+            if slot.index in limited
+            for name, elements in _limits_of(slot, limited[slot.index])
+        ),
+    )
     return "".join(
         f"{verb} element {family} {TABLE} {name} {elements}\n"
         for family, name, elements in targets
@@ -242,10 +275,29 @@ def remove_slots(slots: Sequence[Slot]) -> str:
     )
 
 
-def set_policy(slot: Slot, policy: PolicyClass) -> str:
-    """Give a slot another policy; connections that the new one does not allow stop at once."""
-    element = f"element ip {TABLE} online {{ {_name(slot)} }}\n"
-    return f"add {element}" if policy is PolicyClass.INTERNET else f"add {element}delete {element}"
+def set_policy(slot: Slot, policy: Policy, *, before: Policy = PolicyClass.INTERNET) -> str:
+    """Give a slot another policy in one transaction; connections that the new one does not allow stop at once."""
+    online, limited = (f"element ip {TABLE} {name} {{ {_name(slot)} }}\n" for name in ("online", "limited"))
+    lines = [f"add {online}", f"add {limited}"]
+    if isinstance(before, Limited):
+        lines += [f"delete element ip {TABLE} {name} {elements}\n" for name, elements in _limits_of(slot, before)]
+    if isinstance(policy, Limited):
+        lines += [f"add element ip {TABLE} {name} {elements}\n" for name, elements in _limits_of(slot, policy)]
+    else:
+        lines.append(f"delete {limited}")
+    if policy is PolicyClass.NONE:
+        lines.append(f"delete {online}")
+    return "".join(lines)
+
+
+def _limits_of(slot: Slot, limited: Limited) -> Iterable[tuple[str, str]]:
+    """(set, elements) of a slot's own policy."""
+    ports = [f"{slot.guest_ip} . {port}" for port in sorted(set(limited.ports))]
+    # Intervals of one set must not overlap.
+    cidrs = [f"{slot.guest_ip} . {network}" for network in collapse_addresses(limited.cidrs)]
+    for name, values in (("limited_ports", ports), ("limited_cidrs", cidrs)):
+        if values:
+            yield name, _elements(values, keyword="")
 
 
 def _guest_element(slot: Slot) -> str:

@@ -15,7 +15,7 @@ from innkeeper.host.linux import nftables
 from innkeeper.host.linux.command import CommandFailed
 from innkeeper.host.network import firewall, router, slots
 from innkeeper.host.network.addressing import ServerPlan, Slot, is_public
-from innkeeper.host.network.firewall import FirewallLimits, PolicyClass
+from innkeeper.host.network.firewall import FirewallLimits, Limited, Policy, PolicyClass
 from innkeeper.host.network.resolver import Decide, Resolver, everything
 from innkeeper.host.network.upstream import HostUpstreams, NameServers, Upstream
 
@@ -66,8 +66,10 @@ class Network:
         self.resolver = resolver
         self.keep_running = True
         self._settings = settings
-        self._in_use: dict[int, PolicyClass] = {}
-        self._unclaimed = {
+        self._in_use: dict[int, Policy] = {}
+        # Of slots that are in use or wait to be taken apart.
+        self._limited: dict[int, Limited] = {}
+        self._unclaimed: dict[int, Policy] = {
             slot.index: PolicyClass.INTERNET if slot.index in found.online else PolicyClass.NONE for slot in found.slots
         }
         self._ready: deque[Slot] = deque()
@@ -125,7 +127,7 @@ class Network:
                 await network._wind_down()
 
     @property
-    def in_use(self) -> Mapping[int, PolicyClass]:
+    def in_use(self) -> Mapping[int, Policy]:
         """The slots that were handed out or adopted, and the policy of each."""
         return dict(self._in_use)
 
@@ -138,7 +140,7 @@ class Network:
         """Packets of guests that were `refused` by the policy, or dropped: their sender was `spoofed`, or they were a `dns_flood`."""
         return await nftables.counters("ip", firewall.TABLE, inside=self.plan.router_netns)
 
-    async def acquire(self, policy: PolicyClass = PolicyClass.INTERNET) -> Slot:
+    async def acquire(self, policy: Policy = PolicyClass.INTERNET) -> Slot:
         """A fresh slot: at once from the pool with the internet policy, one nft process later with another.
 
         Raises SlotsExhaustedError when the subnet is full, CommandFailed when a slot cannot be made.
@@ -154,20 +156,25 @@ class Network:
                 raise
         return slot
 
-    async def set_policy(self, slot: Slot, policy: PolicyClass) -> None:
+    async def set_policy(self, slot: Slot, policy: Policy) -> None:
         """Change what a slot in use may reach, open connections included. Raises SlotGoneError, CommandFailed."""
         if slot.index not in self._in_use:
             raise SlotGoneError
-        if self._in_use[slot.index] is not policy:
-            await nftables.apply(firewall.set_policy(slot, policy), inside=self.plan.router_netns)
+        before = self._in_use[slot.index]
+        if before != policy:
+            text = firewall.set_policy(slot, policy, before=before)
+            await nftables.apply(text, inside=self.plan.router_netns)
             self._in_use[slot.index] = policy
+            self._limited.pop(slot.index, None)
+            if isinstance(policy, Limited):
+                self._limited[slot.index] = policy
 
     async def release(self, slot: Slot) -> None:
         """Give a slot back after its guest is gone; it is taken apart in the background. Harmless when repeated."""
         if self._in_use.pop(slot.index, None) is not None:
             self._discard([slot])
 
-    async def adopt(self, index: int, policy: PolicyClass | None = None) -> Slot:
+    async def adopt(self, index: int, policy: Policy | None = None) -> Slot:
         """Take over the slot of a machine that outlived the daemon, with its old policy or another.
 
         Raises SlotGoneError when it does not exist any more: that machine has no network.
@@ -267,8 +274,10 @@ class Network:
         batch = self._discarded[:BATCH]
         if not batch:
             return False
-        await slots.destroy(self.plan, batch)
+        await slots.destroy(self.plan, batch, limited=self._limited)
         del self._discarded[: len(batch)]
+        for slot in batch:
+            self._limited.pop(slot.index, None)
         self._free.extend(slot.index for slot in batch)
         return True
 
@@ -276,7 +285,7 @@ class Network:
         while self._waiting:
             self._waiting.popleft().cancel()
         if self.keep_running:
-            await slots.destroy(self.plan, [*self._discarded, *self._ready])
+            await slots.destroy(self.plan, [*self._discarded, *self._ready], limited=self._limited)
         else:
             await router.remove(self.plan, host_netns=self._settings.host_netns)
 

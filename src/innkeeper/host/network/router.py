@@ -181,7 +181,11 @@ async def _inspect(plan: ServerPlan, host_netns: str | None) -> Found:
     present = slots_present(plan)
     complete = tuple(slot for slot in present if slot.router_interface in links)
     names = await nftables.set_elements("ip", TABLE, "online", inside=plan.router_netns)
-    online = frozenset(slot.index for slot in complete if slot.router_interface in names)
+    # One with a policy of its own stays closed until whoever knows that policy adopts it.
+    limited = await nftables.set_elements("ip", TABLE, "limited", inside=plan.router_netns)
+    online = frozenset(
+        slot.index for slot in complete if slot.router_interface in names and slot.router_interface not in limited
+    )
     return Found(True, complete, tuple(slot for slot in present if slot not in complete), online, False)
 
 

@@ -1,12 +1,16 @@
 """Slots made and unmade, several at a time: namespace, pair to the router, addresses, and the right to speak."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from innkeeper.host.linux import netns, nftables
 from innkeeper.host.network import firewall
 from innkeeper.host.network.addressing import ServerPlan, Slot
+from innkeeper.host.network.firewall import Limited
 from innkeeper.host.network.router import NO_IPV6
+
+NO_LIMITS: Mapping[int, Limited] = MappingProxyType({})
 
 
 async def create(plan: ServerPlan, slots: Sequence[Slot], *, mtu: int) -> None:
@@ -25,12 +29,12 @@ async def create(plan: ServerPlan, slots: Sequence[Slot], *, mtu: int) -> None:
         raise
 
 
-async def destroy(plan: ServerPlan, slots: Sequence[Slot]) -> None:
-    """Unmake these slots, however much of them exists. Raises CommandFailed when the router refuses."""
+async def destroy(plan: ServerPlan, slots: Sequence[Slot], *, limited: Mapping[int, Limited] = NO_LIMITS) -> None:
+    """Unmake these slots, of which some have policies of their own, however much of them exists. Raises CommandFailed when the router refuses."""
     if not slots:
         return
     if netns.exists(plan.router_netns):
-        await nftables.apply(firewall.remove_slots(slots), inside=plan.router_netns)
+        await nftables.apply(firewall.remove_slots(slots, limited=limited), inside=plan.router_netns)
         # Only links that exist fail to be deleted silently, hence -force; a pair goes with either end.
         lines = [f"link del {slot.router_interface}" for slot in slots]
         await netns.ip_batch(lines, inside=plan.router_netns, force=True)
