@@ -46,6 +46,7 @@ class WebSocket:
         self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=MESSAGE_MAX_BYTES, logger=_SILENT)
         self._fragments: list[bytes] = []
         self._is_text = False
+        self._failed = False
 
     async def messages(self) -> AsyncIterator[bytes | str]:
         """What the client sends, until it closes or breaks the protocol, of which it is told."""
@@ -53,6 +54,8 @@ class WebSocket:
             for start in range(0, len(data), SLICE_BYTES):
                 self._protocol.receive_data(data[start : start + SLICE_BYTES])
                 for event in self._protocol.events_received():
+                    if self._failed:
+                        break
                     if isinstance(event, Frame) and (message := self._joined(event)) is not None:
                         yield message
                 # Pongs and the answer to a close; a client that does not read them is not read any further.
@@ -117,7 +120,7 @@ class WebSocket:
         self._fragments.append(bytes(frame.data))
         if not frame.fin:
             if len(self._fragments) > MAX_FRAGMENTS:
-                self._protocol.fail(1009, "too many fragments")
+                self._fail(1009, "too many fragments")
             return None
         data, self._fragments = b"".join(self._fragments), []
         if not self._is_text:
@@ -125,8 +128,12 @@ class WebSocket:
         try:
             return data.decode()
         except UnicodeDecodeError:
-            self._protocol.fail(1007, "not UTF-8")
+            self._fail(1007, "not UTF-8")
             return None
+
+    def _fail(self, code: int, reason: str) -> None:
+        self._failed = True
+        self._protocol.fail(code, reason)
 
     async def _flush(self) -> None:
         data = b"".join(self._protocol.data_to_send())
