@@ -70,6 +70,7 @@ func newAgent(socket, bootID string) (*agent, error) {
 		"attach":      table.Attach,
 		"processes":   table.Processes,
 		"workdir":     table.Workdir,
+		"results":     table.Results,
 		"signal":      table.Signal,
 		"stat":        store.Stat,
 		"list":        store.List,

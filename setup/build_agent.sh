@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 agent=build/inn-agent
-[ -x "$agent" ] && [ -z "$(find guest pyproject.toml \( -name '*.go' -o -name go.mod -o -name pyproject.toml \) -newer "$agent" -print -quit)" ] && exit
+[ -x "$agent" ] && [ -z "$(find guest pyproject.toml \( -name '*.go' -o -path 'guest/kernel/*.py' -o -name go.mod -o -name pyproject.toml \) -newer "$agent" -print -quit)" ] && exit
 command -v go > /dev/null || {
     echo 'error: the guest agent is written in Go, and there is no go here: apt-get install golang-go' >&2
     exit 1

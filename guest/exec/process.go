@@ -23,6 +23,7 @@ type Process struct {
 	ID    string
 	table *Table
 	child *reaper.Child
+	cell  *cell // instead of a child of its own; then child is the interpreter
 	pty   *os.File
 	begun time.Time
 
@@ -75,9 +76,20 @@ type exitMessage struct {
 	Signal        *int  `json:"signal"`
 	TimedOut      bool  `json:"timed_out"`
 	DurationUs    int64 `json:"duration_us"`
+	CPUUs         int64 `json:"cpu_us"`
 	OutputBytes   int64 `json:"output_bytes"`
 	DroppedBytes  int64 `json:"dropped_bytes"`
 	UserProcesses int   `json:"user_processes"`
+
+	Cell *cellMessage `json:"cell,omitempty"`
+}
+
+// over is closed when the work is done.
+func (p *Process) over() <-chan struct{} {
+	if p.cell != nil {
+		return p.cell.done
+	}
+	return p.child.Done
 }
 
 // watch follows the process to its end; started with the process, in goroutines of its own.
@@ -89,7 +101,7 @@ func (p *Process) watch(timeout time.Duration) {
 	for _, out := range p.outputs {
 		go p.pump(out)
 	}
-	<-p.child.Done
+	<-p.over()
 	if timer != nil {
 		timer.Stop()
 	}
@@ -97,6 +109,10 @@ func (p *Process) watch(timeout time.Duration) {
 }
 
 func (p *Process) expire() {
+	if p.cell != nil {
+		p.expireCell()
+		return
+	}
 	select {
 	case <-p.child.Done:
 		return
@@ -116,15 +132,8 @@ func (p *Process) leaderEnded() {
 	for _, out := range p.outputs {
 		p.drain(out)
 	}
-	ended := p.child.Exit()
-	message := &exitMessage{
-		Exited: true, ExitCode: ended.Code(), TimedOut: p.timedOut,
-		DurationUs: ended.At.Sub(p.begun).Microseconds(), UserProcesses: users,
-	}
-	if ended.Status.Signaled() {
-		number := int(ended.Status.Signal())
-		message.Signal = &number
-	}
+	message := p.howItEnded()
+	message.UserProcesses = users
 	if p.timedOut {
 		message.ExitCode = 124
 	}
@@ -132,6 +141,24 @@ func (p *Process) leaderEnded() {
 	p.exitAt = p.journal.end
 	p.flush()
 	p.table.ended(p)
+}
+
+func (p *Process) howItEnded() *exitMessage {
+	message := &exitMessage{Exited: true, TimedOut: p.timedOut}
+	if c := p.cell; c != nil {
+		message.ExitCode, message.Signal, message.CPUUs = c.exitCode, c.signal, c.reply.CPUUs
+		message.DurationUs = c.at.Sub(p.begun).Microseconds()
+		message.Cell = &cellMessage{c.fresh, c.lost, len(c.reply.Results), c.reply.ResultsTruncated}
+		return message
+	}
+	ended := p.child.Exit()
+	message.ExitCode, message.CPUUs = ended.Code(), ended.CPU.Microseconds()
+	message.DurationUs = ended.At.Sub(p.begun).Microseconds()
+	if ended.Status.Signaled() {
+		number := int(ended.Status.Signal())
+		message.Signal = &number
+	}
+	return message
 }
 
 // flush sends the reader what its credit allows, then the exit message and the end when their turn has come. mu is held.
@@ -241,7 +268,7 @@ func (p *Process) serve(stream *link.Stream, detachOnCancel bool) {
 		}
 		p.mu.Unlock()
 		if cancelled && !detachOnCancel && mine {
-			_ = p.table.children.Signal(p.child, syscall.SIGKILL, true)
+			_ = p.signal(int(syscall.SIGKILL), true)
 		}
 		if cancelled || broken || !mine {
 			return
@@ -283,7 +310,7 @@ func (p *Process) endInput() {
 
 func (p *Process) running() bool {
 	select {
-	case <-p.child.Done:
+	case <-p.over():
 		return false
 	default:
 		return true

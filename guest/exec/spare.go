@@ -143,10 +143,11 @@ func (s *spares) discard() {
 func (s *spares) pids() map[int]bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ready == nil {
-		return nil
+	pids := map[int]bool{}
+	if s.ready != nil {
+		pids[s.ready.child.Pid] = true
 	}
-	return map[int]bool{s.ready.child.Pid: true}
+	return pids
 }
 
 // startSpare returns nil where there is no bash or it could not start: then commands start shells of their own.

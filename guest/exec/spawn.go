@@ -20,6 +20,7 @@ type Request struct {
 	ID             string            `json:"id"`
 	Argv           []string          `json:"argv"`
 	Shell          *string           `json:"shell"`
+	Cell           *Cell             `json:"cell"`
 	User           string            `json:"user"`
 	Cwd            string            `json:"cwd"`
 	Env            map[string]string `json:"env"`
@@ -37,6 +38,10 @@ func (r *Request) check() error {
 	switch {
 	case r.ID == "" || len(r.ID) > idBytes:
 		return link.Errorf("bad_request", "exec: an id has 1 to %d characters", idBytes)
+	case r.Cell != nil:
+		if err := r.checkCell(); err != nil {
+			return err
+		}
 	case (r.Shell == nil) == (len(r.Argv) == 0):
 		return link.Errorf("bad_request", "exec: either argv or shell")
 	case r.TimeoutMs < 0:
@@ -56,6 +61,16 @@ func (r *Request) check() error {
 		if strings.IndexByte(word, 0) >= 0 {
 			return link.Errorf("bad_request", "exec: NUL in a word")
 		}
+	}
+	return nil
+}
+
+func (r *Request) checkCell() error {
+	switch {
+	case r.Shell != nil || len(r.Argv) > 0 || r.Pty != nil || r.Cwd != "" || r.ExactEnv:
+		return link.Errorf("bad_request", "exec: a cell goes without argv, shell, pty, cwd and exact_env")
+	case r.Cell.Kernel == "" || len(r.Cell.Kernel) > idBytes:
+		return link.Errorf("bad_request", "exec: a kernel's name has 1 to %d characters", idBytes)
 	}
 	return nil
 }
@@ -280,6 +295,9 @@ func (t *Table) newProcess(id string) *Process {
 }
 
 func (t *Table) launch(p *Process, request *Request) error {
+	if request.Cell != nil {
+		return t.launchCell(p, request)
+	}
 	made, err := t.plan(request)
 	if err != nil {
 		return err

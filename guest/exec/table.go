@@ -34,6 +34,10 @@ type Table struct {
 	byID     map[string]*Process
 	over     []*Process // ended ones, oldest first
 	spares   spares
+
+	kernelMu sync.Mutex
+	kernels  map[string]*session
+	shown    []shown // oldest first
 }
 
 // NewTable starts processes through children.
@@ -42,7 +46,7 @@ func NewTable(children *reaper.Table, logins *account.Logins) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{children: children, logins: logins, null: null, byID: map[string]*Process{}}
+	t := &Table{children: children, logins: logins, null: null, byID: map[string]*Process{}, kernels: map[string]*session{}}
 	t.spares.table = t
 	return t, nil
 }
@@ -76,8 +80,12 @@ func (t *Table) UserProcesses() int {
 	return users
 }
 
-// OwnPids are processes that belong to the agent itself.
-func (t *Table) OwnPids() map[int]bool { return t.spares.pids() }
+// OwnPids are processes that belong to the agent itself, and interpreters that wait for a cell.
+func (t *Table) OwnPids() map[int]bool {
+	pids := t.spares.pids()
+	t.kernelPids(pids)
+	return pids
+}
 
 func (t *Table) account(change int64) { atomic.AddInt64(&t.retained, change) }
 

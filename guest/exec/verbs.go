@@ -95,6 +95,11 @@ func (p *Process) signal(number int, group bool) error {
 	if number < 1 || number > lastSignal {
 		return link.Errorf("bad_request", "%d is no signal", number)
 	}
+	if p.cell != nil {
+		// An interrupt is for the interpreter, which makes an exception of it; anything else is for all that it started, too.
+		p.signalCell(syscall.Signal(number), group && syscall.Signal(number) != syscall.SIGINT)
+		return nil
+	}
 	return p.table.children.Signal(p.child, syscall.Signal(number), group)
 }
 

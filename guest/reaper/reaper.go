@@ -13,10 +13,11 @@ import (
 	"unsafe"
 )
 
-// Exit is how a process ended and when the agent noticed.
+// Exit is how a process ended, when the agent noticed, and the processor time of it and of those that it waited for.
 type Exit struct {
 	Status syscall.WaitStatus
 	At     time.Time
+	CPU    time.Duration
 }
 
 // Code is the shell's exit code: 128+n for signal n.
@@ -139,11 +140,12 @@ func (t *Table) reap(pid int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var status syscall.WaitStatus
-	got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
+	var used syscall.Rusage
+	got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, &used)
 	if err != nil || got != pid {
 		return
 	}
-	exit := Exit{Status: status, At: time.Now()}
+	exit := Exit{Status: status, At: time.Now(), CPU: time.Duration(used.Utime.Nano() + used.Stime.Nano())}
 	child, known := t.children[pid]
 	switch {
 	case known:

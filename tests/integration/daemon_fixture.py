@@ -71,6 +71,7 @@ class Answer:
     body: dict[str, Any]
     output: bytes
     execution_id: UUID
+    errors: bytes = b""
 
     @property
     def exit_code(self) -> int:
@@ -144,7 +145,7 @@ class Host:
         """Run a shell line to its end."""
         execution_id = more.pop("execution_id", None) or uuid4()
         request = verbs.Execute(instance_id, execution_id, command, timeout_seconds, stdin=stdin is not None, **more)
-        output = bytearray()
+        output, errors = bytearray(), bytearray()
         async with (
             asyncio.timeout(timeout_seconds + PATIENCE_SECONDS),
             self.bus.open(self.daemon.host_id, request.verb, to_wire(request)) as call,
@@ -156,8 +157,8 @@ class Host:
                     await call.send_end()
             async for event in call.events():
                 if isinstance(event, Data):
-                    output += event.data
-            return Answer(await call.result(), bytes(output), execution_id)
+                    (output if event.channel == 1 else errors).extend(event.data)
+            return Answer(await call.result(), bytes(output), execution_id, bytes(errors))
 
     async def ok(self, instance_id: UUID, command: str, **more: Any) -> Answer:
         """Run a shell line that must succeed."""

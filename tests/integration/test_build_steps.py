@@ -32,7 +32,7 @@ ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 async def run(host: Host, guest: UUID, *argv: str, user: str = "root", **more: object) -> Answer:
-    return await host.run(guest, "", argv=argv, user=user, **{"env": ENV, **more})
+    return await host.run(guest, "", argv=argv, user=user, **{"env": ENV, "exact_env": True, **more})
 
 
 async def unpack(host: Host, guest: UUID, destination: str, stream: bytes, **options: object) -> dict[str, int]:

@@ -52,8 +52,8 @@ class ServerCall(Protocol):
         """The parameters as they came: not validated yet."""
         ...
 
-    async def send_data(self, data: bytes) -> None:
-        """Send bytes; waits while the opener is slow. Raises asyncio.CancelledError in the handler when the opener gave up."""
+    async def send_data(self, data: bytes, *, channel: int = 1) -> None:
+        """Send bytes of a channel (2 is stderr); waits while the opener is slow. Raises asyncio.CancelledError in the handler when the opener gave up."""
         ...
 
     async def send_message(self, body: dict[str, Any]) -> None:

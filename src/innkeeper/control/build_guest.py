@@ -73,6 +73,7 @@ class BuildGuest:
             stream=True,
             argv=step.argv,
             user=step.user,
+            exact_env=True,
         )
         async with self._control.bus.open(self._host_id, Execute.verb, to_wire(verb)) as call:
             if step.stdin is not None:

@@ -77,12 +77,16 @@ class ListMachines:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Run a shell line in a ready machine; or with `argv` a program without a shell, in an environment of `env` and HOME alone, and without a scan.
+    """Run a shell line in a ready machine; or with `argv` a program without a shell; or with `kernel` a cell of Python in the interpreter of that name.
 
-    The opener sends DATA (stdin, when `stdin`) and END. Streams: DATA output, at most `answer_bytes` of it unless `stream`.
-    Answer: `{"exit_code", "signal", "timed_out", "duration_ms", "output_bytes", "output_truncated",
+    `merge`: one output; else stderr comes as channel 2. `exact_env`, of image builds: an environment of `env` and HOME alone, and no scan for changes.
+    The opener sends DATA (stdin, when `stdin`) and END. Streams: DATA output, at most `answer_bytes` of each channel unless `stream`.
+    Answer: `{"exit_code", "signal", "timed_out", "duration_ms", "started_at", "cpu_ms": float|None, "output_bytes", "stderr_bytes", "output_truncated",
+    "kernel": {"fresh": bool, "lost": bool}|None, "result_bytes", "results_truncated",
     "files_changed": [{"path", "status", "size", "mime_type"}], "files_changed_total", "files_changed_truncated"}`.
+    With `detach` nothing is streamed and the answer is `{}`, as soon as the guest has begun.
     CANCEL leaves the command running; its journal is kept.
+    Errors of those that could not begin: invalid_request (`argv`, `cwd`, `user` or no Python for a cell).
     """
 
     verb: ClassVar[str] = "exec"
@@ -97,14 +101,19 @@ class Execute:
     answer_bytes: int = 1_048_576
     argv: tuple[str, ...] = ()
     user: str | None = None
+    merge: bool = True
+    exact_env: bool = False
+    kernel: str | None = None
+    detach: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOutput:
     """Read the kept output of an execution.
 
-    Streams: MESSAGE `{"offset", "total_bytes", "gap": {"from", "to"}|None, "ended": bool, "exit_code": int|None}`, then DATA of at most
-    `limit` bytes. Answer: `{"next_offset"}`.
+    Streams: MESSAGE of the record (`{"started_at", "total_bytes", "stderr_bytes", "gap": {"from", "to"}|None, "ended": bool, "exit_code": int|None,
+    "signal", "timed_out", "duration_ms", "cpu_ms", "lost": str|None, "kernel", "result_bytes", "results_truncated"}`) with the `"offset"` that is begun
+    at, then DATA of at most `limit` bytes, stderr as channel 2; with `each` the first `limit` bytes of each channel. Answer: `{"next_offset"}`.
     An offset inside the dropped middle is moved to the end of the gap. Errors: execution_not_found.
     """
 
@@ -113,6 +122,43 @@ class ReadOutput:
     execution_id: UUID
     offset: int = 0
     limit: int = 1_048_576
+    each: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FollowOutput:
+    """Read an execution's output from `offset` on, until the command has ended.
+
+    Streams: DATA, stderr as channel 2, and before each piece that does not follow the one before (a dropped middle) MESSAGE `{"offset"}`.
+    Answer: the record as of `ReadOutput`. Errors: execution_not_found.
+    """
+
+    verb: ClassVar[str] = "execution.follow"
+    instance_id: UUID
+    execution_id: UUID
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResults:
+    """What a cell displayed. Streams: DATA as `core.cell_results` reads it. Answer: `{}`. Errors: execution_not_found."""
+
+    verb: ClassVar[str] = "execution.results"
+    instance_id: UUID
+    execution_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class SignalExecution:
+    """Send a signal to a running execution's process group; to a cell, SIGINT interrupts it.
+
+    Answer: `{}`. Errors: conflict (it has ended), execution_not_found.
+    """
+
+    verb: ClassVar[str] = "execution.signal"
+    instance_id: UUID
+    execution_id: UUID
+    signal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +394,9 @@ VERBS: tuple[type[Any], ...] = (
     ListMachines,
     Execute,
     ReadOutput,
+    FollowOutput,
+    ReadResults,
+    SignalExecution,
     ReadFilesChanged,
     ReadFile,
     StatFile,

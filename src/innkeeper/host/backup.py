@@ -154,6 +154,8 @@ class Backups:
                 (journals, "instances/{}/journals", ".json"),
                 (journals, "instances/{}/journals", ".head"),
                 (journals, "instances/{}/journals", ".tail"),
+                (journals, "instances/{}/journals", ".channels"),
+                (journals, "instances/{}/journals", ".results"),
                 (changes, "changes/{}", ".changes"),
             ):
                 with contextlib.ExitStack() as opened:

@@ -35,6 +35,7 @@ from innkeeper.host.disks.oci_job import ImportLimits, RegistryRoutes
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.drivers.contract import Driver
 from innkeeper.host.drivers.gvisor import GvisorDriver
+from innkeeper.host.execution_verbs import ExecutionVerbs
 from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
@@ -284,7 +285,6 @@ async def run_daemon(
 
         verbs = Verbs(
             fleet=fleet,
-            executions=executions,
             changes=changes,
             watchers=watchers,
             list_images=images.list,
@@ -321,7 +321,12 @@ async def run_daemon(
             max_image_bytes=settings.image_max_mb * MIB,
         )
         handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
-        handlers |= {**Ports(fleet).handlers(), **Trees(fleet).handlers(), **terminals.handlers()}
+        handlers |= {
+            **ExecutionVerbs(fleet, executions).handlers(),
+            **Ports(fleet).handlers(),
+            **Trees(fleet).handlers(),
+            **terminals.handlers(),
+        }
         yield Daemon(host_id, handlers, driver, images, fleet, recovered)
 
 

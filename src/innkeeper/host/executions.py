@@ -29,7 +29,9 @@ from innkeeper.errors import (
     InvalidRequestError,
     LinkLostError,
 )
+from innkeeper.host.cells import keep_cell, kernel_of
 from innkeeper.host.change_scanner import ChangeScanError
+from innkeeper.host.channels import STDOUT, Channels
 from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.journal import Journal, prune, read_output, unfinished
@@ -53,6 +55,7 @@ OUTPUT_RESERVE_BYTES = 16_777_216
 OUTPUT_RESERVE_FILES = 100
 # What a guest may claim to have dropped while nobody read; the rest of the claim is not believed. Offsets stay far below 2**63.
 MAX_SKIP_BYTES = 1 << 40
+MAX_CPU_US = 1 << 50
 NO_CHANGES: Mapping[str, Any] = {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
 
 
@@ -65,6 +68,8 @@ class Execution:
     journal: Journal
     directory: Path
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # Whether the agent said that it has started.
+    begun: bool = False
     answer: dict[str, Any] | None = None
     failure: InnkeeperError | None = None
     # Bytes of output at the moment the command itself ended; a background child may write more later.
@@ -87,9 +92,9 @@ class Execution:
         """Whether the answer, or the reason that there is none, is known."""
         return self.answer is not None or self.failure is not None
 
-    async def output(self) -> AsyncIterator[bytes]:
-        """The output from its beginning until the command's end. Read from the journal, so a slow reader costs no memory and holds nobody back."""
-        offset = 0
+    async def output(self, offset: int = 0) -> AsyncIterator[tuple[int, int, bytes]]:
+        """(offset, channel, bytes) from an offset on until the command's end. Read from the journal, so a slow reader costs no memory and holds nobody back."""
+        channels = None if self.request.merge else Channels(f"{self.directory}/{self.request.execution_id}.channels")
         while True:
             self.changed.clear()
             end = self.answer_bytes if self.over else self.journal.record.total_bytes
@@ -99,11 +104,26 @@ class Execution:
                     # Destroyed, pruned or never written (a full disk): nothing more can come, and to wait for it would be to spin.
                     raise self.failure or InstanceFailedError("The output is not kept any more")
                 offset = piece.offset + len(piece.data)
-                yield piece.data
+                if channels is None:
+                    yield piece.offset, STDOUT, piece.data
+                    continue
+                channels.refresh()
+                at = piece.offset
+                for channel, data in channels.split(piece.offset, piece.data):
+                    yield at, channel, data
+                    at += len(data)
             if self.over and offset >= self.answer_bytes:
                 return
             if offset >= self.journal.record.total_bytes and not self.over:
                 await self.changed.wait()
+
+    async def beginning(self) -> None:
+        """Wait until the guest has begun it. Raises the typed error when it could not."""
+        while not self.begun and not self.over:
+            self.changed.clear()
+            await self.changed.wait()
+        if self.failure is not None:
+            raise self.failure
 
     async def result(self) -> dict[str, Any]:
         """The answer. Raises the typed error when there is none."""
@@ -124,6 +144,7 @@ class Executions:
         self._changes = changes
         self._turns = turns
         self._started = 0
+        self._live: dict[UUID, Execution] = {}
         self._pruning: set[Path] = set()
 
     async def start(self, machine: Machine, request: Execute, directory: Path) -> Execution:
@@ -132,7 +153,7 @@ class Executions:
         if str(request.execution_id) in machine.journals or journal.exists():
             raise ConflictError("There is an execution of that id already")
         execution = Execution(request, machine, journal, directory)
-        machine.journals[str(request.execution_id)] = journal
+        self._add(execution)
         started = asyncio.Event()
         task = machine.start_task(self._run(execution, started))
         # A task that is cancelled before its first step never enters its body.
@@ -140,9 +161,33 @@ class Executions:
         await started.wait()
         return execution
 
+    def live(self, instance_id: UUID, execution_id: UUID) -> Execution | None:
+        """An execution of the instance whose output may still grow."""
+        found = self._live.get(execution_id)
+        return found if found is not None and found.request.instance_id == instance_id else None
+
+    async def signal(self, instance_id: UUID, execution_id: UUID, number: int) -> None:
+        """Signal a running execution's process group. Raises ConflictError when it has ended."""
+        execution = self.live(instance_id, execution_id)
+        if execution is None or execution.over:
+            raise ConflictError("The execution has ended")
+        async with execution.machine.in_use():
+            params = {"id": str(execution_id), "signal": number}
+            await execution.machine.endpoint.request("signal", params, timeout_seconds=KILL_SECONDS)
+
+    def _add(self, execution: Execution) -> None:
+        execution_id = execution.request.execution_id
+        execution.machine.journals[str(execution_id)] = execution.journal
+        self._live[execution_id] = execution
+
+    def _remove(self, execution: Execution) -> None:
+        execution_id = execution.request.execution_id
+        execution.machine.journals.pop(str(execution_id), None)
+        self._live.pop(execution_id, None)
+
     def _never_ran(self, execution: Execution, started: asyncio.Event) -> None:
         if not started.is_set():
-            execution.machine.journals.pop(str(execution.request.execution_id), None)
+            self._remove(execution)
             self._lose(execution, InstanceFailedError(execution.machine.failure or "The machine was taken away"))
             execution.journal.close()
             started.set()
@@ -153,11 +198,12 @@ class Executions:
         for execution_id in unfinished(directory):
             journal = Journal.resume(directory, execution_id)
             # The agent still holds the real time limit.
-            request = Execute(machine.record.instance_id, execution_id, "", timeout_seconds=MAX_TIMEOUT_SECONDS)
-            machine.journals[str(execution_id)] = journal
-            machine.start_task(
-                self._run(Execution(request, machine, journal, directory), asyncio.Event(), resumed=True)
+            request = Execute(
+                machine.record.instance_id, execution_id, "", timeout_seconds=MAX_TIMEOUT_SECONDS, merge=False
             )
+            execution = Execution(request, machine, journal, directory, begun=True)
+            self._add(execution)
+            machine.start_task(self._run(execution, asyncio.Event(), resumed=True))
 
     async def _run(self, execution: Execution, started: asyncio.Event, *, resumed: bool = False) -> None:
         machine = execution.machine
@@ -207,7 +253,7 @@ class Executions:
         machine, request, record = execution.machine, execution.request, execution.journal.record
         began = time.monotonic()
         try:
-            if not request.argv:
+            if not request.exact_env:
                 await self._changes.ensure_baseline(machine)
         except ChangeScanError as error:
             # The command is what was asked for; its file changes cannot be told, and `files_changed_truncated` says so.
@@ -237,8 +283,12 @@ class Executions:
         record.exit_code, record.signal = _integer(exited, "exit_code"), _signal(exited)
         record.timed_out = bool(exited.get("timed_out"))
         record.duration_ms = round((time.monotonic() - began) * 1000, 3)
+        record.cpu_ms = _cpu_ms(exited)
         execution.answer_bytes = record.total_bytes
-        changes = NO_CHANGES if request.argv else await self._changes_of(machine, request.execution_id)
+        cell = exited.get("cell")
+        if isinstance(cell, dict):
+            await keep_cell(execution.machine, execution.directory, record, cell)
+        changes = NO_CHANGES if request.exact_env else await self._changes_of(machine, request.execution_id)
         clock.lap("changes")
         record.ended = True
         try:
@@ -251,8 +301,15 @@ class Executions:
             "signal": record.signal,
             "timed_out": record.timed_out,
             "duration_ms": record.duration_ms,
+            "started_at": record.started_at,
+            "cpu_ms": record.cpu_ms,
             "output_bytes": execution.answer_bytes,
-            "output_truncated": execution.answer_bytes > request.answer_bytes,
+            "stderr_bytes": record.stderr_bytes,
+            "output_truncated": max(record.stderr_bytes, execution.answer_bytes - record.stderr_bytes)
+            > request.answer_bytes,
+            "kernel": kernel_of(record),
+            "result_bytes": record.result_bytes,
+            "results_truncated": record.results_truncated,
             **changes,
         }
         execution.changed.set()
@@ -289,11 +346,15 @@ class Executions:
     async def _read_until_exit(self, execution: Execution, stream: Stream) -> dict[str, Any]:
         while (event := await stream.next_event()) is not None:
             if isinstance(event, Data):
-                execution.journal.write(event.data)
+                execution.journal.write(event.data, event.channel)
                 execution.changed.set()
                 await execution.machine.output_pace.take(len(event.data))
             elif isinstance(event, Message) and event.body.get("exited"):
                 return event.body
+            elif isinstance(event, Message) and not execution.begun:
+                execution.begun = True
+                if execution.request.detach:
+                    execution.changed.set()
             elif isinstance(event, Message) and isinstance(event.body.get("offset"), int):
                 execution.journal.skip_to(
                     min(event.body["offset"], execution.journal.record.total_bytes + MAX_SKIP_BYTES)
@@ -309,7 +370,7 @@ class Executions:
             if stream is not None and execution.failure is None:
                 while (event := await stream.next_event()) is not None:
                     if isinstance(event, Data):
-                        journal.write(event.data)
+                        journal.write(event.data, event.channel)
                         execution.changed.set()
                         await execution.machine.output_pace.take(len(event.data))
         except InnkeeperError:
@@ -321,7 +382,7 @@ class Executions:
                 with contextlib.suppress(OSError):
                     journal.finish()
             journal.close()
-            execution.machine.journals.pop(str(execution.request.execution_id), None)
+            self._remove(execution)
             self._started += 1
             if self._started % PRUNE_EVERY == 0 or journal.record.total_bytes > READ_STEP:
                 execution.machine.start_task(self._prune(execution))
@@ -362,7 +423,13 @@ class Executions:
 
 
 def _at_fault(request: Execute) -> str:
-    return "" if request.argv else "cwd: "
+    return "" if request.argv or request.kernel is not None else "cwd: "
+
+
+def _cpu_ms(exited: dict[str, Any]) -> float | None:
+    """Processor time as the guest counts it; None from an agent that does not."""
+    value = exited.get("cpu_us")
+    return value / 1000 if type(value) is int and 0 <= value < MAX_CPU_US else None
 
 
 def _check_room(directory: Path) -> None:
@@ -377,12 +444,16 @@ def _check_room(directory: Path) -> None:
 def _exec_params(request: Execute) -> dict[str, Any]:
     params: dict[str, Any] = {
         "id": str(request.execution_id),
-        "merge": True,
+        "merge": request.merge,
         "timeout_ms": int(request.timeout_seconds * 1000),
         "detach_on_cancel": True,
     }
-    if request.argv:
-        params |= {"argv": list(request.argv), "exact_env": True}
+    if request.exact_env:
+        params["exact_env"] = True
+    if request.kernel is not None:
+        params["cell"] = {"kernel": request.kernel, "code": request.command}
+    elif request.argv:
+        params["argv"] = list(request.argv)
     else:
         params["shell"] = request.command
     if request.user is not None:

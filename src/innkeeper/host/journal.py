@@ -2,7 +2,8 @@
 
 An execution keeps its first 16 MiB and its last 48 MiB; the bytes between are a marked gap. Offsets count the bytes that the
 command wrote, so they never shift. `<execution>.head` holds the first part, `<execution>.tail` is a ring of the last
-part, `<execution>.running` the mark of one that runs, which becomes `<execution>.json`, the record of its end.
+part, `<execution>.running` the mark of one that runs, which becomes `<execution>.json`, the record of its end. `<execution>.channels` says which bytes
+are stderr's, `<execution>.results` holds what a cell displayed.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import BinaryIO
 from uuid import UUID
 
 from innkeeper.errors import ExecutionNotFoundError
+from innkeeper.host.channels import STDERR, STDOUT, Channels, ChannelWriter
 from innkeeper.host.linux.sparse import punch_hole
 
 INSTANCE_BYTES = 512 * 1_048_576
 # Records without output are small but not free: a room that runs a million commands keeps the newest of them.
 INSTANCE_EXECUTIONS = 10_000
 # Everything that an execution leaves: the last one is its file changes, which the scanner writes. Earlier versions left `.new`.
-SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".changes")
+SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".channels", ".results", ".changes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,11 @@ COMMANDS = Kept(16 * 1_048_576, 48 * 1_048_576)
 
 @dataclass(slots=True)
 class ExecutionRecord:
-    """What is kept of an execution beside its output. `total_bytes` counts everything the command wrote."""
+    """What is kept of an execution beside its output. `total_bytes` counts everything the command wrote, `stderr_bytes` what of it went to stderr.
+
+    Of a cell also: whether its interpreter was `kernel_fresh` (began with it) and `kernel_lost` (ended with it), both None for other executions, and the
+    size of what it displayed.
+    """
 
     execution_id: str
     started_at: float
@@ -50,6 +56,13 @@ class ExecutionRecord:
     timed_out: bool = False
     duration_ms: float | None = None
     lost: str | None = None
+    stderr_bytes: int = 0
+    merged_from: int | None = None
+    cpu_ms: float | None = None
+    kernel_fresh: bool | None = None
+    kernel_lost: bool | None = None
+    result_bytes: int = 0
+    results_truncated: bool = False
 
 
 _FIELDS = tuple(one.name for one in fields(ExecutionRecord))
@@ -82,12 +95,14 @@ class Journal:
         self._mark: BinaryIO | None = None
         # Of the record, once it has its name.
         self._recorded_bytes = 0
+        self._channels = ChannelWriter(f"{self._stem}.channels")
 
     @classmethod
     def resume(cls, directory: Path, execution_id: UUID, *, kept: Kept | None = None) -> Journal:
         """The journal of an execution that an earlier daemon began, ready to be continued at `record.total_bytes`."""
         journal = cls(directory, execution_id, kept=kept)
         journal.record = _marked(directory, str(execution_id), kept)
+        journal._channels = ChannelWriter.resume(f"{journal._stem}.channels")
         return journal
 
     def exists(self) -> bool:
@@ -99,9 +114,15 @@ class Journal:
         self._mark = _open(f"{self._stem}.running", os.O_EXCL)
         _pwrite_all(self._mark.fileno(), _mark(self.record), 0)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, channel: int = STDOUT) -> None:
         """Append output. Raises OSError when the host's disk is full; what was written until then counts."""
         position, record, kept = self.record.total_bytes, self.record, self._kept
+        if channel != self._channels.channel:
+            # Before the bytes: whoever reads them finds out what they are.
+            self._channels.switch(position, channel)
+            record.merged_from = self._channels.merged_from
+        if self._channels.channel == STDERR:
+            record.stderr_bytes += len(data)
         if position < kept.head_bytes:
             first_part = data[: kept.head_bytes - position]
             _pwrite_all(self._opened_head(), first_part, position)
@@ -172,6 +193,7 @@ class Journal:
             if file is not None:
                 file.close()
         self._head = self._tail = self._mark = None
+        self._channels.close()
 
 
 def _open(path: str, flags: int = 0) -> BinaryIO:
@@ -211,6 +233,9 @@ def _marked(directory: Path, execution_id: str, kept: Kept | None = None) -> Exe
         # The mark is brought up to date only once the ring is in use.
         with contextlib.suppress(FileNotFoundError):
             record.total_bytes = (directory / f"{execution_id}.head").stat().st_size
+    channels = Channels(f"{directory}/{execution_id}.channels")
+    channels.refresh()
+    record.stderr_bytes = channels.stderr_bytes(record.total_bytes)
     return record
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from innkeeper.core.build_verbs import ExportStep, FindSteps, SaveStep
 from innkeeper.core.egress_policy import CIDRS_MAX, HOST_MODES
-from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools
+from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools, SignalExecution
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
 from innkeeper.core.port_verbs import DialPort
 from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, WARM_POOL_RANGE
@@ -25,6 +25,7 @@ from innkeeper.errors import InvalidRequestError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+KERNEL = re.compile(r"[0-9A-Za-z._-]{1,64}")
 MAX_TIMEOUT_SECONDS = 3_600
 EGRESS_PORTS_MAX = 16
 MAX_ANSWER_BYTES = 16_777_216
@@ -62,6 +63,10 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
         if not 0 < request.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequestError(f"timeout_seconds: more than 0, at most {MAX_TIMEOUT_SECONDS}")
         _check_range("answer_bytes", request.answer_bytes, (0, MAX_ANSWER_BYTES))
+        if request.kernel is not None and not KERNEL.fullmatch(request.kernel):
+            raise InvalidRequestError("kernel: not a kernel's name")
+    elif isinstance(request, SignalExecution):
+        _check_range("signal", request.signal, (1, 64))
     elif isinstance(request, (StartTerminal, ResizeTerminal, EndTerminal, AttachTerminal)):
         _check_terminal(request)
 

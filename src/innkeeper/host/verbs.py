@@ -7,20 +7,18 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
-from uuid import UUID
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 from structlog.contextvars import bind_contextvars
 
-from innkeeper.bus.contract import Data, Handler, ServerCall
+from innkeeper.bus.contract import Handler, ServerCall
 from innkeeper.bus.link_bus import REQUEST_ID
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.image import ShippedImage
 from innkeeper.core.instance import BootStep
 from innkeeper.errors import InstanceNotFoundError, InvalidRequestError
 from innkeeper.host import files, journal
-from innkeeper.host.executions import Executions
 from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
@@ -31,7 +29,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 Request = TypeVar("Request")
 REPORT_AFTER_MS = 2.0
-MAX_SLICE = 16 * 1_048_576
 
 
 class Watchers:
@@ -104,13 +101,12 @@ def bind_handler(
 
 
 class Verbs:
-    """Translates calls to the fleet, the executions and the files."""
+    """Translates calls to the fleet and the files."""
 
     def __init__(
         self,
         *,
         fleet: Fleet,
-        executions: Executions,
         changes: FileChanges,
         watchers: Watchers,
         list_images: Callable[[], list[ShippedImage]],
@@ -119,7 +115,6 @@ class Verbs:
         agent_version: str,
     ) -> None:
         self._fleet = fleet
-        self._executions = executions
         self._changes = changes
         self._watchers = watchers
         self._list_images = list_images
@@ -133,8 +128,6 @@ class Verbs:
             verbs.EnsureMachine.verb: bind_handler(verbs.EnsureMachine, self._ensure),
             verbs.DestroyMachine.verb: bind_handler(verbs.DestroyMachine, self._destroy),
             verbs.ListMachines.verb: bind_handler(verbs.ListMachines, self._machines),
-            verbs.Execute.verb: bind_handler(verbs.Execute, self._execute),
-            verbs.ReadOutput.verb: bind_handler(verbs.ReadOutput, self._read_output),
             verbs.ReadFilesChanged.verb: bind_handler(verbs.ReadFilesChanged, self._files_changed),
             verbs.ReadFile.verb: bind_handler(verbs.ReadFile, self._read_file),
             verbs.StatFile.verb: bind_handler(verbs.StatFile, self._stat_file),
@@ -190,52 +183,6 @@ class Verbs:
             "disks": [str(instance_id) for instance_id in self._fleet.disks()],
         }
 
-    async def _execute(self, request: verbs.Execute, call: ServerCall) -> dict[str, Any]:
-        machine = self._fleet.machine(request.instance_id)
-        execution = await self._executions.start(machine, request, self._fleet.journals(request.instance_id))
-        feeding = machine.start_task(_feed(execution.stdin, call)) if request.stdin else None
-        try:
-            sent = 0
-            if request.stream:
-                async for piece in execution.output():
-                    await call.send_data(piece)
-                return await execution.result()
-            answer = await execution.result()
-            async for piece in execution.output():
-                await call.send_data(piece[: request.answer_bytes - sent])
-                sent += len(piece)
-                if sent >= request.answer_bytes:
-                    break
-            return answer
-        finally:
-            if feeding is not None:
-                feeding.cancel()
-
-    async def _read_output(self, request: verbs.ReadOutput, call: ServerCall) -> dict[str, Any]:
-        directory = self._fleet.journals(request.instance_id)
-        record = self._live_record(request.instance_id, request.execution_id) or journal.read_record(
-            directory, request.execution_id
-        )
-        piece = journal.read_output(directory, record, max(0, request.offset), max(0, min(request.limit, MAX_SLICE)))
-        await call.send_message(
-            {
-                "offset": piece.offset,
-                "total_bytes": piece.total_bytes,
-                "gap": None if piece.gap is None else {"from": piece.gap[0], "to": piece.gap[1]},
-                "ended": record.ended,
-                "exit_code": record.exit_code,
-            }
-        )
-        await call.send_data(piece.data)
-        return {"next_offset": piece.offset + len(piece.data)}
-
-    def _live_record(self, instance_id: UUID, execution_id: UUID) -> journal.ExecutionRecord | None:
-        try:
-            live = self._fleet.machine(instance_id).journals.get(str(execution_id))
-        except InstanceNotFoundError:
-            return None
-        return None if live is None else live.record
-
     async def _files_changed(self, request: verbs.ReadFilesChanged, call: ServerCall) -> dict[str, Any]:
         journal.read_record(self._fleet.journals(request.instance_id), request.execution_id)
         machine: Machine | None
@@ -272,13 +219,3 @@ class Verbs:
 
     async def _host_status(self, request: verbs.HostStatus, call: ServerCall) -> dict[str, Any]:
         return await self._status()
-
-
-async def _feed(stdin: Callable[[bytes | None], Awaitable[None]], call: ServerCall) -> None:
-    try:
-        async for event in call.events():
-            if isinstance(event, Data):
-                await stdin(event.data)
-    finally:
-        # Also when the client went away in the middle of its input: the command gets the end of it, not an eternal wait.
-        await stdin(None)
