@@ -14,14 +14,39 @@ from pathlib import Path
 import structlog
 from tests.integration.image_fixture import put_into
 
-from bench import burst, changes, commands, idle, ports, report, rooms, startup, sustained, terminals, transfers
+from bench import (
+    burst,
+    changes,
+    commands,
+    executions,
+    idle,
+    ports,
+    report,
+    rooms,
+    startup,
+    sustained,
+    terminals,
+    transfers,
+)
 from bench.peers import Peers
 from bench.rows import Row
 from bench.server import VCPU_COUNT, Server
 from innkeeper.host.disks.image_store import ImageStore
 
 # In the order in which they run: the start of the server comes first, because the others need one.
-GROUPS = ("startup", "rooms", "commands", "changes", "idle", "transfers", "ports", "terminals", "burst", "sustained")
+GROUPS = (
+    "startup",
+    "rooms",
+    "commands",
+    "executions",
+    "changes",
+    "idle",
+    "transfers",
+    "ports",
+    "terminals",
+    "burst",
+    "sustained",
+)
 
 
 def main() -> None:
@@ -88,6 +113,8 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                     found = list(rooms.measure(server, peers, tries=tries))
                 elif group == "commands":
                     found = await commands.measure(server, peers, tries=tries * 2)
+                elif group == "executions":
+                    found = executions.measure(server, tries=tries)
                 elif group == "changes":
                     found = await changes.measure(
                         server, sizes=(1_000, 10_000) if options.quick else (1_000, 10_000, 100_000)

@@ -78,6 +78,11 @@ class ScriptedHost:
         self.hold_execute.set()
         self.output = [b"hello\n"]
         self.result: dict[str, Any] = {}
+        # Of executions whose outputs are apart: stderr, what a cell displayed, and what their record says otherwise.
+        self.errors = b""
+        self.shown = b""
+        self.record: dict[str, Any] = {}
+        self.execute_error: InnkeeperError | None = None
         self.builds = ScriptedBuilds()
         self.ports = ScriptedPorts(self._there)
         self.terminals = ScriptedTerminals()
@@ -116,6 +121,9 @@ class ScriptedHost:
                 (verbs.ListMachines, self._list),
                 (verbs.Execute, self._execute),
                 (verbs.ReadOutput, self._read_output),
+                (verbs.FollowOutput, self._follow),
+                (verbs.ReadResults, self._results),
+                (verbs.SignalExecution, self._signal),
                 (verbs.ReadFilesChanged, self._files_changed),
                 (verbs.ReadFile, self._read_file),
                 (verbs.StatFile, self._stat),
@@ -217,19 +225,31 @@ class ScriptedHost:
 
     async def _execute(self, request: verbs.Execute, call: ServerCall) -> dict[str, Any]:
         self._there(request.instance_id)
+        if self.execute_error is not None:
+            raise self.execute_error
         if request.stdin:
             async for event in call.events():
                 if isinstance(event, Data):
                     await call.send_data(event.data)
+        if request.detach:
+            return {}
         await self.hold_execute.wait()
         for piece in self.output:
             await call.send_data(piece)
+        if self.errors:
+            await call.send_data(self.errors, channel=2)
         return {
             "exit_code": 0,
             "signal": None,
             "timed_out": False,
             "duration_ms": 1.5,
-            "output_bytes": sum(map(len, self.output)),
+            "started_at": 1.7e9,
+            "cpu_ms": 0.5,
+            "stderr_bytes": len(self.errors),
+            "kernel": None,
+            "result_bytes": len(self.shown),
+            "results_truncated": False,
+            "output_bytes": sum(map(len, self.output)) + len(self.errors),
             "output_truncated": False,
             "files_changed": [{"path": "/tmp/a", "status": "created", "size": 1, "mime_type": "text/plain"}],
             "files_changed_total": 1,
@@ -241,10 +261,49 @@ class ScriptedHost:
         self._ran(request.instance_id, request.execution_id)
         whole = b"".join(self.output)
         data = whole[request.offset : request.offset + request.limit]
-        head = {"offset": request.offset, "total_bytes": len(whole), "gap": None, "ended": True, "exit_code": 0}
-        await call.send_message(head)
+        await call.send_message({"offset": request.offset, **self._record()})
         await call.send_data(data)
+        if self.errors:
+            await call.send_data(self.errors, channel=2)
         return {"next_offset": request.offset + len(data)}
+
+    def _record(self) -> dict[str, Any]:
+        total = sum(map(len, self.output)) + len(self.errors)
+        return {
+            "started_at": 1.7e9,
+            "total_bytes": total,
+            "stderr_bytes": len(self.errors),
+            "gap": None,
+            "ended": True,
+            "exit_code": 0,
+            "signal": None,
+            "timed_out": False,
+            "duration_ms": 1.5,
+            "cpu_ms": 0.5,
+            "lost": None,
+            "kernel": None,
+            "result_bytes": len(self.shown),
+            "results_truncated": False,
+            **self.record,
+        }
+
+    async def _follow(self, request: verbs.FollowOutput, call: ServerCall) -> dict[str, Any]:
+        self._ran(request.instance_id, request.execution_id)
+        at = 0
+        for channel, piece in [*((1, one) for one in self.output), (2, self.errors)]:
+            if piece and at >= request.offset:
+                await call.send_data(piece, channel=channel)
+            at += len(piece)
+        return self._record()
+
+    async def _results(self, request: verbs.ReadResults, call: ServerCall) -> dict[str, Any]:
+        self._ran(request.instance_id, request.execution_id)
+        await call.send_data(self.shown)
+        return {}
+
+    async def _signal(self, request: verbs.SignalExecution, call: ServerCall) -> dict[str, Any]:
+        self._ran(request.instance_id, request.execution_id)
+        return {}
 
     def _ran(self, instance_id: UUID, execution_id: UUID) -> None:
         ran = ((r.instance_id, r.execution_id) for r in self.asked if isinstance(r, verbs.Execute))

@@ -34,6 +34,9 @@ PAGES = {
     "/v1/vms/{vm_id}/files": "v1-files.md",
     "/upload": "v1-files.md",
     "/download": "v1-files.md",
+    "/execute": "v1-executions.md",
+    "/v1/executions/": "v1-executions.md",
+    "/v1/vms/{vm_id}/exec": "v1-executions.md",
 }
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 

@@ -43,14 +43,15 @@ def fill(api: Any, template: str, **values: str) -> str:
         "vm_id": "vm_" + "a" * 26,
         "session": str(uuid4()),
         "share_id": str(uuid4()),
+        "task_id": str(uuid4()),
     }
     return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
 
 
-V1 = ("/v1/", "/kill", "/upload", "/download")
+V1 = ("/v1/", "/execute", "/kill", "/upload", "/download")
 LOGIN = "/api/cli-auth/"
 # InstaVM's endpoints: a request that is not valid is 422, with a list.
-LISTED = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill", "/upload", "/download")
+LISTED = ("/v1/vms", "/v1/executions/", "/v1/sessions/", "/v1/shares", "/execute", "/kill", "/upload", "/download")
 
 
 def check(answer: Any, path: str, status: int | set[int], code: str | None = None) -> None:
@@ -200,6 +201,10 @@ def body_for(template: str, method: str) -> dict[str, Any]:
         return {"json": {}}
     if template.endswith("/resize"):
         return {"json": {"cols": 80, "rows": 24}}
+    if template.endswith("/signal"):
+        return {"json": {"signal": 15}}
+    if template.endswith("/exec"):
+        return {"json": {"command": "true"}}
     if template.endswith("/hold"):
         return {"json": {"seconds": 1}}
     if template.endswith("/stage-env"):

@@ -141,6 +141,15 @@ MATRIX: dict[Route, Entry] = {
     ("POST", "/download"): Entry(
         ROOMS, content=b"filename=/tmp/a&session_id={session}", content_type="application/x-www-form-urlencoded"
     ),
+    ("POST", f"{VM}/exec"): Entry(ROOMS, json={"command": "true"}),
+    ("GET", f"{VM}/executions"): Entry(ROOMS),
+    ("POST", "/execute"): Entry(ROOMS, json={"command": "1", "session_id": "{session}"}),
+    ("POST", "/execute_async"): Entry(ROOMS, json={"command": "1", "session_id": "{session}"}),
+    ("GET", "/v1/executions/{task_id}"): Entry(ROOMS),
+    ("GET", "/v1/executions/{task_id}/stream"): Entry(ROOMS),
+    ("GET", "/v1/executions/{task_id}/output"): Entry(ROOMS),
+    ("GET", "/v1/executions/{task_id}/files_changed"): Entry(ROOMS),
+    ("POST", "/v1/executions/{task_id}/signal"): Entry(ROOMS, json={"signal": "TERM"}),
     ("POST", "/v1/sessions/session"): Entry(ROOMS, json={}),
     ("GET", "/v1/sessions/session/{session}"): Entry(ROOMS),
     ("GET", "/v1/sessions/status/{session}"): Entry(ROOMS),
@@ -214,6 +223,7 @@ IDS = frozenset(
         "vm_id",
         "session",
         "share_id",
+        "task_id",
     }
 )
 
@@ -292,6 +302,8 @@ class Matrix:
         entry = self.world.control.live.find((UUID(vm["session_id"]), ""))
         assert entry is not None
         self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
+        of_vm = {"session": vm["session_id"]}
+        begun = (await self.ask(("POST", "/execute_async"), of_vm, owner.token)).json()
         new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
         execution_id = ran["result"]["execution_id"]
         key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
@@ -311,6 +323,7 @@ class Matrix:
             "vm_id": vm["vm_id"],
             "session": vm["session_id"],
             "share_id": share["share_id"],
+            "task_id": begun["task_id"],
             "organization": owner.name,
         }
 
@@ -428,7 +441,9 @@ def check_shape(route: Route, answer: httpx2.Response, code: str) -> None:
         return
     body = answer.json()
     fields = (
-        {"detail", "code"} if route[1].startswith(("/v1/", "/kill", "/upload", "/download")) else {"error", "message"}
+        {"detail", "code"}
+        if route[1].startswith(("/v1/", "/execute", "/kill", "/upload", "/download"))
+        else {"error", "message"}
     )
     assert set(body) == fields and code in body.values(), body
 

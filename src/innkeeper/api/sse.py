@@ -26,9 +26,10 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def frame(event: str, data: dict[str, Any]) -> bytes:
-    """One event. JSON has no raw newline, so one data line is enough."""
-    return f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+def frame(event: str, data: dict[str, Any], *, event_id: int | None = None) -> bytes:
+    """One event, after which a client that comes again names `event_id`. JSON has no raw newline, so one data line is enough."""
+    begin = f"event: {event}\n" if event_id is None else f"id: {event_id}\nevent: {event}\n"
+    return f"{begin}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
 def wants_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -20,6 +20,8 @@ COMMANDS = {
     "doctor": ("doctor", "doctor"),
     "room": ("room", "app"),
     "vm": ("vm", "app"),
+    "exec": ("execution", "exec_"),
+    "py": ("execution", "py"),
     "run": ("run", "run"),
     "terminal": ("terminal", "terminal"),
     "cp": ("copying", "cp"),

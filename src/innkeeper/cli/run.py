@@ -70,8 +70,8 @@ def run(
         body["cwd"] = cwd
     if env:
         body["env"] = parse_env(env)
-    if stdin if stdin is not None else _stdin_is_input():
-        body["stdin"] = _read_stdin()
+    if stdin if stdin is not None else stdin_is_input():
+        body["stdin"] = read_stdin()
     server = connect(ctx)
     path = server.room_path(profile, room) + "/command"
     if json:
@@ -84,7 +84,8 @@ def run(
     raise SystemExit(answer["result"]["exit_code"] & 0xFF)
 
 
-def _stdin_is_input() -> bool:
+def stdin_is_input() -> bool:
+    """Whether somebody put something into standard input: it is a pipe, a file or a socket."""
     try:
         mode = stat.S_IFMT(os.fstat(sys.stdin.fileno()).st_mode)
     except (OSError, ValueError):
@@ -92,7 +93,8 @@ def _stdin_is_input() -> bool:
     return mode in (stat.S_IFIFO, stat.S_IFREG, stat.S_IFSOCK)
 
 
-def _read_stdin() -> str:
+def read_stdin() -> str:
+    """All of standard input as text. Ends the command where it is none."""
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError:
@@ -134,16 +136,25 @@ def _streamed(server: Server, path: str, body: dict[str, Any], *, raw: bool) -> 
 
 
 def events(response: httpx2.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(event, data) of a server-sent event stream. Split at LF bytes only: the JSON may hold other line separators as they are."""
+    """(event, data) of a server-sent event stream."""
+    for _, name, data in numbered_events(response):
+        yield name, data
+
+
+def numbered_events(response: httpx2.Response) -> Iterator[tuple[str | None, str, dict[str, Any]]]:
+    """(id, event, data) of a server-sent event stream. Split at LF bytes only: the JSON may hold other line separators as they are."""
     rest = b""
+    number: str | None = None
     name, data = "", b""
     for chunk in response.iter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if not line:
                 if name:
-                    yield name, jsonlib.loads(data)
-                name, data = "", b""
+                    yield number, name, jsonlib.loads(data)
+                number, name, data = None, "", b""
+            elif line.startswith(b"id: "):
+                number = line[4:].decode("ascii", "replace")
             elif line.startswith(b"event: "):
                 name = line[7:].decode("ascii", "replace")
             elif line.startswith(b"data: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,13 +34,16 @@ COMMAND_BYTES_MAX = 122_880
 # What the host may take beyond the command's own time: thawing, queueing for its turn, the scan for changes.
 GRACE_SECONDS = 60.0
 READ_SECONDS = 30.0
+USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?")
 OUTPUT_LIMIT_MAX = 8_388_608
 PAGE_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionRequest:
-    """A shell line to run. `timeout_seconds` None: the spec's; `stream`: no limit on the output that is sent.
+    """A shell line to run, or with `argv` a program without a shell, or with `kernel` a cell of Python in the interpreter of that name.
+
+    `timeout_seconds` None: the spec's; `stream`: no limit on the output that is sent; `merge`: one output; `user` None: the spec's.
 
     Raises:
         InvalidRequestError: a bad command, time limit, directory or variable.
@@ -52,6 +56,10 @@ class ExecutionRequest:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     stdin: bytes | None = field(default=None, repr=False)
     stream: bool = False
+    argv: tuple[str, ...] = ()
+    user: str | None = None
+    merge: bool = True
+    kernel: str | None = None
 
     def __post_init__(self) -> None:
         # Here, so that a bad request is refused before anything is made or woken for it.
@@ -69,6 +77,14 @@ class FileChange:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelState:
+    """What became of a cell's interpreter: it began with the cell (`fresh`), it ended with it (`lost`)."""
+
+    fresh: bool
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutionResult:
     """How a command ended. `exit_code` is 128+n after signal n, 124 after a timeout."""
 
@@ -81,6 +97,12 @@ class ExecutionResult:
     files_changed: tuple[FileChange, ...]
     files_changed_total: int
     files_changed_truncated: bool
+    started_at: float = 0.0
+    cpu_ms: float | None = None
+    stderr_bytes: int = 0
+    kernel: KernelState | None = None
+    result_bytes: int = 0
+    results_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +152,20 @@ class Execution:
         return self._entry.instance
 
     @property
-    def output(self) -> AsyncIterator[bytes]:
-        """The output as it comes. Raises the typed error when the command could not be run."""
+    def output(self) -> AsyncIterator[Data]:
+        """The output as it comes; stderr is channel 2 unless they are merged. Raises the typed error when the command could not be run."""
         return self._output()
 
     async def result(self) -> ExecutionResult:
         """The end of it. Raises the typed error when the command could not be run."""
+        return _result(await self.answer())
+
+    async def answer(self) -> dict[str, Any]:
+        """The host's answer as it is. Raises the typed error when the command could not be run."""
         while True:
             try:
                 async with asyncio.timeout(self._patience_seconds):
-                    return _result(await self._opened().result())
+                    return await self._opened().result()
             except InstanceNotFoundError:
                 await self._again()
             except TimeoutError:
@@ -162,7 +188,7 @@ class Execution:
         """Let go of the call. A command that still runs goes on; its output is kept."""
         await self._stack.aclose()
 
-    async def _output(self) -> AsyncIterator[bytes]:
+    async def _output(self) -> AsyncIterator[Data]:
         while True:
             try:
                 events = aiter(self._opened().events())
@@ -173,7 +199,7 @@ class Execution:
                         return
                     self._started = True
                     if isinstance(event, Data):
-                        yield event.data
+                        yield event
             except InstanceNotFoundError:
                 await self._again()
             except TimeoutError:
@@ -204,9 +230,11 @@ class Execution:
 
 @asynccontextmanager
 async def start(
-    control: Control, principal: Principal, entry: Entry, request: ExecutionRequest
+    control: Control, principal: Principal, entry: Entry, request: ExecutionRequest, *, detach: bool = False
 ) -> AsyncIterator[Execution]:
     """Run a command in an instance that is ready. Leaving the context early leaves the command running.
+
+    With `detach` nothing of it is sent, and `answer` comes as soon as the guest has begun it.
 
     Raises what the host refuses; `output` and `result` raise the rest.
     """
@@ -220,6 +248,11 @@ async def start(
         env={**entry.staged_env, **request.env} if entry.staged_env else request.env,
         stdin=request.stdin is not None,
         stream=request.stream,
+        argv=request.argv,
+        user=request.user,
+        merge=request.merge,
+        kernel=request.kernel,
+        detach=detach,
     )
     execution = Execution(control, principal, entry, verb, request.stdin)
     control.metrics.executions += 1
@@ -299,16 +332,16 @@ async def files_changed(
 
 
 def _validate(request: ExecutionRequest) -> None:
-    if not request.command.strip():
-        raise InvalidRequestError("command: must not be empty")
-    if "\0" in request.command:
-        raise InvalidRequestError("command: must not contain NUL")
-    try:
-        size = len(request.command.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequestError("command: must be valid Unicode") from None
-    if size > COMMAND_BYTES_MAX:
-        raise InvalidRequestError(f"command: at most {COMMAND_BYTES_MAX} bytes; write a file and run that")
+    if request.argv:
+        _check_text("argv", "\n".join(request.argv))
+        if not request.argv[0]:
+            raise InvalidRequestError("argv: the first word is the program")
+    else:
+        if not request.command.strip():
+            raise InvalidRequestError("command: must not be empty")
+        _check_text("command", request.command)
+    if request.user is not None and not USER.fullmatch(request.user):
+        raise InvalidRequestError("user: not a user of the guest")
     high = COMMAND_TIMEOUT_RANGE[1]
     if request.timeout_seconds is not None and not 0 < request.timeout_seconds <= high:
         raise InvalidRequestError(f"timeout: must be above 0 and at most {high} seconds")
@@ -316,6 +349,17 @@ def _validate(request: ExecutionRequest) -> None:
         raise InvalidRequestError("cwd: must be an absolute path")
     if request.env:
         validate_env(request.env)
+
+
+def _check_text(name: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidRequestError(f"{name}: must not contain NUL")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{name}: must be valid Unicode") from None
+    if size > COMMAND_BYTES_MAX:
+        raise InvalidRequestError(f"{name}: at most {COMMAND_BYTES_MAX} bytes; write a file and run that")
 
 
 def _host(entry: Entry) -> UUID:
@@ -356,4 +400,15 @@ def _result(answer: dict[str, Any]) -> ExecutionResult:
         files_changed=_changes(answer["files_changed"]),
         files_changed_total=answer["files_changed_total"],
         files_changed_truncated=answer["files_changed_truncated"],
+        started_at=answer["started_at"],
+        cpu_ms=answer["cpu_ms"],
+        stderr_bytes=answer["stderr_bytes"],
+        kernel=kernel_state(answer["kernel"]),
+        result_bytes=answer["result_bytes"],
+        results_truncated=answer["results_truncated"],
     )
+
+
+def kernel_state(said: dict[str, Any] | None) -> KernelState | None:
+    """What a host says of a cell's interpreter."""
+    return None if said is None else KernelState(bool(said["fresh"]), bool(said["lost"]))

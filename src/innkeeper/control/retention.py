@@ -1,4 +1,7 @@
-"""History goes after a while: audit events, instances that were destroyed, sessions, which machine used what. A little at a time: no request waits for it."""
+"""History goes after a while: audit events, VMs' executions, instances that were destroyed, sessions, which machine used what.
+
+A little at a time: no request waits for it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from innkeeper.control import clock, idempotency
-from innkeeper.store import audit_events, idempotency_keys, instances, sessions, usage
+from innkeeper.store import audit_events, executions, idempotency_keys, instances, sessions, usage
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -33,7 +36,13 @@ async def forget(control: Control) -> int:
     """Delete what is older than the settings allow, at most BATCHES × BATCH_ROWS rows of each kind; how many went. The next pass goes on."""
     before = clock.now() - timedelta(days=control.settings.audit_retention_days)
     gone = 0
-    for delete in (audit_events.delete_older, instances.delete_destroyed, sessions.delete_old, usage.merge_older):
+    for delete in (
+        audit_events.delete_older,
+        executions.delete_older,
+        instances.delete_destroyed,
+        sessions.delete_old,
+        usage.merge_older,
+    ):
         for _ in range(BATCHES):
             count: int = await control.database.write(delete, before, limit=BATCH_ROWS)
             gone += count

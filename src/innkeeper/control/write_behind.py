@@ -16,10 +16,11 @@ import sqlalchemy as sa
 import structlog
 
 from innkeeper.core.event import AuditEvent
+from innkeeper.core.execution import ExecutionRow
 from innkeeper.core.instance import Instance
 from innkeeper.core.vm import VmEvent
 from innkeeper.errors import UnavailableError
-from innkeeper.store import audit_events, instances, leases, tokens, vms
+from innkeeper.store import audit_events, executions, instances, leases, tokens, vms
 from innkeeper.store.tables import instances as instances_table
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class WriteBehind:
         self._states: list[tuple[Instance, UUID | None]] = []
         self._events: list[AuditEvent] = []
         self._vm_events: list[VmEvent] = []
+        self._executions: list[ExecutionRow] = []
         self._token_use: dict[UUID, datetime] = {}
         self._lock = asyncio.Lock()
         self.hint = asyncio.Event()
@@ -59,6 +61,11 @@ class WriteBehind:
         self._vm_events.append(event)
         self.hint.set()
 
+    def execution(self, row: ExecutionRow) -> None:
+        """Store soon that an execution was begun."""
+        self._executions.append(row)
+        self.hint.set()
+
     def token_used(self, token_id: UUID, at: datetime) -> None:
         """Note a token's use soon."""
         self._token_use[token_id] = at
@@ -73,11 +80,12 @@ class WriteBehind:
             states, self._states = self._states, []
             events, self._events = self._events, []
             vm_events, self._vm_events = self._vm_events, []
+            rows, self._executions = self._executions, []
             token_use, self._token_use = self._token_use, {}
             active = control.live.take_touched()
-            if not (states or events or vm_events or token_use or active):
+            if not (states or events or vm_events or rows or token_use or active):
                 return
-            for write in _parts(states, events, vm_events, token_use, active):
+            for write in _parts(states, events, vm_events, rows, token_use, active):
                 # One bad part must not take the others with it.
                 try:
                     control.metrics.stale_writes += await control.database.write(write)
@@ -96,6 +104,7 @@ def _parts(
     states: list[tuple[Instance, UUID | None]],
     events: list[AuditEvent],
     vm_events: list[VmEvent],
+    rows: list[ExecutionRow],
     token_use: dict[UUID, datetime],
     active: dict[UUID, datetime],
 ) -> list[Callable[[sa.Connection], int]]:
@@ -120,6 +129,10 @@ def _parts(
         instances.set_last_active(connection, active)
         return 0
 
+    def write_executions(connection: sa.Connection) -> int:
+        executions.insert(connection, *rows)
+        return 0
+
     def write_vm_events(connection: sa.Connection) -> int:
         vms.insert_events(connection, *vm_events)
         return 0
@@ -131,6 +144,8 @@ def _parts(
         parts.append(write_times)
     if vm_events:
         parts.append(write_vm_events)
+    if rows:
+        parts.append(write_executions)
     # Last: where one part fails for want of space, the events are kept for the next time.
     if events:
         parts.append(write_events)

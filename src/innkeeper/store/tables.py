@@ -231,6 +231,19 @@ idempotency_keys = sa.Table(
     sa.Index(None, "created_at"),
 )
 
+# No foreign keys: a row is of use only while its VM lives, and goes with its age alone.
+executions = sa.Table(
+    "executions",
+    metadata,
+    _id(),
+    sa.Column("organization_id", sa.Uuid(), nullable=False),
+    sa.Column("instance_id", sa.Uuid(), nullable=False),
+    sa.Column("kind", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Index(None, "instance_id", "id"),
+    sa.Index(None, "created_at"),
+)
+
 images = sa.Table(
     "images",
     metadata,

@@ -32,7 +32,7 @@ async def room(world: World) -> RoomEntry:
 async def run(world: World, command: str = "true", **fields: Any) -> tuple[bytes, executions.ExecutionResult]:
     request = ExecutionRequest(command, **fields)
     async with executions.start(world.control, world.me, await room(world), request) as execution:
-        output = b"".join([piece async for piece in execution.output])
+        output = b"".join([piece.data async for piece in execution.output])
         return output, await execution.result()
 
 
@@ -89,7 +89,7 @@ async def test_a_lost_machine_is_brought_up_once_and_the_command_sent_again(worl
     world.host.output = []
     async with executions.start(world.control, world.me, await room(world), request) as execution:
         if read_output:
-            assert b"".join([piece async for piece in execution.output]) == b"input"
+            assert b"".join([piece.data async for piece in execution.output]) == b"input"
         assert (await execution.result()).exit_code == 0
         assert execution.instance.id == view.instance.id
     assert world.host.count(EnsureMachine) == 2

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from innkeeper.api.errors import FieldsError, error_response
+from innkeeper.api.v1.executions import add_execution_routes
 from innkeeper.api.v1.files import add_file_routes
 from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.sessions import add_session_routes
@@ -19,7 +20,16 @@ from innkeeper.api.v1.vms import add_vm_routes
 from innkeeper.control.context import Control
 from innkeeper.errors import InvalidRequestError
 
-PREFIXES = ("/v1/vms", "/v1/sessions/", "/v1/shares", "/kill", "/upload", "/download")
+PREFIXES = (
+    "/v1/vms",
+    "/v1/sessions/",
+    "/v1/shares",
+    "/v1/executions/",
+    "/execute",
+    "/kill",
+    "/upload",
+    "/download",
+)
 
 
 def build_router(control: Control) -> APIRouter:
@@ -31,6 +41,7 @@ def build_router(control: Control) -> APIRouter:
     add_terminal_routes(router, control, VM_BASES)
     add_file_routes(router, control)
     add_transfer_routes(router, control)
+    add_execution_routes(router, control)
     return router
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse
 from innkeeper.api import sse
 from innkeeper.api.body import read_json_body
 from innkeeper.api.dialects.gentility.file_changes import show_changes
-from innkeeper.api.dialects.gentility.output import OUTPUT_MAX_BYTES, Utf8Pieces, output_text, whole_characters
 from innkeeper.api.dialects.gentility.room_call import RoomCall
 from innkeeper.api.dialects.gentility.schemas import CommandRequest, error_shape
 from innkeeper.api.disconnect import cancelled_on_disconnect
 from innkeeper.api.errors import describe, validate_json
 from innkeeper.api.raw_path import decode_text
+from innkeeper.api.utf8 import OUTPUT_MAX_BYTES, Utf8Pieces, output_text, whole_characters
 from innkeeper.control import executions
 from innkeeper.control.executions import Execution, ExecutionResult
 from innkeeper.errors import ExecutionNotFoundError, InvalidRequestError
@@ -29,6 +29,7 @@ from innkeeper.ids import parse_uuid
 COMMAND_BODY_MAX_BYTES = 4 << 20
 FILES_CHANGED_PAGE = 1_000
 CHUNKS_PER_TURN = 32
+T = TypeVar("T")
 
 
 async def run_command(call: RoomCall) -> None:
@@ -57,14 +58,15 @@ async def run_command(call: RoomCall) -> None:
         executions.start(call.control, call.principal, await call.ready(), wanted) as execution,
     ):
         kept = bytearray()
-        async for chunk in _in_turns(execution.output):
+        async for piece in _in_turns(execution.output):
+            chunk = piece.data
             kept += chunk[: OUTPUT_MAX_BYTES - len(kept)] if len(kept) + len(chunk) > OUTPUT_MAX_BYTES else chunk
         result = await execution.result()
         answer = _answer(execution, request.command, bytes(kept), result)
     await JSONResponse(answer)(call.scope, call.receive, call.send)
 
 
-async def _in_turns(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _in_turns(chunks: AsyncIterator[T]) -> AsyncIterator[T]:
     """The chunks, giving way now and then: a guest that sends a megabyte in single bytes must not hold up every other request."""
     count = 0
     async for chunk in chunks:
@@ -122,8 +124,8 @@ class _EventStream:
         kept = bytearray()
         pieces = Utf8Pieces()
         async for chunk in _in_turns(self._execution.output):
-            kept += chunk[: OUTPUT_MAX_BYTES - len(kept)]
-            await self._output(pieces.feed(chunk))
+            kept += chunk.data[: OUTPUT_MAX_BYTES - len(kept)]
+            await self._output(pieces.feed(chunk.data))
         await self._output(pieces.end())
         result = await self._execution.result()
         await self._send(sse.frame("result", _answer(self._execution, self._command, bytes(kept), result)))

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from innkeeper.api import sse
 from innkeeper.api.dialects.gentility import public_files
 from innkeeper.api.dialects.gentility.files import LIST_MAX
-from innkeeper.api.dialects.gentility.output import OUTPUT_MAX_BYTES
 from innkeeper.api.dialects.gentility.room_path import ROOM
 from innkeeper.api.dialects.gentility.schemas import (
     CommandAnswer,
@@ -25,6 +24,7 @@ from innkeeper.api.dialects.gentility.schemas import (
     ToolsAnswer,
 )
 from innkeeper.api.openapi import ERRORS, error_responses, json_content
+from innkeeper.api.utf8 import OUTPUT_MAX_BYTES
 
 MODELS: tuple[type[BaseModel], ...] = (
     CommandAnswer,

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innkeeper.api.dialects.gentility.output import OUTPUT_MAX_BYTES, Utf8Pieces, output_text, whole_characters
+from innkeeper.api.utf8 import OUTPUT_MAX_BYTES, Utf8Pieces, output_text, whole_characters
 
 
 @given(st.text(), st.integers(min_value=0, max_value=4))

@@ -37,6 +37,11 @@ class Utf8Pieces:
         """The text that is complete so far."""
         return self._decoder.decode(data)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a character has begun and not ended."""
+        return bool(self._decoder.getstate()[0])
+
     def end(self) -> str:
         """What was left of an unfinished character."""
         return self._decoder.decode(b"", final=True)
