@@ -98,7 +98,11 @@ def load_machine_record(state_dir: Path) -> MachineRecord | None:
         if body.get("format", FORMAT) > FORMAT:
             log.warning("a machine's record is of a newer version of the server", machine=state_dir.name)
             return None
-        shape = MachineShape(**{name: value for name, value in body["shape"].items() if name in _SHAPE})
+        known = {name: value for name, value in body["shape"].items() if name in _SHAPE}
+        # JSON has no tuples.
+        shape = MachineShape(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        )
         record = MachineRecord(**{**{name: value for name, value in body.items() if name in _BUILT}, "shape": shape})
         with contextlib.suppress(FileNotFoundError):
             claim = json.loads((state_dir / CLAIM).read_text())
@@ -276,15 +280,14 @@ class Machine:
 
     async def close(self, *, stop: bool) -> None:
         """End the machine's own tasks and release everything; without `stop` the guest runs on for the next daemon to adopt."""
+        while others := [task for task in self._tasks if task is not asyncio.current_task()]:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+        # After them: the end of a use sets it, and a guest must not be frozen by one who has let go of it.
         if self._freeze_timer is not None:
             self._freeze_timer.cancel()
             self._freeze_timer = None
-        for task in list(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
-        others = [task for task in self._tasks if task is not asyncio.current_task()]
-        if others:
-            await asyncio.wait(others)
         for journal in self.journals.values():
             journal.close()
         if stop:

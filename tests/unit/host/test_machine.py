@@ -106,6 +106,16 @@ async def test_an_idle_guest_freezes_and_thaws_on_use(machine):
     assert machine.frozen
 
 
+@pytest.mark.parametrize("stop", [False, True])
+async def test_nobody_freezes_a_guest_after_letting_go_of_it(tmp_path, stop):
+    machine = make(tmp_path)
+    machine.start_task(use(machine, 60))
+    await settle()
+    await machine.close(stop=stop)
+    await asyncio.sleep(5 * SOON)
+    assert (machine.driver.did, machine._tasks) == ([], set())
+
+
 async def test_it_never_freezes_while_it_is_used(machine):
     async with machine.in_use():
         await use(machine)
