@@ -18,6 +18,7 @@ CATALOG: dict[str, tuple[str, ...]] = {
     "registry": ("registry.login", "registry.logout"),
     "room": ("room.create", "room.destroy", "room.expire", "room.machine_lost", "room.restart"),
     "session": ("session.create",),
+    "share": ("share.change", "share.create", "share.link", "share.revoke"),
     "ssh_key": ("ssh_key.create", "ssh_key.delete"),
     "token": ("token.create", "token.rename", "token.revoke"),
     "vm": (

@@ -98,11 +98,10 @@ def load_machine_record(state_dir: Path) -> MachineRecord | None:
         if body.get("format", FORMAT) > FORMAT:
             log.warning("a machine's record is of a newer version of the server", machine=state_dir.name)
             return None
-        known = {name: value for name, value in body["shape"].items() if name in _SHAPE}
+        known: dict[str, Any] = {name: value for name, value in body["shape"].items() if name in _SHAPE}
         # JSON has no tuples.
-        shape = MachineShape(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
-        )
+        lists: dict[str, Any] = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        shape = MachineShape(**{**known, **lists})
         record = MachineRecord(**{**{name: value for name, value in body.items() if name in _BUILT}, "shape": shape})
         with contextlib.suppress(FileNotFoundError):
             claim = json.loads((state_dir / CLAIM).read_text())
