@@ -97,8 +97,13 @@ def test_the_document_describes_the_endpoints(innkeeper: Server) -> None:
     assert {"post", "delete"} <= set(document["paths"][room])
     for path in (f"{room}/command", f"{room}/file/{{path}}", f"{room}/tools", "/vm/{instance_id}/file/{path}"):
         assert path in document["paths"], path
+    # FastAPI's own form of an error is InstaVM's, and nobody else's.
     assert "422" not in {
-        status for path in document["paths"].values() for one in path.values() for status in one["responses"]
+        status
+        for path, item in document["paths"].items()
+        if path.startswith(("/api/", "/vm/"))
+        for one in item.values()
+        for status in one["responses"]
     }
 
 
