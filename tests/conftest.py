@@ -1,10 +1,14 @@
 """Settings of the whole suite."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 from tests import leaks
+
+# A job that a shell put into the background ignores Ctrl-C, and so would every command line that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
