@@ -56,8 +56,14 @@ class Api:
         return made
 
 
+@pytest.fixture(scope="session")
+def document() -> dict[str, Any]:
+    """The OpenAPI document, once somebody has asked for it: making it takes longer than most tests, and it is the same for all."""
+    return {}
+
+
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
+async def api(tmp_path: Path, document: dict[str, Any]) -> AsyncIterator[Api]:
     world = World(tmp_path)
     async with world.running() as control:
         world.control = control
@@ -67,5 +73,6 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         transport = httpx2.ASGITransport(app=app, client=("192.0.2.9", 4321))
         headers = {"Authorization": f"Bearer {token}"}
         async with httpx2.AsyncClient(transport=transport, base_url="http://inn", headers=headers) as client:
-            document = (await client.get("/openapi.json")).json()
+            if not document:
+                document.update((await client.get("/openapi.json")).json())
             yield Api(app, world, client, token, world.profile_id("base"), document)

@@ -117,7 +117,7 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/",),
             in_shape(gentility.error_shape),
-            Operations(control, metrics, _document(profile_routes, own_routes, vm_routes)),
+            Operations(control, metrics, lambda: _document(profile_routes, own_routes, vm_routes)),
             _pairs(dict.fromkeys(PATHS, READING)),
         ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -25,10 +26,12 @@ PATHS = ("/healthz", "/metrics", "/openapi.json")
 class Operations:
     """The ASGI application of the endpoints that belong to no dialect."""
 
-    def __init__(self, control: Control, metrics: HttpMetrics, openapi: dict[str, Any]) -> None:
+    def __init__(self, control: Control, metrics: HttpMetrics, document: Callable[[], dict[str, Any]]) -> None:
         self._control = control
         self._metrics = metrics
-        self._openapi = json.dumps(openapi).encode()
+        # Made when somebody first asks: it takes longer than everything else that a start of the edge does.
+        self._document = document
+        self._openapi: bytes | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -43,6 +46,8 @@ class Operations:
                 {"status": "draining" if hosts.all_draining(self._control) else "ok", "version": __version__}
             )
         elif path == "/openapi.json":
+            if self._openapi is None:
+                self._openapi = json.dumps(self._document()).encode()
             response = Response(self._openapi, media_type="application/json")
         else:
             response = await self._metrics_page(scope)
