@@ -280,7 +280,7 @@ class Matrix:
             body = {"json": filled(entry.json, values), "content": content, "params": entry.query}
             if entry.ends:
                 self.world.host.trees.events.put_nowait(None)
-            return await client.request(method, path, **body, **more)
+            return await client.request(method, path, **{**body, **more})
 
     async def objects(self, owner: Tenant) -> dict[str, str]:
         """One of everything, new."""
