@@ -105,12 +105,14 @@ async def lines_of(host: Host, request: ImportImage, *, until: str) -> list[str]
     return lines
 
 
-def alive() -> list[str]:
-    found = []
+def alive() -> dict[int, bytes]:
+    """The processes that carry the mark, and their command lines."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if MARK.encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
-                found.append(entry.name)
+            words = (entry / "cmdline").read_bytes()
+            if MARK.encode() in words and int(entry.name) != os.getpid():
+                found[int(entry.name)] = words
     return found
 
 
@@ -180,8 +182,8 @@ async def test_nothing_outlives_the_process_that_watches_a_jail(monkeypatch: pyt
         with pytest.raises(InvalidRequestError, match="skopeo"):
             async for event in call.events():
                 if isinstance(event, Message) and event.body.get("line") == "lingering":
-                    (outer,) = (pid for pid in alive() if b"linux.jail" in Path("/proc", pid, "cmdline").read_bytes())
-                    os.kill(int(outer), signal.SIGKILL)
+                    (outer,) = (pid for pid, words in alive().items() if b"linux.jail" in words)
+                    os.kill(outer, signal.SIGKILL)
                     killed.append(outer)
             await call.result()
     assert killed
