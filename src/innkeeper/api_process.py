@@ -21,7 +21,8 @@ import structlog
 from innkeeper.bus.socketpair import make_socketpair
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.linux import command
-from innkeeper.settings import ENV_PREFIX, Settings, text_of
+from innkeeper.settings import Settings
+from innkeeper.settings_sources import ENV_PREFIX, text_of
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -25,7 +25,8 @@ from innkeeper.bus.socketpair import serve_socketpair
 from innkeeper.host.inventory import refuse_reasons, take_inventory
 from innkeeper.log_setup import LogLevel, configure_logging, log_file
 from innkeeper.restore import refuse_unfinished
-from innkeeper.settings import Settings, comma_separated
+from innkeeper.settings import Settings
+from innkeeper.settings_values import comma_separated
 
 if TYPE_CHECKING:
     from innkeeper.host.daemon import Daemon

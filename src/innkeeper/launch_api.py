@@ -22,7 +22,8 @@ from innkeeper.control import organizations
 from innkeeper.control.context import build_control
 from innkeeper.errors import InnkeeperError
 from innkeeper.log_setup import LogLevel, configure_logging, log_file
-from innkeeper.settings import Settings, load_settings
+from innkeeper.settings import Settings
+from innkeeper.settings_sources import load_settings
 from innkeeper.store import server
 from innkeeper.store.database import open_database
 

@@ -1,122 +1,26 @@
-"""Every setting: its environment variable (`INNKEEPER_` + upper case), default and meaning. Validated at start; unknown names are refused."""
+"""Every setting: its environment variable (`INNKEEPER_` + upper case), default and meaning."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import difflib
 import hashlib
 import os
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_address
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from innkeeper.settings_file import DEFAULT_HOME
+from innkeeper.settings_values import (
+    Address,
+    CommaSeparated,
+    Domain,
+    ImageNames,
+    ImageVariants,
+    MasterKey,
+    Networks,
+    Servers,
 )
-from pydantic.fields import FieldInfo
-
-from innkeeper.settings_file import CONFIG_VARIABLE, DEFAULT_HOME, read_settings_file
-
-ENV_PREFIX = "INNKEEPER_"
-
-# Variables with the prefix that are not settings of the server: where the settings are, and what the command line and the tests read.
-NOT_SETTINGS = frozenset({CONFIG_VARIABLE, "INNKEEPER_URL", "INNKEEPER_TOKEN", "INNKEEPER_TEST_CACHE"})
-KEY_BYTES = 32
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL}){{0,8}}(?::[1-9][0-9]{{0,4}})?")
-IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-
-
-def _joined(value: object) -> object:
-    """A list of the settings file as the comma-separated text of a variable."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ",".join(value)
-    return value
-
-
-def _address(value: str) -> str:
-    if value != "localhost":
-        try:
-            ip_address(value)
-        except ValueError:
-            raise ValueError("an IPv4 or IPv6 address, or localhost") from None
-    return value
-
-
-def _networks(value: str) -> str:
-    for text in comma_separated(value):
-        try:
-            IPv4Network(text)
-        except ValueError as error:
-            raise ValueError(f"comma-separated IPv4 networks such as 10.1.2.0/24 ({error})") from None
-    return value
-
-
-def _servers(value: str) -> str:
-    for text in comma_separated(value):
-        host, port = text, "53"
-        if text.startswith("["):
-            host, _, rest = text[1:].partition("]")
-            port = rest.removeprefix(":") or port
-        elif text.count(":") == 1:
-            host, _, port = text.partition(":")
-        try:
-            ip_address(host)
-            valid = port.isascii() and port.isdecimal() and 1 <= int(port) <= 65_535
-        except ValueError:
-            valid = False
-        if not valid:
-            raise ValueError("comma-separated DNS servers: an address, address:port or [address]:port each")
-    return value
-
-
-def _domain(value: str) -> str:
-    if not DOMAIN.fullmatch(value):
-        raise ValueError("a lower-case domain such as share.example.com, with :port where it is not the usual one")
-    return value
-
-
-def _images(value: str) -> str:
-    if not all(IMAGE_NAME.fullmatch(name) for name in comma_separated(value)):
-        raise ValueError("comma-separated names of recipes: a-z, 0-9, dot and dash")
-    return value
-
-
-def _variants(value: str) -> str:
-    for text in comma_separated(value):
-        variant, equals, image = text.partition("=")
-        if not (equals and IMAGE_NAME.fullmatch(variant.strip()) and image.strip()):
-            raise ValueError("comma-separated pairs variant=image")
-    return value
-
-
-def _key(value: SecretStr) -> SecretStr:
-    try:
-        size = len(base64.b64decode(value.get_secret_value().strip(), validate=True))
-    except (binascii.Error, ValueError):
-        size = 0
-    if size != KEY_BYTES:
-        raise ValueError(f"the base64 of a {KEY_BYTES}-byte key")
-    return value
-
-
-def comma_separated(text: str) -> list[str]:
-    """The parts of a comma-separated setting, without blanks and empty ones."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-CommaSeparated = Annotated[str, BeforeValidator(_joined)]
 
 
 class Settings(BaseModel):
@@ -127,7 +31,7 @@ class Settings(BaseModel):
     home: Annotated[Path, Field(description="State directory. Several servers run side by side with one each.")] = (
         DEFAULT_HOME
     )
-    listen: Annotated[str, AfterValidator(_address), Field(description="Address of the HTTP API.")] = "127.0.0.1"
+    listen: Annotated[Address, Field(description="Address of the HTTP API.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port of the HTTP API.")] = 7070
     insecure: Annotated[
         bool, Field(description="Allow a listen address that is not loopback although the server speaks plain HTTP.")
@@ -137,14 +41,14 @@ class Settings(BaseModel):
         str | None, Field(description="SQLAlchemy URL; default: SQLite in the state directory.")
     ] = None
     master_key: Annotated[
-        Annotated[SecretStr, AfterValidator(_key)] | None,
+        MasterKey | None,
         Field(
             description="Base64 of the 32-byte key that encrypts secrets at rest; default: a key file in the state directory."
         ),
     ] = None
-    images: Annotated[
-        CommaSeparated, AfterValidator(_images), Field(description="Comma-separated shipped images to build at start.")
-    ] = "base,python-data-science,node"
+    images: Annotated[ImageNames, Field(description="Comma-separated shipped images to build at start.")] = (
+        "base,python-data-science,node"
+    )
     images_dir: Annotated[
         Path | None, Field(description="Recipes of the shipped images; default: the ones that came with the server.")
     ] = None
@@ -203,8 +107,7 @@ class Settings(BaseModel):
         ),
     ] = None
     vm_image_variants: Annotated[
-        CommaSeparated,
-        AfterValidator(_variants),
+        ImageVariants,
         Field(
             description="Comma-separated variant=image pairs for VMs; default: `standard` is python-data-science if it is built, else the first image."
         ),
@@ -271,13 +174,11 @@ class Settings(BaseModel):
         ),
     ] = None
     allowed_cidrs: Annotated[
-        CommaSeparated,
-        AfterValidator(_networks),
+        Networks,
         Field(description="Comma-separated networks that guests may reach although they are private or special."),
     ] = ""
     dns_upstreams: Annotated[
-        CommaSeparated,
-        AfterValidator(_servers),
+        Servers,
         Field(
             description="Comma-separated DNS servers (address or address:port) for guests and imports; default: the host's own resolution."
         ),
@@ -318,8 +219,7 @@ class Settings(BaseModel):
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600
     share_domain: Annotated[
-        str,
-        AfterValidator(_domain),
+        Domain,
         Field(
             description="Shares are host names below this domain (with :port where it is not the usual one); those of localhost need no DNS."
         ),
@@ -410,118 +310,3 @@ class Settings(BaseModel):
     def api_dir(self) -> Path:
         """The API process's directory."""
         return self.home / "api"
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be used. `problems` has one line each: the name as the operator wrote it, where, and what is allowed; never the value."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
-
-
-@dataclass(frozen=True, slots=True)
-class SettingsOrigin:
-    """Settings, and where each that is not its default came from: `environment`, `option` or the path of the settings file."""
-
-    settings: Settings
-    sources: Mapping[str, str]
-
-
-def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment, then `overrides` that are not None. Raises SettingsError."""
-    return settings_with_origin(None, **overrides).settings
-
-
-def settings_with_origin(file: Path | None, **overrides: object) -> SettingsOrigin:
-    """Settings from a settings file, then the environment, then `overrides` that are not None; the later wins.
-
-    Raises:
-        SettingsError: unknown names and bad values, all of them.
-        ValueError: the file cannot be read.
-
-    """
-    values: dict[str, object] = {}
-    written: dict[str, str] = {}
-    sources: dict[str, str] = {}
-    problems: list[str] = []
-    for name, value in (read_settings_file(file) if file is not None else {}).items():
-        if name in Settings.model_fields:
-            values[name], written[name], sources[name] = value, name, str(file)
-        else:
-            problems.append(f"{file}: unknown setting: {name}{_nearest(name, Settings.model_fields)}")
-    if file is not None and "master_key" in values and file.stat().st_mode & 0o077:
-        problems.append(f"{file}: others may read it, and it holds master_key: chmod 600 {file}")
-    known = {ENV_PREFIX + name.upper(): name for name in Settings.model_fields}
-    for variable in sorted(name for name in os.environ if name.startswith(ENV_PREFIX)):
-        if variable in known:
-            name = known[variable]
-            values[name], written[name], sources[name] = os.environ[variable], variable, "environment"
-        elif variable not in NOT_SETTINGS:
-            problems.append(f"unknown setting: {variable}{_nearest(variable, known)}")
-    for name, value in overrides.items():
-        if value is not None:
-            values[name], written[name], sources[name] = value, "--" + name.replace("_", "-"), "option"
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        problems += _problems(error, written, sources)
-    if problems:
-        raise SettingsError(problems)
-    return SettingsOrigin(settings, sources)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    def bare(text: str) -> str:
-        return text.upper().removeprefix(ENV_PREFIX)
-
-    folded = {bare(one): one for one in known}
-    found = difflib.get_close_matches(bare(name), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[found[0]]}?" if found else ""
-
-
-def _problems(error: ValidationError, written: Mapping[str, str], sources: Mapping[str, str]) -> Iterable[str]:
-    for one in error.errors(include_input=False, include_url=False):
-        # What belongs to no single field is said of the address.
-        name = str(one["loc"][0]) if one["loc"] else "listen"
-        where = f" ({sources[name]})" if sources.get(name, "option") not in ("option", "environment") else ""
-        field = Settings.model_fields.get(name)
-        if field is None:
-            yield f"unknown setting: {name}{_nearest(name, Settings.model_fields)}"
-        elif one["type"] == "value_error":
-            yield f"{written[name]}{where}: must be {one['msg'].removeprefix('Value error, ')}"
-        else:
-            allowed = allowed_values(field)
-            yield f"{written[name]}{where}: must be {'one of' if allowed.startswith('`') else 'a'} {allowed}"
-
-
-def allowed_values(field: FieldInfo) -> str:
-    """What a setting takes, in words: `whole number from 1 to 65535`."""
-    annotation = field.annotation
-    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
-    if choices:
-        return ", ".join(f"`{choice}`" for choice in choices)
-    kinds: dict[Any, str] = {int: "whole number", float: "number", bool: "`true`, `false`", Path: "path"}
-    members = [member for member in (get_args(annotation) or (annotation,)) if member is not type(None)]
-    limits = {type(one).__name__: one for one in field.metadata}
-    low = _limit(limits, "Ge", "ge", "from") or _limit(limits, "Gt", "gt", "above")
-    high = _limit(limits, "Le", "le", "to") or _limit(limits, "Lt", "lt", "under")
-    return " ".join(part for part in (kinds.get(members[0], "text"), low, high) if part)
-
-
-def _limit(limits: dict[str, Any], name: str, attribute: str, word: str) -> str:
-    return f"{word} {getattr(limits[name], attribute)}" if name in limits else ""
-
-
-def text_of(value: object) -> str:
-    """A setting's value as a variable of the environment spells it. A secret is shown."""
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def shown(value: object) -> str:
-    """A setting's value for people: secrets, and the password of a URL, are hidden."""
-    if isinstance(value, SecretStr):
-        return "(hidden)"
-    return re.sub(r"(?<=://)([^:/@]*):[^/]*@", r"\1:(hidden)@", text_of(value))

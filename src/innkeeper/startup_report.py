@@ -15,7 +15,8 @@ from uuid import uuid4
 
 from innkeeper.core.image import ImageStatus
 from innkeeper.host.daemon import Daemon
-from innkeeper.settings import Settings, comma_separated
+from innkeeper.settings import Settings
+from innkeeper.settings_values import comma_separated
 
 TRIAL_SECONDS = 60.0
 TRIAL_COMMAND = 'echo "Hello from $(uname -sm), as $(id -un)" | tee hello.txt'

@@ -1,6 +1,6 @@
 """A hostile program in place of skopeo, in the very jail that an import makes: whatever it tries, it stays inside, and nothing of it stays behind."""
 
-# ruff: noqa: ASYNC240  # a test has nobody to keep waiting
+# a test has nobody to keep waiting
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import typer
 
 from innkeeper.cli.main import COMMANDS, build
 from innkeeper.cli.reference import PAGES, WIDTH, generated, with_generated
-from innkeeper.settings import ENV_PREFIX, Settings
+from innkeeper.settings import Settings
+from innkeeper.settings_sources import ENV_PREFIX
 
 DOCS = Path(__file__).parents[2] / "docs"
 

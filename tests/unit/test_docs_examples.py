@@ -8,7 +8,8 @@ import pytest
 import typer
 
 from innkeeper.cli.main import build
-from innkeeper.settings import ENV_PREFIX, NOT_SETTINGS, Settings
+from innkeeper.settings import Settings
+from innkeeper.settings_sources import ENV_PREFIX, NOT_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

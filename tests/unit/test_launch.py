@@ -9,7 +9,8 @@ import pytest
 
 from innkeeper import api_process, launch
 from innkeeper.api_process import CannotStartError, _account, _api_argv, _api_environment, _known_database
-from innkeeper.settings import ENV_PREFIX, Settings, load_settings, settings_with_origin
+from innkeeper.settings import Settings
+from innkeeper.settings_sources import ENV_PREFIX, load_settings, settings_with_origin
 
 
 @pytest.fixture(autouse=True)

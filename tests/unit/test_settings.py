@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from innkeeper import settings_file
-from innkeeper.settings import (
+from innkeeper.settings import Settings
+from innkeeper.settings_file import find_settings_file, home_of
+from innkeeper.settings_sources import (
     ENV_PREFIX,
     NOT_SETTINGS,
-    Settings,
     SettingsError,
     load_settings,
     settings_with_origin,
     shown,
 )
-from innkeeper.settings_file import find_settings_file, home_of
 
 KEY = base64.b64encode(b"hunter2 " * 4).decode()
 

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from innkeeper.cli.main import build
-from innkeeper.settings import ENV_PREFIX, Settings, allowed_values
+from innkeeper.settings import Settings
+from innkeeper.settings_sources import ENV_PREFIX, allowed_values
 
 WIDTH = 100
 PAGES = {"cli.md": "commands", "operations.md": "settings"}

@@ -13,7 +13,7 @@ from innkeeper.cli.printing import USAGE, fail, note
 from innkeeper.settings_file import find_settings_file
 
 if TYPE_CHECKING:
-    from innkeeper.settings import SettingsOrigin
+    from innkeeper.settings_sources import SettingsOrigin
 
 
 def serve(
@@ -56,7 +56,7 @@ def read_settings(
     ctx: typer.Context, home: Path | None, config: Path | None = None, **overrides: object
 ) -> SettingsOrigin:
     """The settings of the file, the environment and the options; ends the command with one line for each that is wrong."""
-    from innkeeper.settings import SettingsError, settings_with_origin
+    from innkeeper.settings_sources import SettingsError, settings_with_origin
 
     target: Target = ctx.obj
     said = ctx.find_root().get_parameter_source("home")

@@ -22,7 +22,7 @@ def settings(
 
     Checks them too: the exit status is 2 when one is unknown or wrong.
     """
-    from innkeeper.settings import ENV_PREFIX, shown
+    from innkeeper.settings_sources import ENV_PREFIX, shown
 
     origin = read_settings(ctx, home, config)
     rows = []

@@ -17,7 +17,7 @@ import structlog
 from innkeeper.bus.contract import Data, Message
 from innkeeper.control import clock, provisioning, usage
 from innkeeper.control.host_table import HostEntry
-from innkeeper.core.build_plan import RunStep
+from innkeeper.core.build_step import RunStep
 from innkeeper.core.build_verbs import PackFiles, SaveStep, UnpackFiles
 from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, Execute, MachineShape, to_wire
 from innkeeper.core.instance import Instance, InstanceState

@@ -23,17 +23,8 @@ from innkeeper.control.build_guest import BuildGuest, GuestPlan, open_guest
 from innkeeper.control.build_log import BuildLog
 from innkeeper.control.host_table import HostEntry
 from innkeeper.core.build_context import ContextEntry, ContextError, content_digest, select, takes_one_file
-from innkeeper.core.build_plan import (
-    SCRATCH,
-    BuildPlan,
-    CopyStep,
-    DirectoryStep,
-    NoteStep,
-    RunStep,
-    StagePlan,
-    Step,
-    key_material,
-)
+from innkeeper.core.build_plan import SCRATCH, BuildPlan, StagePlan
+from innkeeper.core.build_step import CopyStep, DirectoryStep, NoteStep, RunStep, Step, key_material
 from innkeeper.core.build_verbs import ExportStep, FindSteps, ScratchImage
 from innkeeper.core.dockerfile import DockerfileError
 from innkeeper.core.host_verbs import to_wire

@@ -8,7 +8,8 @@ from uuid import UUID
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance_spec import InstanceSpec
 from innkeeper.errors import InvalidRequestError
-from innkeeper.settings import Settings, comma_separated
+from innkeeper.settings import Settings
+from innkeeper.settings_values import comma_separated
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control

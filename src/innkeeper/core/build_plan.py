@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from innkeeper.core.build_step import CopyStep, DirectoryStep, NoteStep, RunStep, Step
 from innkeeper.core.dockerfile import Dockerfile, DockerfileError, HereDocument, Instruction, Stage
 from innkeeper.core.dockerfile_words import NAME, WordError, expand, key_values, split_words
 from innkeeper.core.image_config import DEFAULT_PATH, ImageConfig
@@ -21,58 +20,6 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,99}(:[A-Za-z0-9_][A-Za-z0-9_.
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp))?")
 _DEFAULT_SHELL = ("/bin/sh", "-c")
 _SHEBANG = re.compile(r"#!\s*(\S.*)")
-
-
-@dataclass(frozen=True, slots=True)
-class RunStep:
-    """A process in the guest."""
-
-    line: int
-    text: str
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    user: str
-    workdir: str
-    stdin: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CopyStep:
-    """Files into the guest: of the context (`origin` None), of an earlier stage (its index), of an image (its name), or written in the Dockerfile.
-
-    `into_directory`: the destination is a directory; otherwise a single file may take that name. `extract`: archives are unpacked (ADD).
-    """
-
-    line: int
-    text: str
-    sources: tuple[str, ...]
-    destination: str
-    into_directory: bool
-    origin: int | str | None = None
-    documents: tuple[tuple[str, str], ...] = ()
-    chown: str | None = None
-    chmod: int | None = None
-    extract: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryStep:
-    """A directory that WORKDIR makes where it is missing."""
-
-    line: int
-    text: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class NoteStep:
-    """An instruction that changes the configuration alone: nothing runs, and no cached step depends on it."""
-
-    line: int
-    text: str
-
-
-Step = RunStep | CopyStep | DirectoryStep | NoteStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +56,6 @@ def plan_build(
 
     """
     return _Planner(dockerfile, build_args, config_of).plan(target)
-
-
-def key_material(step: Step) -> dict[str, Any]:
-    """What a step's result depends on, beside what came before and the content of files: JSON without line numbers."""
-    body = {f.name: getattr(step, f.name) for f in dataclasses.fields(step) if f.name not in ("line", "text")}
-    return {"kind": type(step).__name__, **body}
 
 
 class _Planner:

@@ -61,7 +61,8 @@ from innkeeper.host.turns import Turns
 from innkeeper.host.usage import UsageLedger
 from innkeeper.host.verbs import Verbs, Watchers
 from innkeeper.log_setup import LogLevel
-from innkeeper.settings import Settings, comma_separated
+from innkeeper.settings import Settings
+from innkeeper.settings_values import comma_separated
 from innkeeper.vitals import Vitals
 
 log = structlog.stdlib.get_logger(__name__)

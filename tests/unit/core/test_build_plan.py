@@ -4,16 +4,8 @@ from typing import Any
 
 import pytest
 
-from innkeeper.core.build_plan import (
-    BuildPlan,
-    CopyStep,
-    DirectoryStep,
-    NoteStep,
-    RunStep,
-    Step,
-    key_material,
-    plan_build,
-)
+from innkeeper.core.build_plan import BuildPlan, plan_build
+from innkeeper.core.build_step import CopyStep, DirectoryStep, NoteStep, RunStep, Step, key_material
 from innkeeper.core.dockerfile import DockerfileError, parse
 from innkeeper.core.image_config import DEFAULT_PATH, ImageConfig, config_from_json, config_to_json
 

@@ -29,7 +29,7 @@ from innkeeper.control import ports, shares, tokens
 from innkeeper.control.context import Control
 from innkeeper.control.shares import Target
 from innkeeper.errors import InnkeeperError, InvalidRequestError, ShareNotFoundError, UnauthorizedError
-from innkeeper.settings import comma_separated
+from innkeeper.settings_values import comma_separated
 
 TEMPLATE = "(share)"
 PRIVATE = "This share is private: open it by a link (inn share link), or send a token of its organization."
