@@ -381,6 +381,7 @@ class ScriptedHost:
         return {}
 
     async def _collect_images(self, request: verbs.CollectImages, call: ServerCall) -> dict[str, Any]:
+        await self.hold.wait()
         return {"removed": ["0" * 64], "freed_bytes": 7}
 
     async def _list_images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:

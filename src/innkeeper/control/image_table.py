@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
@@ -12,6 +13,9 @@ class ImageTable:
     """Every image of every organization, and the shipped ones."""
 
     def __init__(self, images: Iterable[Image] = ()) -> None:
+        # Held while a row is given a digest, and from reading the digests that stay to having a host remove all others: the host keeps a file
+        # without a name only as long as its maker's call is open, and that ends as soon as the row is there.
+        self.naming = asyncio.Lock()
         self._by_name = {(image.organization_id, image.name): image for image in images}
 
     def __iter__(self) -> Iterator[Image]:

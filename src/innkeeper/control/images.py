@@ -139,7 +139,9 @@ async def complete(
         tools=(),
         updated_at=clock.now(),
     )
-    if not await control.database.write(store.update, made):
+    async with control.images.naming:
+        written = await control.database.write(store.update, made)
+    if not written:
         control.images.remove(image)
         raise ImageNotFoundError
     control.images.put(made)
@@ -248,10 +250,11 @@ async def _collect_steps_on(control: Control, host_id: UUID, *, everything: bool
 
 
 async def _collect_on(control: Control, host_id: UUID) -> dict[str, Any]:
-    keep = await control.database.read(store.digests)
-    # Names of shipped images are the host's own knowledge; they do no harm here.
-    request = CollectImages(tuple(sorted(keep)))
-    return await control.bus.request(host_id, CollectImages.verb, to_wire(request), timeout_seconds=COLLECT_SECONDS)
+    async with control.images.naming:
+        keep = await control.database.read(store.digests)
+        # Names of shipped images are the host's own knowledge; they do no harm here.
+        request = CollectImages(tuple(sorted(keep)))
+        return await control.bus.request(host_id, CollectImages.verb, to_wire(request), timeout_seconds=COLLECT_SECONDS)
 
 
 async def refresh(control: Control, host_id: UUID) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -120,6 +121,22 @@ async def test_an_image_in_use_stays_and_says_by_what(world: World) -> None:
         await images.remove(world.control, world.me, "app")
     with pytest.raises(ConflictError, match="comes with the server"):
         await images.remove(world.control, world.me, "base")
+
+
+async def test_an_image_gets_no_digest_while_a_host_removes_those_that_it_was_not_told_to_keep(world: World) -> None:
+    """The maker's call would end then, and with it the host's reason to keep the file."""
+    world.host.hold.clear()
+    collecting = asyncio.ensure_future(images.collect_everywhere(world.control))
+    while not world.host.count(CollectImages):
+        await asyncio.sleep(0)
+    making = asyncio.ensure_future(make(world, "app", "d1"))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(making), 0.3)
+    world.host.hold.set()
+    await asyncio.gather(collecting, making)
+    await images.collect_everywhere(world.control)
+    asked = [request.keep for request in world.host.asked if isinstance(request, CollectImages)]
+    assert ["d1" in keep for keep in asked] == [False, True]
 
 
 async def test_a_failed_attempt_leaves_what_was_there(world: World) -> None:
