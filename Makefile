@@ -28,7 +28,7 @@ test: ## install what the tests need, then run them all
 	@exec setup/test.sh $(PYTEST_ARGS)
 
 test-long: ## also the full form of the fault, attack and size tests: an hour or more
-	@setup/test.sh -m '' --timeout 3600
+	@setup/test.sh -m '' --timeout 3600 --numprocesses 0
 
 lint: ## formatting, lints, types, layers, Go and shell
 	.venv/bin/ruff check .
