@@ -72,3 +72,9 @@ async def assert_nothing_mounted(directory: Path) -> None:
     while left := loop_device.devices_backed_by(directory):
         assert asyncio.get_running_loop().time() < deadline, left
         await asyncio.sleep(0.1)
+
+
+if __name__ == "__main__":
+    # Ahead of the tests, where no test's time runs out meanwhile.
+    for recipe in sorted(RECIPES.glob("*/recipe.toml")):
+        shipped_image(recipe.parent.name)

@@ -1,7 +1,5 @@
 """A hostile program in place of skopeo, in the very jail that an import makes: whatever it tries, it stays inside, and nothing of it stays behind."""
 
-# a test has nobody to keep waiting
-
 from __future__ import annotations
 
 import contextlib

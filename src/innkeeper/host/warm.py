@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -123,12 +122,12 @@ class WarmPools:
                     key = pool.shape.pool_key
                     self._building[key] = self._building.get(key, 0) + 1
                     builds.create_task(self._fill_one(pool))
-                waits = [moment - time.monotonic() for moment in self._not_before.values()]
+                waits = [moment - asyncio.get_running_loop().time() for moment in self._not_before.values()]
                 try:
                     async with asyncio.timeout(max(0.01, min(waits)) if waits else None):
                         await self._wake.wait()
                 except TimeoutError:
-                    now = time.monotonic()
+                    now = asyncio.get_running_loop().time()
                     self._not_before = {key: moment for key, moment in self._not_before.items() if moment > now}
 
     async def _drain(self) -> None:
@@ -156,8 +155,8 @@ class WarmPools:
         return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
     async def _yield_to_requests(self) -> None:
-        starved_at = time.monotonic() + STARVED_SECONDS
-        while self._busy() and time.monotonic() < starved_at:
+        starved_at = asyncio.get_running_loop().time() + STARVED_SECONDS
+        while self._busy() and asyncio.get_running_loop().time() < starved_at:
             await asyncio.sleep(QUIET_SECONDS)
 
     async def _fill_one(self, pool: WarmPool) -> None:
@@ -170,7 +169,7 @@ class WarmPools:
                 known = isinstance(error, (InnkeeperError, OSError))
                 log.warning("a warm guest could not be made", pool=key, error=str(error), exc_info=not known)
                 self._metrics.count_failed_warm_build()
-            self._not_before[key] = time.monotonic() + RETRY_SECONDS
+            self._not_before[key] = asyncio.get_running_loop().time() + RETRY_SECONDS
         else:
             self._ready.setdefault(key, deque()).append(machine)
             self._on_ready(key)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from tests.unit.virtual_time import anyio_backend as anyio_backend
 
 from innkeeper.core.host_verbs import MachineShape
 from innkeeper.errors import GuestError, InstanceFailedError

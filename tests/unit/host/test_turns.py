@@ -2,6 +2,7 @@ import asyncio
 from itertools import pairwise
 
 import pytest
+from tests.unit.virtual_time import anyio_backend as anyio_backend
 
 from innkeeper.host.turns import Turns
 

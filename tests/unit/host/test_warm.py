@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from tests.unit.virtual_time import anyio_backend as anyio_backend
 
 from innkeeper.core.host_verbs import MachineShape, WarmPool
 from innkeeper.errors import InnkeeperError, NoHostError

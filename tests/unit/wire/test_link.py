@@ -5,6 +5,7 @@ import gc
 from dataclasses import replace
 
 import pytest
+from tests.unit.virtual_time import anyio_backend as anyio_backend
 from tests.unit.wire.peers import SMALL, broken, fed, raw, settle
 
 from innkeeper.errors import ConflictError, InnkeeperError, LinkLostError, PayloadTooLargeError
