@@ -119,12 +119,19 @@ class _Relay:
         while data := await self._keys.get():
             before, key, _ = data.partition(self._key) if self._key else (data, b"", b"")
             if before:
-                await self._socket.send(before)
+                await self._send(before)
             if key:
                 return
         # The end of piped input is what Ctrl-D is on a terminal; the program's own end is still to be seen.
-        await self._socket.send(b"\x04")
+        await self._send(b"\x04")
         await asyncio.Event().wait()
+
+    async def _send(self, message: str | bytes) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        # What is still on its way from there says why it was closed: `_show` reads that.
+        with contextlib.suppress(ConnectionClosed):
+            await self._socket.send(message)
 
     async def _tell_size(self) -> None:
         while True:
@@ -132,7 +139,7 @@ class _Relay:
             self._resized.clear()
             if sys.stdin.isatty() or sys.stdout.isatty():
                 cols, rows = window()
-                await self._socket.send(jsonlib.dumps({"type": "resize", "cols": cols, "rows": rows}))
+                await self._send(jsonlib.dumps({"type": "resize", "cols": cols, "rows": rows}))
 
 
 @asynccontextmanager

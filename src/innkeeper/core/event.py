@@ -10,7 +10,7 @@ from uuid import UUID
 CATALOG: dict[str, tuple[str, ...]] = {
     "backup": ("backup.create",),
     "execution": ("execution.start",),
-    "file": ("file.write",),
+    "file": ("file.copy", "file.mkdir", "file.remove", "file.rename", "file.unpack", "file.write"),
     "host": ("host.draining", "host.gc"),
     "image": ("image.make", "image.remove"),
     "organization": ("organization.create", "organization.limits"),
@@ -20,6 +20,7 @@ CATALOG: dict[str, tuple[str, ...]] = {
     "session": ("session.create",),
     "share": ("share.change", "share.create", "share.link", "share.revoke"),
     "ssh_key": ("ssh_key.create", "ssh_key.delete"),
+    "terminal": ("terminal.attach", "terminal.create", "terminal.delete"),
     "token": ("token.create", "token.rename", "token.revoke"),
     "vm": (
         "vm.change",

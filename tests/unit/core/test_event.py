@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from innkeeper.core.event import CATALOG, FAILURES
 
 CONTROL = Path(innkeeper.__file__).parent / "control"
 KINDS = ("room", "vm")
+ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
 def nodes() -> Iterator[ast.AST]:
@@ -21,12 +23,15 @@ def constants(*values: ast.AST | None) -> set[str]:
 
 
 def written() -> set[str]:
-    """Every action that `audit.event` is given as it stands, or as `{kind}.action`."""
+    """Every action that `audit.event`, or a function that hands it on, is given as it stands, or as `{kind}.action`."""
     found = set()
     for node in nodes():
+        if isinstance(node, ast.Call):
+            # No other text of that form is an argument of anything here.
+            given = constants(*node.args, *(keyword.value for keyword in node.keywords))
+            found |= {text for text in given if ACTION.fullmatch(text)}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
             for action in node.args[1:2]:
-                found |= constants(action)
                 if isinstance(action, ast.JoinedStr):
                     found |= {kind + end for kind in KINDS for end in constants(action.values[-1])}
     return found
