@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from innkeeper.errors import UnavailableError
 pytestmark = pytest.mark.anyio
 
 
-async def post(api: Any, path: str, key: str, **body: Any) -> Any:
+async def post(api: Any, path: str, key: str, /, **body: Any) -> Any:
     return await api.client.post(path, json=body, headers={"Idempotency-Key": key})
 
 
@@ -50,6 +51,58 @@ async def test_what_is_no_key(api: Any, key: str) -> None:
     twice = [(b"Idempotency-Key", b"a"), (b"Idempotency-Key", b"a")]
     assert (await api.client.post("/v1/vms", json={}, headers=twice)).status_code == 422
     assert api.world.host.count(EnsureMachine) == 0
+
+
+V1 = ("/v1/", "/execute", "/kill", "/upload", "/download")
+# Their bodies are streamed; both may be repeated as they are.
+WITHOUT_KEY = {"/upload", "/download"}
+
+
+async def test_every_post_knows_keys(api: Any) -> None:
+    """Whatever a route does, it does not begin before its key is looked at: so each, and each to come, is carried out once."""
+    posts = [path for path, item in api.document["paths"].items() if path.startswith(V1) and "post" in item]
+    assert len(posts) > 30
+    for template in posts:
+        if template not in WITHOUT_KEY:
+            answer = await post(api, re.sub(r"{\w+}", "x", template), "")
+            assert answer.status_code in (400, 422) and "Idempotency-Key" in answer.text, (template, answer.text)
+
+
+CREATES = {
+    "/v1/vms": {},
+    "/v1/sessions/session": {},
+    "/v1/tokens": {"name": "t"},
+    "/v1/api-keys/": {"description": "d"},
+    "/v1/ssh-keys": {
+        "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqdW0pgUV7h8Hl9Df7U6o4e8ZfS1p2nWJtZ9m1yYd3K",
+    },
+    "/v1/shares": {"port": 80},
+    "/v1/vms/{vm_id}/pty/sessions": {},
+    "/v1/vms/{vm_id}/exec": {"command": "true"},
+    "/v1/vms/{vm_id}/files/mkdir": {"path": "/a"},
+    "/execute": {"code": "1", "language": "bash"},
+    "/execute_async": {"code": "1", "language": "bash"},
+}
+
+
+@pytest.mark.parametrize("path", CREATES)
+async def test_each_create_is_carried_out_once(api: Any, path: str) -> None:
+    vm = (await api.client.post("/v1/vms", json={})).json()
+    body = {**CREATES[path], **({"vm_id": vm["vm_id"]} if path in ("/v1/shares", "/execute", "/execute_async") else {})}
+    first = await post(api, path.format(**vm), "once", **body)
+    assert first.status_code < 300, first.text
+    again = await post(api, path.format(**vm), "once", **body)
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_what_was_done_is_not_done_again_for_want_of_its_answer(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("innkeeper.api.once.ANSWER_BYTES_MAX", 10)
+    assert (await post(api, "/v1/tokens", "k", name="t")).status_code == 201
+    assert (await post(api, "/v1/tokens", "k", name="t")).status_code == 409
+    assert sum(token["name"] == "t" for token in (await api.client.get("/v1/tokens")).json()) == 1
 
 
 async def test_what_came_to_nothing_may_be_tried_again(api: Any) -> None:

@@ -74,7 +74,7 @@ class Once:
         if begun.again and scope["path"] not in self._repeatable:
             keys.leave(principal, key)
             raise ConflictError(
-                "Idempotency-Key: its request was cut short; look whether it did anything, and use another"
+                "Idempotency-Key: the answer of its request is not known; look whether it did anything, and use another"
             )
         scope[ONCE_ID] = begun.id
         answered = _Answer(send)
@@ -90,7 +90,11 @@ class Once:
         except BaseException:
             keys.leave(principal, key)
             raise
-        await keys.end(control, principal, key, begun, answered.kept)
+        if answered.too_large:
+            # It was done, and must not be done again for want of its answer.
+            keys.leave(principal, key)
+        else:
+            await keys.end(control, principal, key, begun, answered.kept)
 
 
 class _Answer:
@@ -101,6 +105,11 @@ class _Answer:
         self._status = 0
         self._pieces: list[bytes] = []
         self._size = 0
+
+    @property
+    def too_large(self) -> bool:
+        """Whether something was done whose answer cannot be kept."""
+        return 200 <= self._status < 300 and self._size > ANSWER_BYTES_MAX
 
     @property
     def kept(self) -> Answered | None:

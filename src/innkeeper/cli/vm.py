@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 import sys
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -103,12 +104,14 @@ def show(ctx: typer.Context, vm: Vm, json: Json = False) -> None:
     isolation: dict[str, Any] = detail["isolation"] or {}
     names = (
         "status", "error", "end_reason", "session_id", "image", "image_digest", "vcpu_count", "memory_mb", "next_memory_mb", "disk_mb",
-        "created_at", "expires_at", "ended_at", "last_active_at", "idle_seconds", "hold_until", "hold_reason", "env_status", "env_error",
+        "created_at", "expires_at", "ended_at", "last_active_at", "vm_lifetime_seconds", "idle_seconds", "hold_until", "hold_reason", "env_status", "env_error",
     )  # fmt: skip
     print_fields(
         (
             ("vm", detail["vm_id"]),
             *((name.replace("_", " "), detail[name]) for name in names),
+            ("metadata", jsonlib.dumps(detail["metadata"], ensure_ascii=False) if detail["metadata"] else None),
+            ("egress policy", jsonlib.dumps(policy) if (policy := detail["egress_policy"]) else None),
             ("host", detail["host"]["name"] if detail["host"] else None),
             ("isolation", isolation.get("level")),
             ("because", isolation.get("reason")),

@@ -44,7 +44,7 @@ def vm(**fields: Any) -> vm_schemas.VmRecord:
     values: dict[str, Any] = {
         "vm_id": VM, "session_id": str(INSTANCE), "status": "active", "created_at": NOW, "expires_at": NOW, "last_active_at": NOW,
         "ended_at": None, "end_reason": None, "error": None, "vm_lifetime_seconds": 300, "memory_mb": 512, "next_memory_mb": 1024,
-        "vcpu_count": 2, "disk_mb": 10_240, "metadata": {}, "image": "base", "image_variant": None, "image_digest": "d",
+        "vcpu_count": 2, "disk_mb": 10_240, "metadata": {"team": "a\x1b"}, "image": "base", "image_variant": None, "image_digest": "d",
         "idle_seconds": None, "egress_policy": None, "hold_until": None, "hold_reason": None, "env_status": "none", "env_error": None,
         "isolation": None, "boot_trace": [], "host": None,
     }  # fmt: skip

@@ -32,6 +32,7 @@ def test_lists(inn, server):
 def test_show_has_the_events_harmless(inn, server):
     shown = inn("vm", "show", VM).out
     assert "next memory mb:" in shown and "star\\x1b[2Jted" in shown
+    assert "vm lifetime seconds:" in shown and '{"team": "a\\u001b"}' in shown
     assert json.loads(inn("vm", "show", VM, "--json").out)["events"][0]["type"] == "ready"
 
 
