@@ -15,6 +15,7 @@ from tests.scripted_host import World
 
 from innkeeper.api import server
 from innkeeper.api.app import build_app
+from innkeeper.api.connections import HttpLimits
 from innkeeper.control import rooms, shares
 from innkeeper.control.context import Control
 from innkeeper.control.live_table import Entry
@@ -122,7 +123,10 @@ async def published(folder: Path, *, is_public: bool = True, **settings: Any) ->
         made = Published(world, control, entry, share, tcp.getsockname()[1])
         guest = await asyncio.start_server(made.serve_guest, "127.0.0.1", 0)
         world.host.ports.servers[GUEST_PORT] = guest.sockets[0].getsockname()[1]
-        serving = tasks.create_task(server.serve(build_app(control), [tcp], stop=stop, graceful_seconds=1))
+        limits = HttpLimits.of(control.settings)
+        serving = tasks.create_task(
+            server.serve(build_app(control), [tcp], stop=stop, graceful_seconds=1, limits=limits)
+        )
         try:
             yield made
         finally:

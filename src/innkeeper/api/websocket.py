@@ -161,7 +161,8 @@ class WebSocketOffer:
         for name, value in scope["headers"]:
             request.headers[name.decode("latin-1")] = value.decode("latin-1")
         response = ServerProtocol(logger=_SILENT).accept(request)
-        if response.status_code != 101 or take_over is None:
+        # A client or front of HTTP/1.0 does not know what an upgrade is.
+        if response.status_code != 101 or take_over is None or scope["http_version"] != "1.1":
             return None
         return cls(response.serialize(), take_over)
 

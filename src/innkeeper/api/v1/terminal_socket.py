@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -103,25 +103,22 @@ class TerminalSockets:
             # Who connects reads the status of an answer, which browsers keep from their pages: so what a page can do something about is told by a code.
             if offer is None or not isinstance(error, TOLD_BY_CODE):
                 raise
-            async with _opened(offer) as socket:
-                await _close_for(socket, error)
+            with contextlib.suppress(WebSocketClosedError):
+                async with offer.accept() as socket:
+                    await _close_for(socket, error)
             return
         if offer is None:
             raise NoUpgradeError
-        async with _opened(offer) as socket:
-            try:
-                async with terminals.attach(self._control, principal, entry, name, offset=offset or 0) as attachment:
-                    await _Session(socket, attachment, tells_offsets=offset is not None).run()
-            except InnkeeperError as error:
-                await _close_for(socket, error)
-
-
-@contextlib.asynccontextmanager
-async def _opened(offer: WebSocketOffer) -> AsyncIterator[WebSocket]:
-    """The WebSocket; a client that goes away ends the block without an error."""
-    with contextlib.suppress(WebSocketClosedError):
-        async with offer.accept() as socket:
-            yield socket
+        # Who has gone, by now or later, is no error.
+        with contextlib.suppress(WebSocketClosedError):
+            async with offer.accept() as socket:
+                try:
+                    async with terminals.attach(
+                        self._control, principal, entry, name, offset=offset or 0
+                    ) as attachment:
+                        await _Session(socket, attachment, tells_offsets=offset is not None).run()
+                except InnkeeperError as error:
+                    await _close_for(socket, error)
 
 
 class _Session:
