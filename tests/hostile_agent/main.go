@@ -16,7 +16,7 @@ import (
 
 const (
 	kindOpen, kindData, kindData2, kindMessage, kindEnd, kindResult, kindError = 1, 2, 3, 4, 5, 6, 7
-	kindCredit, kindPing, kindPong, kindHello                                  = 8, 10, 11, 12
+	kindCredit, kindCancel, kindPing, kindPong, kindHello                      = 8, 9, 10, 11, 12
 )
 
 // Set by the modes that outlive the link that they were asked for on, until the test is over.
@@ -70,6 +70,9 @@ type stormState struct {
 	end  time.Time
 }
 
+// By verb: how its next streams are answered.
+var prepared = map[string][]string{}
+
 func serve(w wire) {
 	defer w.Close()
 	w.json(kindHello, 0, `{"protocol": 1, "min_protocol": 1, "agent": "hostile", "boot_id": "0000000000000000"}`)
@@ -89,7 +92,11 @@ func serve(w wire) {
 		if head[8] != kindOpen {
 			continue
 		}
-		var open struct{ Verb, Shell, Path string }
+		var open struct {
+			Verb, Shell, Path string
+			Argv              []string
+			Cell              struct{ Code string }
+		}
 		json.Unmarshal(payload, &open)
 		stream := binary.BigEndian.Uint32(head[4:])
 		if open.Verb == "configure" {
@@ -101,9 +108,21 @@ func serve(w wire) {
 			w.frame(kindData, stream, make([]byte, 1000))
 			return
 		}
-		// What to do is said by the command line or the path that the test asks for.
-		mode := strings.TrimPrefix(open.Shell+open.Path, "/")
-		if !misbehave(w, stream, mode) {
+		// What to do is said by the command line or the path that the test asks for, or was said ahead where a verb has neither.
+		mode := strings.TrimPrefix(open.Shell+open.Path+open.Cell.Code, "/")
+		if len(open.Argv) > 0 {
+			mode = open.Argv[0]
+		}
+		if text := strings.TrimPrefix(mode, "prepare:"); text != mode {
+			verb, rest, _ := strings.Cut(text, ":")
+			var modes []string
+			json.Unmarshal([]byte(rest), &modes)
+			prepared[verb] = modes
+			mode = `say:{"exited": true, "exit_code": 0, "user_processes": 0}`
+		} else if ahead := prepared[open.Verb]; len(ahead) > 0 {
+			mode, prepared[open.Verb] = ahead[0], ahead[1:]
+		}
+		if !misbehave(w, reader, stream, mode) {
 			return
 		}
 	}
@@ -125,7 +144,7 @@ func flood(w wire, kind byte, stream uint32, length int) bool {
 }
 
 // misbehave answers one stream in the worst way of its name, and says whether the link is still of use.
-func misbehave(w wire, stream uint32, mode string) bool {
+func misbehave(w wire, reader io.Reader, stream uint32, mode string) bool {
 	big := make([]byte, 262144)
 	switch {
 	case mode == "malformed":
@@ -213,6 +232,8 @@ func misbehave(w wire, stream uint32, mode string) bool {
 	case strings.HasPrefix(mode, "say:"):
 		w.json(kindMessage, stream, mode[4:])
 		w.json(kindResult, stream, `{}`)
+	case strings.HasPrefix(mode, "script:"):
+		return follow(w, reader, stream, mode[7:])
 	case strings.HasPrefix(mode, "result:"):
 		w.json(kindResult, stream, mode[7:])
 	case strings.HasPrefix(mode, "error:"):

@@ -26,6 +26,10 @@ INSTANCE_BYTES = 512 * 1_048_576
 INSTANCE_EXECUTIONS = 10_000
 # Everything that an execution leaves: the last one is its file changes, which the scanner writes. Earlier versions left `.new`.
 SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".channels", ".results", ".changes")
+# What a guest may claim to have dropped while nobody read it: once for each link that broke, and not more than this in all. Each claim costs work on the
+# host's disk, and offsets stay far below 2**63.
+SKIPS_MAX = 64
+SKIPPED_BYTES_MAX = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class Journal:
         self._mark: BinaryIO | None = None
         # Of the record, once it has its name.
         self._recorded_bytes = 0
+        self._skips_left = SKIPS_MAX
+        self._skip_bytes_left = SKIPPED_BYTES_MAX
         self._channels = ChannelWriter(f"{self._stem}.channels")
 
     @classmethod
@@ -140,11 +146,15 @@ class Journal:
     def skip_to(self, offset: int) -> None:
         """Go on at a later offset: what the guest wrote in between was dropped there, and reads as zeros.
 
-        The guest names the offset, so a far one costs no more than a near one: nothing is written, there are holes.
+        The guest names the offset, so a far one costs no more than a near one: nothing is written, there are holes. One that claims too much or too often
+        is not believed: what it writes then follows what is there.
         """
         position, record, kept = self.record.total_bytes, self.record, self._kept
-        if offset <= position:
+        offset = min(offset, position + self._skip_bytes_left)
+        if offset <= position or not self._skips_left:
             return
+        self._skips_left -= 1
+        self._skip_bytes_left -= offset - position
         if position < kept.head_bytes:
             os.ftruncate(self._opened_head(), min(offset, kept.head_bytes))
         if offset > kept.head_bytes:

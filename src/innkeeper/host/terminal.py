@@ -138,9 +138,11 @@ class Terminal:
 
     def skip_to(self, offset: int) -> None:
         """Go on at a later offset: the guest dropped what was in between."""
-        if offset > self.record.total_bytes:
-            self.journal.skip_to(offset)
-            self.floor = offset
+        before = self.record.total_bytes
+        self.journal.skip_to(offset)
+        # As far as the journal believed it.
+        if self.record.total_bytes > before:
+            self.floor = self.record.total_bytes
 
     def lag(self) -> int:
         """How far whoever reads fastest is behind; 0 without viewers."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +34,8 @@ PAGE_SECONDS = 25.0
 SHORT_SECONDS = 10.0
 # The agent says every 5 seconds that it still copies or removes; a guest that has no processor time is given some more.
 SILENCE_SECONDS = 60.0
+# That is passed on no more often than this: it means nothing but that the other end should wait on, and a guest may say it 20,000 times a second.
+SIGN_OF_LIFE_SECONDS = 1.0
 ROWS_MAX = 1_000
 TEXT_CHARACTERS = 512
 CURSOR_CHARACTERS = 8_192
@@ -157,12 +161,15 @@ async def _ask(machine: Machine, verb: str, params: dict[str, Any], seconds: flo
 
 async def _until_done(machine: Machine, verb: str, params: dict[str, Any], call: ServerCall) -> dict[str, Any]:
     stream: Stream = await machine.endpoint.open(verb, params)
+    told_at = -math.inf
     try:
         while True:
             async with asyncio.timeout(SILENCE_SECONDS):
                 if await stream.next_event() is None:
                     return await stream.result()
-            await call.send_message({})
+            if time.monotonic() - told_at >= SIGN_OF_LIFE_SECONDS:
+                told_at = time.monotonic()
+                await call.send_message({})
     except TimeoutError:
         raise GuestError(f"The guest fell silent in the middle of a {verb}") from None
     finally:

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from innkeeper.errors import ExecutionNotFoundError
 from innkeeper.host import journal
-from innkeeper.host.journal import Journal, prune, read_output, read_record, unfinished
+from innkeeper.host.journal import (
+    SKIPPED_BYTES_MAX,
+    SKIPS_MAX,
+    Journal,
+    prune,
+    read_output,
+    read_record,
+    unfinished,
+)
 
 HEAD, TAIL = 16, 24
 PIECES = st.lists(st.integers(0, 60), max_size=12)
@@ -231,3 +239,17 @@ def test_a_file_that_vanishes_while_others_are_counted_is_no_fault(tmp_path, mon
     monkeypatch.setattr(journal.os, "scandir", lambda _: iter(entries))
     prune(tmp_path, keep=frozenset(), max_executions=1)
     assert left(tmp_path) == {ids[1]}
+
+
+def test_a_guest_that_claims_too_often_or_too_much_to_have_dropped_output_is_not_believed(tmp_path):
+    often, far = written(tmp_path, [])[0], written(tmp_path, [])[0]
+    for number in range(1, SKIPS_MAX + 10):
+        often.skip_to(number * 10)
+        far.skip_to(number << 50)
+    assert often.record.total_bytes == SKIPS_MAX * 10
+    assert far.record.total_bytes == SKIPPED_BYTES_MAX
+    # What comes then follows what is there.
+    far.write(b"after")
+    assert far.record.total_bytes == SKIPPED_BYTES_MAX + 5
+    for one in (often, far):
+        one.close()
