@@ -20,18 +20,17 @@ type session struct {
 	host  *linktest.Host
 	table *exec.Table
 	name  string
-	shell string
 }
 
 func open(t *testing.T) *session {
 	t.Helper()
 	table, verbs := start(t)
 	verbs["results"] = table.Results
-	return &session{t, linktest.New(t, verbs), table, fmt.Sprintf("k%d", atomic.AddInt64(&kernels, 1)), "plain"}
+	return &session{t, linktest.New(t, verbs), table, fmt.Sprintf("k%d", atomic.AddInt64(&kernels, 1))}
 }
 
 func (s *session) request(code, more string) string {
-	return command(fmt.Sprintf(`"cell":{"kernel":%q,"code":%q},"env":{"INN_PYTHON":%q}%s`, s.name, code, s.shell, more))
+	return command(fmt.Sprintf(`"cell":{"kernel":%q,"code":%q},"env":{"INN_PYTHON":"plain"}%s`, s.name, code, more))
 }
 
 func (s *session) run(code string) linktest.Outcome {
@@ -233,36 +232,5 @@ func TestCellsThatAreRefused(t *testing.T) {
 	s.name = "one-too-many"
 	if outcome := s.run("1"); outcome.Code != "busy" {
 		t.Error(outcome)
-	}
-}
-
-func TestIPythonWhereItIs(t *testing.T) {
-	s := open(t)
-	s.shell = "any"
-	if s.run("import IPython").Errors != "" {
-		t.Skip("this machine has no IPython")
-	}
-	for _, c := range []struct{ code, expected string }{
-		{"x = 20", "||0|fresh=false lost=false timed_out=false"},
-		{"x + 1", "21\n||0|fresh=false lost=false timed_out=false"},
-		{"!echo shell", "shell\n||0|fresh=false lost=false timed_out=false"},
-		{"1/0", "|ZeroDivisionError: division by zero|1|fresh=false lost=false timed_out=false"},
-		{"raise SystemExit(3)", "||3|fresh=false lost=false timed_out=false"},
-		{"from IPython.display import HTML\ndisplay(HTML('<b>'))", "<IPython.core.display.HTML object>\n||0|fresh=false lost=false timed_out=false"},
-	} {
-		if found := said(s.run(c.code)); found != c.expected {
-			t.Errorf("%s\n  %q\n  %q", c.code, found, c.expected)
-		}
-	}
-	expected := "\x01\x02\x00\x0a\x00\x00\x00\x22\x01text/plain<IPython.core.display.HTML object>\x00\x09\x00\x00\x00\x03\x01text/html<b>"
-	if found := s.host.Do(fmt.Sprintf(`"verb":"results","id":"e%d"`, serial)); found.Output != expected {
-		t.Error(found)
-	}
-	outcome := s.host.Do(s.request("import time; time.sleep(60)", `,"timeout_ms":300`))
-	if found := outcome.Message("exited")["cell"].(map[string]any)["lost"]; found != false {
-		t.Error(outcome)
-	}
-	if found := said(s.run("x")); !strings.HasPrefix(found, "20\n|") {
-		t.Error(found)
 	}
 }

@@ -7,7 +7,6 @@ package kernel
 import (
 	_ "embed" // the interpreter's program
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,21 +24,22 @@ var program []byte
 const Bootstrap = `import os; exec(compile(os.fdopen(4, "rb").read(), "<kernel>", "exec"), {"__name__": "kernel"})`
 
 const (
-	maxHead    = 64 << 10
+	// Sizes of the id and of the results, exit code, processor time, threads, and whether results are missing.
+	replyHead  = 1 + 1 + 8 + 4 + 1 + 4
 	maxResults = 8 << 20
 )
 
 // ErrGone says that the interpreter ended, or broke the protocol and was ended for it.
 var ErrGone = errors.New("the interpreter has ended")
 
-// Reply is how a cell ended. Results is a JSON text that nobody has checked.
+// Reply is how a cell ended. Results is packed in a way that nobody has checked.
 type Reply struct {
-	ID               string `json:"id"`
-	ExitCode         int    `json:"exit_code"`
-	CPUUs            int64  `json:"cpu_us"`
-	Threads          int    `json:"threads"`
-	ResultsTruncated bool   `json:"results_truncated"`
-	Results          []byte `json:"-"`
+	ID               string
+	ExitCode         int
+	CPUUs            int64
+	Threads          int
+	ResultsTruncated bool
+	Results          []byte
 }
 
 // Kernel is one interpreter.
@@ -83,19 +83,15 @@ func Start(children *reaper.Table, path string, argv []string, attributes syscal
 	return &Kernel{Child: child, control: connection.(*net.UnixConn)}, nil
 }
 
-// Run has a cell executed and returns its end. Only one may run at a time. ErrGone: there is no interpreter any more.
+// Run has a cell executed and returns its end. An id has at most 255 bytes. Only one may run at a time. ErrGone: there is no interpreter any more.
 func (k *Kernel) Run(id, code string, files [3]uintptr) (Reply, error) {
-	body, err := json.Marshal(map[string]string{"id": id, "code": code})
-	if err != nil {
-		return Reply{}, err
-	}
 	var length [4]byte
-	binary.BigEndian.PutUint32(length[:], uint32(len(body)))
+	binary.BigEndian.PutUint32(length[:], uint32(1+len(id)+len(code)))
 	rights := syscall.UnixRights(int(files[0]), int(files[1]), int(files[2]))
 	if _, _, err := k.control.WriteMsgUnix(length[:], rights, nil); err != nil {
 		return Reply{}, ErrGone
 	}
-	if _, err := k.control.Write(body); err != nil {
+	if _, err := k.control.Write(append(append([]byte{byte(len(id))}, id...), code...)); err != nil {
 		return Reply{}, ErrGone
 	}
 	reply, err := k.receive()
@@ -106,25 +102,26 @@ func (k *Kernel) Run(id, code string, files [3]uintptr) (Reply, error) {
 }
 
 func (k *Kernel) receive() (Reply, error) {
-	var header [8]byte
-	if _, err := io.ReadFull(k.control, header[:]); err != nil {
+	var head [replyHead]byte
+	if _, err := io.ReadFull(k.control, head[:]); err != nil {
 		return Reply{}, err
 	}
-	head, results := binary.BigEndian.Uint32(header[:4]), binary.BigEndian.Uint32(header[4:])
-	if head > maxHead || results > maxResults {
-		return Reply{}, fmt.Errorf("a reply of %d and %d bytes", head, results)
+	size := binary.BigEndian.Uint32(head[15:])
+	if size > maxResults {
+		return Reply{}, fmt.Errorf("a reply with %d bytes of results", size)
 	}
-	body := make([]byte, head)
+	body := make([]byte, int(head[0])+int(size))
 	if _, err := io.ReadFull(k.control, body); err != nil {
 		return Reply{}, err
 	}
-	reply := Reply{}
-	if err := json.Unmarshal(body, &reply); err != nil {
-		return Reply{}, err
-	}
-	reply.Results = make([]byte, results)
-	_, err := io.ReadFull(k.control, reply.Results)
-	return reply, err
+	return Reply{
+		ID:               string(body[:head[0]]),
+		ExitCode:         int(head[1]),
+		CPUUs:            int64(binary.BigEndian.Uint64(head[2:])),
+		Threads:          int(binary.BigEndian.Uint32(head[10:])),
+		ResultsTruncated: head[14] != 0,
+		Results:          body[head[0]:],
+	}, nil
 }
 
 // Close lets go of the interpreter, which then ends if it still lives and waits for a cell.

@@ -1,26 +1,31 @@
 """The interpreter of a session: runs one cell after another in one namespace and tells the agent how each ended.
 
-The agent starts it with this text on descriptor 4 and its own end of a socket pair on descriptor 3. A cell comes as a length, three descriptors beside it
-and JSON; the descriptors become 0, 1 and 2 while it runs, so whatever prints, subprocesses too, prints to the cell and never to the socket. Standard
-library only, Python 3.7 or newer; IPython does the work where it is installed.
+The agent starts it with this text on descriptor 4 and its own end of a socket pair on descriptor 3. A cell comes as a length, three descriptors beside it,
+its id and its code; the descriptors become 0, 1 and 2 while it runs, so whatever prints, subprocesses too, prints to the cell and never to the socket.
+Standard library only, Python 3.7 or newer; IPython where it is installed and a cell asks for it.
+
+Whoever sent the first cell waits for what is imported here, and in a guest most modules of the library cost a millisecond or more. So these are, but for
+linecache, the ones that are built in; what only some cells need comes with the first of them.
 """
 
-import array
-import ast
-import base64
+import sys
+
+# A file of the user's that has the name of a module must not keep the interpreter from starting.
+HERE = sys.path.pop(0) if sys.path[:1] == [""] else None
+
+import _ast
+import _signal
+import _socket
+import _struct
+import _thread
+import binascii
 import builtins
-import inspect
 import io
-import json
 import linecache
 import os
-import signal
-import socket
-import struct
-import sys
-import threading
-import traceback
-import warnings
+
+if HERE is not None:
+    sys.path.insert(0, HERE)
 
 CONTROL = 3
 DISPLAY, RESULT = 1, 2
@@ -30,6 +35,8 @@ RESULT_BYTES = 4 << 20
 TEXT_CHARACTERS = 100000
 CELLS_REMEMBERED = 200
 INTERRUPTED = 130
+CO_COROUTINE = 0x80
+FLAGS = getattr(_ast, "PyCF_ALLOW_TOP_LEVEL_AWAIT", 0)
 # What an object may say of itself, in the order in which a client should prefer it.
 METHODS = (
     ("text/html", "_repr_html_"),
@@ -51,6 +58,8 @@ class Results:
 
     def clear(self):
         self.rows, self.size, self.truncated = [], 0, False
+        # The value of the last expression: where that is a figure, it need not be shown once more.
+        self.value = None
 
     def add(self, kind, data):
         """Keep {type: text, bytes or what JSON can say}; a form that does not fit is left out, and its size noted."""
@@ -61,18 +70,20 @@ class Results:
         for name, value in list(data.items())[:FORMS]:
             name = str(name).encode("ascii", "replace")[:200]
             if isinstance(value, (bytes, bytearray)):
-                value = base64.b64encode(value)
+                value = binascii.b2a_base64(value, newline=False)
             elif isinstance(value, str):
                 value = value.encode("utf-8", "backslashreplace")
             else:
+                import json
+
                 value = json.dumps(value, default=str).encode()
             follows = self.size + len(value) <= RESULT_BYTES
-            forms.append(struct.pack("!HIB", len(name), len(value), follows) + name + (value if follows else b""))
+            forms.append(_struct.pack("!HIB", len(name), len(value), follows) + name + (value if follows else b""))
             if follows:
                 self.size += len(value)
             else:
                 self.truncated = True
-        self.rows.append(struct.pack("!BB", kind, len(forms)) + b"".join(forms))
+        self.rows.append(_struct.pack("!BB", kind, len(forms)) + b"".join(forms))
 
     def packed(self):
         return b"".join(self.rows)
@@ -89,7 +100,7 @@ def plain_text(value):
 def bundle(value):
     """{type: text, bytes or JSON}: every form that the object offers. One that fails is as good as none."""
     data = {"text/plain": plain_text(value)}
-    if inspect.isclass(value):
+    if isinstance(value, type):
         return data
     try:
         made = getattr(value, "_repr_mimebundle_", None)
@@ -112,8 +123,11 @@ def bundle(value):
                 data[name] = made
         except Exception:
             pass
-    if "image/png" not in data and type(value).__module__.startswith("matplotlib.") and hasattr(value, "savefig"):
-        data["image/png"] = drawn(value)
+    try:
+        if "image/png" not in data and isinstance(value, getattr(sys.modules.get("matplotlib.figure"), "Figure", ())):
+            data["image/png"] = drawn(value)
+    except Exception:
+        pass
     return data
 
 
@@ -123,7 +137,7 @@ def drawn(figure):
     return buffer.getvalue()
 
 
-def show_figures():
+def show_figures(*_, **__):
     """Every open figure of matplotlib becomes a result: there is no window that it could open."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None or not hasattr(pyplot, "get_fignums"):
@@ -131,9 +145,53 @@ def show_figures():
     try:
         for number in pyplot.get_fignums():
             figure = pyplot.figure(number)
-            results.add(DISPLAY, {"text/plain": plain_text(figure), "image/png": drawn(figure)})
+            if figure is not results.value:
+                results.add(DISPLAY, {"text/plain": plain_text(figure), "image/png": drawn(figure)})
     finally:
         pyplot.close("all")
+
+
+def with_pyplot(pyplot):
+    # As in a notebook: figures come in the order of their show(), and what is drawn after it is another one.
+    pyplot.show = show_figures
+    import warnings
+
+    warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+    warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")
+
+
+class Imports:
+    """Looks on while modules are imported: before and after those that it is told of it does something."""
+
+    def __init__(self):
+        self.watched = {}
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.watched:
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    if hasattr(spec.loader, "exec_module"):
+                        spec.loader.exec_module = self.loading(name, spec.loader.exec_module)
+                    return spec
+        return None
+
+    def loading(self, name, load):
+        def exec_module(module):
+            before, after = self.watched[name]
+            undo = before() if before else None
+            try:
+                load(module)
+            finally:
+                if undo:
+                    undo()
+            after(module)
+            # Not before: what was interrupted is tried again.
+            self.watched.pop(name, None)
+
+        return exec_module
 
 
 class Interrupts:
@@ -147,6 +205,10 @@ class Interrupts:
 
 
 interrupts = Interrupts()
+
+
+class NotPythonError(Exception):
+    """A cell that does not compile: IPython may know what it means."""
 
 
 class PlainShell:
@@ -169,8 +231,8 @@ class PlainShell:
             results.add(DISPLAY, data)
             print(data["text/plain"])
 
-    def run(self, code):
-        """The cell's exit code: 0, 1 after an exception, what SystemExit says, 130 after an interrupt."""
+    def run(self, code, more=None):
+        """The cell's exit code: 0, 1 after an exception, what SystemExit says, 130 after an interrupt. What is no Python goes to `more`'s shell, if any."""
         self.number += 1
         name = "<cell {}>".format(self.number)
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)
@@ -179,12 +241,14 @@ class PlainShell:
             try:
                 interrupts.inside = True
                 try:
-                    self.execute(code, name)
+                    self.execute(code, name, more)
                 finally:
                     show_figures()
                 return 0
             finally:
                 interrupts.inside = False
+        except NotPythonError:
+            return more().run(code)
         except SystemExit as error:
             return exit_code(error)
         except KeyboardInterrupt as error:
@@ -194,24 +258,29 @@ class PlainShell:
             self.explain(error, name)
             return 1
 
-    def execute(self, code, name):
-        tree = ast.parse(code, name, "exec")
+    def execute(self, code, name, more):
+        try:
+            tree = compile(code, name, "exec", FLAGS | _ast.PyCF_ONLY_AST, dont_inherit=True)
+        except SyntaxError:
+            if more is None or more() is None:
+                raise
+            raise NotPythonError from None
         shown = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
-            shown = ast.Expression(tree.body.pop().value)
+        if tree.body and isinstance(tree.body[-1], _ast.Expr) and not code.rstrip().endswith(";"):
+            shown = _ast.Expression(tree.body.pop().value)
         self.evaluate(compile(tree, name, "exec", FLAGS, dont_inherit=True))
         if shown is None:
             return
         value = self.evaluate(compile(shown, name, "eval", FLAGS, dont_inherit=True))
         if value is not None:
-            self.namespace["_"] = value
+            self.namespace["_"] = results.value = value
             data = bundle(value)
             results.add(RESULT, data)
             print(data["text/plain"])
 
     def evaluate(self, compiled):
         value = eval(compiled, self.namespace)
-        if compiled.co_flags & inspect.CO_COROUTINE:
+        if compiled.co_flags & CO_COROUTINE:
             import asyncio
 
             if self.loop is None or self.loop.is_closed():
@@ -226,12 +295,11 @@ class PlainShell:
         while place is not None and place.tb_frame.f_code.co_filename != name:
             place = place.tb_next
         try:
+            import traceback
+
             traceback.print_exception(type(error), error, place)
         except BaseException:
             print(type(error).__name__, file=sys.stderr)
-
-
-FLAGS = getattr(ast, "PyCF_ALLOW_TOP_LEVEL_AWAIT", 0)
 
 
 def exit_code(error):
@@ -243,14 +311,78 @@ def exit_code(error):
     return 1
 
 
-def ipython_shell():
-    """A shell of IPython's that shows objects as results. Raises ImportError where there is none."""
+class IPython:
+    """IPython, where it is installed, over the names of the plain shell.
+
+    It takes half a second and 20 MB, so it comes with the first cell that needs it: one that is no Python, that asks for get_ipython(), or that imports
+    it, were it through another module. From the next cell on everything is its own.
+    """
+
+    def __init__(self, plain, imports):
+        self.plain = plain
+        self.made = None
+        self.tried = False
+        imports.watched["IPython"] = (self.before, self.after)
+        # Not among the builtins, where libraries look for it to find out where they are, pandas at every table.
+        plain.namespace["get_ipython"] = self.asked_for
+
+    def shell(self):
+        """The shell; None where there is none."""
+        if self.made is None and not self.tried:
+            try:
+                import IPython  # noqa: F401 - the rest happens beside the import
+            except Exception:
+                self.tried = True
+        return self.made
+
+    def asked_for(self):
+        """Shell that this is."""
+        if self.shell() is None:
+            raise NameError("name 'get_ipython' is not defined")
+        return self.made
+
+    def before(self):
+        """Half of the time goes into completion and a terminal, which nobody has here: withheld, where IPython can do without."""
+        import types
+
+        def embed(*args, **more):
+            from IPython.terminal.embed import embed
+
+            return embed(*args, **more)
+
+        stand_in = types.ModuleType("IPython.terminal.embed")
+        stand_in.embed = embed
+        withheld = {
+            name: module for name, module in (("jedi", None), (stand_in.__name__, stand_in)) if name not in sys.modules
+        }
+        sys.modules.update(withheld)
+
+        def undo():
+            for name, module in withheld.items():
+                if name in sys.modules and sys.modules[name] is module:
+                    del sys.modules[name]
+
+        return undo
+
+    def after(self, module):
+        try:
+            self.made = ipython_shell(self.plain)
+        except Exception:
+            # Of a version, or in a state, that we cannot work with.
+            self.tried = True
+
+
+def ipython_shell(plain):
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
     class Shown(DisplayHook):
+        def __call__(self, result=None):
+            results.value = result
+            super().__call__(result)
+
         def write_output_prompt(self):
             pass
 
@@ -275,8 +407,6 @@ def ipython_shell():
             config.InteractiveShell.ipython_dir = "{}/.ipython-{}".format(folder, os.getuid())
             break
 
-    warnings.filterwarnings("ignore", message="To exit: use")
-
     class Shell(InteractiveShell):
         # Not through a terminal, which would put a CR before every LF.
         system = InteractiveShell.system_raw
@@ -285,7 +415,7 @@ def ipython_shell():
 
         def _showtraceback(self, etype, evalue, stb):
             if etype is not SystemExit:
-                print(self.InteractiveTB.stb2text(stb), file=sys.stderr)
+                print(self.InteractiveTB.stb2text(stb).rstrip("\n"), file=sys.stderr)
 
         def run(self, code):
             try:
@@ -307,34 +437,36 @@ def ipython_shell():
         def ask_exit(self):
             raise SystemExit
 
-    return Shell.instance(config=config, user_module=sys.modules["__main__"])
+    import warnings
+
+    warnings.filterwarnings("ignore", message="To exit: use")
+    shell = Shell.instance(config=config, user_module=plain.module)
+    shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", drawn)
+    # Outputs are counted on; the cell that brought this about counts as one of the plain shell's.
+    shell.execution_count = plain.number + 1
+    return shell
 
 
 class Kernel:
     """Takes cells from the socket until it is closed."""
 
     def __init__(self):
-        self.control = socket.socket(fileno=CONTROL)
+        self.control = _socket.socket(fileno=CONTROL)
         self.control.setblocking(True)
-        self.control.set_inheritable(False)
+        os.set_inheritable(CONTROL, False)
         self.pid = os.getpid()
         self.null = os.open(os.devnull, os.O_RDWR)
         self.put([self.null, self.null, self.null])
         sys.argv = [""]
         os.environ.setdefault("MPLBACKEND", "Agg")
-        warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
-        warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")
         if hasattr(os, "register_at_fork"):
             # A child has no business on the socket: it ends with the cell that made it.
             os.register_at_fork(after_in_child=self.control.close)
-        self.shell = None
-        if os.environ.get("INN_PYTHON") != "plain":
-            try:
-                self.shell = ipython_shell()
-            except ImportError:
-                pass
-        if self.shell is None:
-            self.shell = PlainShell()
+        imports = Imports()
+        imports.watched["matplotlib.pyplot"] = (None, with_pyplot)
+        sys.meta_path.insert(0, imports)
+        self.plain = PlainShell()
+        self.ipython = None if os.environ.get("INN_PYTHON") == "plain" else IPython(self.plain, imports)
 
     def put(self, descriptors):
         for number, descriptor in enumerate(descriptors):
@@ -352,36 +484,36 @@ class Kernel:
         setattr(sys, name, made)
         setattr(sys, "__{}__".format(name), made)
 
+    def run(self, code):
+        if self.ipython is None:
+            return self.plain.run(code)
+        if self.ipython.made is None:
+            return self.plain.run(code, self.ipython.shell)
+        return self.ipython.made.run(code)
+
     def serve(self):
         self.stream(1, "stdout")
         self.stream(2, "stderr")
         while True:
-            cell, descriptors = self.receive()
+            identity, code, descriptors = self.receive()
             self.put(descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             self.streams()
             results.clear()
-            signal.signal(signal.SIGINT, interrupts.handle)
+            _signal.signal(_signal.SIGINT, interrupts.handle)
             before = os.times()
-            code = self.shell.run(cell["code"])
+            status = self.run(code)
             self.flush()
             if os.getpid() != self.pid:
-                os._exit(code)
+                os._exit(status)
             after = os.times()
             # Children count once they were waited for; the last field is the wall clock.
-            spent = sum(after[:4]) - sum(before[:4])
+            spent = max(0, int((sum(after[:4]) - sum(before[:4])) * 1000000))
             self.put([self.null, self.null, self.null])
-            self.send(
-                {
-                    "id": cell["id"],
-                    "exit_code": code,
-                    "cpu_us": max(0, int(spent * 1000000)),
-                    "threads": threading.active_count() - 1,
-                    "results_truncated": results.truncated,
-                },
-                results.packed(),
-            )
+            shown = results.packed()
+            head = (len(identity), status, spent, min(_thread._count(), 1 << 30), results.truncated, len(shown))
+            self.control.sendall(_struct.pack("!BBQIBI", *head) + identity + shown)
 
     def flush(self):
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -391,17 +523,17 @@ class Kernel:
                 pass
 
     def receive(self):
-        header, descriptors = b"", array.array("i")
+        """(id, code, descriptors) of the next cell. Does not return when there is none any more."""
+        header, rights = b"", b""
         while len(header) < 4:
-            space = socket.CMSG_SPACE(3 * descriptors.itemsize)
-            data, beside, _, _ = self.control.recvmsg(4 - len(header), space)
+            data, beside, _, _ = self.control.recvmsg(4 - len(header), _socket.CMSG_SPACE(12))
             if not data:
                 os._exit(0)
             header += data
             for level, kind, payload in beside:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        (left,) = struct.unpack("!I", header)
+                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                    rights += payload
+        (left,) = _struct.unpack("!I", header)
         pieces = []
         while left:
             data = self.control.recv(min(left, 65536))
@@ -409,12 +541,10 @@ class Kernel:
                 os._exit(0)
             pieces.append(data)
             left -= len(data)
-        return json.loads(b"".join(pieces).decode()), list(descriptors)
-
-    def send(self, body, shown):
-        head = json.dumps(body).encode()
-        self.control.sendall(struct.pack("!II", len(head), len(shown)) + head + shown)
+        body = b"".join(pieces)
+        code = 1 + body[0]
+        return body[1:code], body[code:].decode(), _struct.unpack("{}i".format(len(rights) // 4), rights)
 
 
-signal.signal(signal.SIGINT, interrupts.handle)
+_signal.signal(_signal.SIGINT, interrupts.handle)
 Kernel().serve()
