@@ -5,13 +5,9 @@ its id and its code; the descriptors become 0, 1 and 2 while it runs, so whateve
 Standard library only, Python 3.7 or newer; IPython where it is installed and a cell asks for it.
 
 Whoever sent the first cell waits for what is imported here, and in a guest most modules of the library cost a millisecond or more. So these are, but for
-linecache, the ones that are built in; what only some cells need comes with the first of them.
+linecache, the ones that are built in; what only some cells need comes with the first of them. So files in the user's directory that are called like a
+module do not keep the interpreter from starting either.
 """
-
-import sys
-
-# A file of the user's that has the name of a module must not keep the interpreter from starting.
-HERE = sys.path.pop(0) if sys.path[:1] == [""] else None
 
 import _ast
 import _signal
@@ -23,9 +19,7 @@ import builtins
 import io
 import linecache
 import os
-
-if HERE is not None:
-    sys.path.insert(0, HERE)
+import sys
 
 CONTROL = 3
 DISPLAY, RESULT = 1, 2

@@ -136,8 +136,8 @@ def test_ipython_comes_with_the_first_cell_that_needs_it_and_keeps_what_was_ther
 
 def test_an_import_brings_ipython_too(cell: Cell) -> None:
     # A file of the user's that is called like a module keeps no interpreter from starting.
-    cell("import os\nwith open('linecache.py', 'w') as file: file.write('1 / 0')\nos._exit(0)")
-    good(cell("import os; os.unlink('linecache.py')"))
+    cell("import os\nwith open('socket.py', 'w') as file: file.write('1 / 0')\nos._exit(0)")
+    good(cell("import os; os.unlink('socket.py')"))
     answer = good(cell("mine = 1\nfrom IPython.display import Markdown, display\ndisplay(Markdown('*m*'))"))
     assert answer["results"][0]["data"]["text/markdown"] == "*m*"
     assert good(cell("!echo {mine}"))["stdout"] == "1\n"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from server_fixture import Server, server, until
+from server_fixture import Server, server
 from tests.faults import census
 from tests.faults.building import BASE, Builder
 from tests.faults.ledger import Standing
+from tests.faults.victims import VICTIMS, come_back, kill
 from tests.faults.workload import Client, working
 
-VICTIMS = ("api", "daemon", "both", "sandbox", "gofer", "runsc")
 LONG_KILLS = 50
 CLIENTS = 3
 # Once for each victim, at another instant of another mixture of requests each run; the seed is printed and repeats the choices.
@@ -92,41 +90,6 @@ def storm(running: Server, kills: int, *, count_each_time: bool) -> None:
         if book.standing is not Standing.GONE:
             assert book.room(running.client()).delete().status_code == 204
     assert census.wait_for_none(running.home) == []
-
-
-def kill(running: Server, victim: str, chance: random.Random) -> list[int]:
-    """`kill -9`; the pids."""
-    assert running.process is not None
-    if victim in ("sandbox", "gofer", "runsc"):
-        found = census.runsc_pids(running.home, "" if victim == "runsc" else victim)
-        pids = [chance.choice(found)] if found else []
-    else:
-        pids = [running.api_pid()] if victim != "daemon" else []
-        pids += [running.process.pid] if victim != "api" else []
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return pids
-
-
-def come_back(running: Server, victim: str) -> None:
-    """What whoever watches over a server does: start it again at once. An API process is started again by its daemon."""
-    if victim in ("daemon", "both"):
-        running.died()
-        running.start()
-    elif victim == "api":
-        until(lambda: healthy(running))
-
-
-def healthy(running: Server) -> bool:
-    try:
-        return running.client(token=None).get("/healthz").status_code == 200
-    except OSError:
-        return False
-    except Exception as error:
-        if type(error).__name__ in ("ConnectError", "ReadError", "RemoteProtocolError"):
-            return False
-        raise
 
 
 def audit(running: Server, clients: list[Client]) -> list[str]:
