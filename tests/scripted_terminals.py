@@ -18,6 +18,8 @@ class ScriptedTerminals:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[UUID, str], dict[str, Any]] = {}
+        # What keeps the next ones from starting.
+        self.start_error: Exception | None = None
 
     def answers(self) -> tuple[tuple[type[Any], Answer], ...]:
         return (
@@ -39,6 +41,8 @@ class ScriptedTerminals:
         return self.rows[instance_id, name]
 
     async def _start(self, request: verbs.StartTerminal, call: ServerCall) -> dict[str, Any]:
+        if self.start_error is not None:
+            raise self.start_error
         name = request.name or f"t{len(self.rows)}"
         row = self.add(request.instance_id, name, cols=request.cols, rows=request.rows, label=request.label)
         return {"terminal": row}

@@ -92,6 +92,23 @@ async def test_a_language_that_the_image_lacks_is_named(api: Any) -> None:
     assert "node" in answer.json()["detail"][0]["msg"]
 
 
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ("nope: command not found", "argv"),
+        ("/nope: no such file or directory", "argv"),
+        ('there is no user "x" in the guest', "user"),
+        ("the working directory /nope: no such file or directory", "cwd"),
+    ],
+)
+async def test_what_the_guest_refuses_names_the_field(api: Any, said: str, field: str) -> None:
+    vm = (await api.client.post("/v1/vms", json={})).json()["vm_id"]
+    api.world.host.execute_error = InvalidRequestError(said)
+    answer = await api.client.post(f"/v1/vms/{vm}/exec", json={"argv": ["nope"]})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == [{"loc": ["body", field], "msg": said, "type": "value_error"}]
+
+
 async def test_a_task_is_found_by_its_id(api: Any) -> None:
     host, of = api.world.host, await session(api)
     begun = (await api.client.post("/execute_async", json={"command": "1", "session_id": of})).json()

@@ -178,8 +178,10 @@ def refused(response: httpx2.Response) -> NoReturn:
             message = ".".join(map(str, first["loc"][1:])) + f": {first['msg']}" if first["loc"][1:] else first["msg"]
     except (ValueError, AttributeError, LookupError, TypeError):
         pass
-    hint = ": set INNKEEPER_TOKEN, or use --token-file" if response.status_code == 401 else ""
-    fail(f"{message or f'the server answered {response.status_code}'}{hint}", status=FAILED)
+    said = message or f"the server answered {response.status_code}"
+    if response.status_code == 401:
+        said = f"{said.rstrip('.')}: set INNKEEPER_TOKEN, or use --token-file"
+    fail(said, status=FAILED)
 
 
 def connect(ctx: typer.Context) -> Server:

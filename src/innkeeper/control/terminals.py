@@ -132,6 +132,11 @@ async def create(control: Control, principal: Principal, entry: Entry, request: 
         # The host has no such machine any more: it gets a new one on its disk.
         entry = await lifecycle.revive(control, principal, entry)
         answer = await _ask(control, entry, verb, timeout_seconds=START_SECONDS)
+    except InvalidRequestError as error:
+        # In the guest's words, which name no field.
+        if request.shell is None or not error.message.startswith(f"{request.shell}: "):
+            raise
+        raise InvalidRequestError(f"shell: {error.message}") from None
     view = _view(answer["terminal"])
     control.live.touch(entry)
     # Its command may hold secrets, so the log says only that there is a terminal.

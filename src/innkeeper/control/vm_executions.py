@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ KERNEL = "session"
 PAGE_MAX = 1_000
 # The host says something at least so often, or is asked whether it is still there.
 FOLLOW_QUIET_SECONDS = 10.0
+# What is said of a field here begins with its name; anything else about a program is in the guest's words.
+_OURS = re.compile(r"(argv|command|cwd|env|stdin|timeout|user)(\.[^:]*)?: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ async def start(
     control: Control, principal: Principal, entry: VmEntry, kind: str, request: ExecutionRequest
 ) -> AsyncIterator[Execution]:
     """Run it in a VM that is ready; as `executions.start`. Its id can be looked up from then on."""
-    async with _named_language(kind), executions.start(control, principal, entry, request) as execution:
+    async with _named_field(kind), executions.start(control, principal, entry, request) as execution:
         control.later.execution(_row(entry, kind, execution.execution_id))
         yield execution
 
@@ -106,7 +109,7 @@ async def begin(
 ) -> ExecutionRow:
     """Begin it, and leave it to itself; answers when the guest has begun and its id is stored. Raises what keeps it from beginning."""
     async with (
-        _named_language(kind),
+        _named_field(kind),
         executions.start(control, principal, entry, request, detach=True) as execution,
     ):
         row = _row(entry, kind, execution.execution_id)
@@ -253,14 +256,20 @@ def _row(entry: VmEntry, kind: str, execution_id: UUID) -> ExecutionRow:
 
 
 @asynccontextmanager
-async def _named_language(kind: str) -> AsyncIterator[None]:
-    """Says of a language that the image does not have by its name."""
+async def _named_field(kind: str) -> AsyncIterator[None]:
+    """Says of what the guest refuses which field it is about, and of a language that the image does not have its name."""
     try:
         yield
     except InvalidRequestError as error:
-        if kind in ("python", "node") and error.message.endswith("command not found"):
+        said = error.message
+        if kind in ("python", "node") and said.endswith("command not found"):
             raise InvalidRequestError(f"language: the VM's image has no {kind}") from None
-        raise
+        if kind != "exec" or _OURS.match(said):
+            raise
+        # As guest/account and guest/exec/spawn.go say it.
+        about = {"there is no user ": "user", "the working directory ": "cwd"}
+        field = next((field for begin, field in about.items() if said.startswith(begin)), "argv")
+        raise InvalidRequestError(f"{field}: {said}") from None
 
 
 def _host(entry: VmEntry) -> UUID:
