@@ -309,7 +309,8 @@ async def test_what_never_ends_costs_little_and_can_be_left(pair: Pair, what: st
     async with pair.suffering(), pair.call(kind(pair.hostile, *more)) as call:
         until = time.monotonic() + 1
         if reads:
-            with contextlib.suppress(TimeoutError):
+            # On a machine that is busy elsewhere some words in a row are too many unread ones, and the guest is cut off.
+            with contextlib.suppress(TimeoutError, InnkeeperError):
                 async with asyncio.timeout(1):
                     async for one in call.events():
                         took += len(one.data) if isinstance(one, Data) else 0
