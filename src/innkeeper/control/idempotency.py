@@ -24,7 +24,7 @@ KEPT_SECONDS = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A request that is to be carried out now. `again`: an earlier attempt was cut short, and may have done some of it or all."""
+    """A request that is to be carried out now. `again`: an earlier attempt left no answer, and may have done some of it or all."""
 
     id: UUID
     again: bool
@@ -48,7 +48,7 @@ class Keys:
         """Begin a request, after the one of the same key that is under way; `end` must follow what has Begun.
 
         Raises:
-            InvalidRequestError: the key is none, or was used for another request.
+            InvalidRequestError: the key is none, or was used for another request, or by another token: an answer may hold what only its own may see.
 
         """
         if not 1 <= len(key) <= KEY_CHARACTERS_MAX or not (key.isascii() and key.isprintable()):
@@ -58,7 +58,8 @@ class Keys:
             await other.wait()
         self._under_way[place] = asyncio.Event()
         try:
-            found = await _insert(control, principal, key, control.box.digest(request))
+            asked = control.box.digest(f"{principal.token_id}\0".encode() + request)
+            found = await _insert(control, principal, key, asked)
             if isinstance(found, Answered):
                 self._free(place)
         except BaseException:
@@ -80,7 +81,7 @@ class Keys:
             self._free((principal.organization_id, key))
 
     def leave(self, principal: Principal, key: str) -> None:
-        """The request was cut short: what it did is not known, and the next one with its key is told so."""
+        """The request was cut short, or its answer is not kept: what it did is not known, and the next one with its key is told so."""
         self._free((principal.organization_id, key))
 
     def _free(self, place: tuple[UUID, str]) -> None:

@@ -106,7 +106,7 @@ def policy_of(stored: Mapping[str, Any]) -> EgressPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """What an instance has as a VM. `memory_mb` is what its next start gets; `revision` guards concurrent writers."""
+    """What an instance has as a VM. `memory_mb` is what its next start gets."""
 
     instance_id: UUID
     organization_id: UUID
