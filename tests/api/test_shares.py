@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 from uuid import uuid4
 
@@ -68,6 +70,24 @@ async def test_shares_end_with_their_vm(api: Any) -> None:
     assert (await api.client.get("/v1/shares")).json() == []
     answer = await api.client.post("/v1/shares", json={"port": 80, "vm_id": vm["vm_id"]})
     assert (answer.status_code, answer.json()["code"]) == (404, "vm_not_found")
+    assert list(api.world.control.shares) == []
+
+
+async def test_a_share_that_is_revoked_stays_so_whatever_is_changed_meanwhile(api: Any) -> None:
+    made = await make(api, port=80, vm_id=(await make_vm(api))["vm_id"])
+    path, gate = f"/v1/shares/{made['share_id']}", threading.Event()
+    control = api.world.control
+    held = asyncio.create_task(control.database.write(lambda _: gate.wait(20)))
+    await api.world.until(lambda: control.database.load.waiting == 1)
+    changing = asyncio.create_task(api.client.patch(path, json={"is_public": True}))
+    await api.world.until(lambda: control.database.load.waiting == 2)
+    revoking = asyncio.create_task(api.client.delete(path))
+    await api.world.until(lambda: control.database.load.waiting == 3)
+    gate.set()
+    await held
+    assert (await revoking).status_code == 200
+    assert (await changing).status_code == 404
+    assert list(control.shares) == []
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ async def step(control: Control) -> None:
     """Wait until the next poll, or the next end of a VM or its announcement, then look once."""
     await wait_for_hint(control.expiry_hint, at_most_seconds=_patience(control, time.time()))
     announce(control)
-    await asyncio.gather(*(_end(control, entry, "expired") for entry in list(control.live) if _over(control, entry)))
+    await asyncio.gather(*(_expire(control, entry) for entry in control.live if _over(control, entry)))
     await expire(control)
 
 
@@ -102,6 +102,12 @@ async def expire(control: Control) -> list[UUID]:
         if _overdue(control, entry, time.time()) and await _end(control, entry, "idle"):
             gone.append(entry.instance.id)
     return gone
+
+
+async def _expire(control: Control, entry: Entry) -> None:
+    # Looked at once more, since a task begins a moment after it was made, and the VM may have been held in that moment.
+    if _over(control, entry):
+        await _end(control, entry, "expired")
 
 
 async def _end(control: Control, entry: Entry, reason: str) -> bool:

@@ -32,6 +32,12 @@ def use(control: Control, entry: Entry) -> None:
     bind_contextvars(**{INSTANCE_ID: str(entry.instance.id)})
 
 
+def ends(control: Control, entry: Entry) -> bool:
+    """Whether it is being destroyed, or was: from when that was begun on, though it is decided only with a write."""
+    flight = control.flights.get(entry.key)
+    return entry.doomed or (flight is not None and flight.kind == "down")
+
+
 def check_drain(entry: Entry) -> None:
     """Refuse what would begin on a host that takes nothing more. Raises HostDrainingError."""
     host = entry.host
@@ -84,6 +90,9 @@ async def bring_up(
     while True:
         entry = control.live.find(key)
         flight = control.flights.get(key)
+        # A session's next VM has the same key: whoever means the one before must not get it.
+        if only is not None and (only.doomed if entry is None else entry is not only):
+            raise InstanceNotFoundError
         if entry is not None:
             check_drain(entry)
         if flight is None:

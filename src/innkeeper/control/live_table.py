@@ -58,7 +58,10 @@ class Entry:
         return instance
 
     def store_end(self, connection: sa.Connection, reason: str) -> None:
-        """Store with the decision to destroy it what the handle keeps of its end."""
+        """Store with the decision to destroy it what the handle keeps of its end. Runs in the database's thread, and may be rolled back."""
+
+    def note_end(self, reason: str) -> None:
+        """The decision to destroy it is stored."""
 
 
 class LiveTable:

@@ -188,6 +188,7 @@ async def _wait_for_other_process(control: Control, entry: Entry) -> Entry:
         instance = await control.database.read(instances.get, entry.instance.id)
         if instance is None or instance.state is InstanceState.DESTROYED:
             control.live.remove(entry)
+            control.shares.remove_of(entry.instance.id)
             raise UnavailableError(f"The {entry.kind} was removed meanwhile")
         entry.change(instance)
         if instance.state is InstanceState.READY:
@@ -333,6 +334,8 @@ async def take_down(
     if lease is None:
         raise UnavailableError(f"The {entry.kind} is being worked on by another process")
     entry.change(doomed)
+    if before.desired != "destroyed":
+        entry.note_end(reason)
     try:
         if doomed.host_id is not None:
             await control.bus.request(
@@ -356,6 +359,7 @@ async def take_down(
     await control.database.write(bury)
     entry.change(gone)
     control.live.remove(entry)
+    control.shares.remove_of(gone.id)
     control.metrics.rooms_destroyed += 1
     return entry
 

@@ -51,7 +51,9 @@ async def step(control: Control) -> None:
 async def adopt(control: Control, host_id: UUID) -> None:
     """Compare a host with the rows: keep what fits, note what is lost, finish what is half done, destroy what has no row."""
     # What changes between the host's answer and the comparison is not to be judged by that answer.
-    before = {entry.key: entry.instance.revision for entry in control.live if control.flights.get(entry.key) is None}
+    before = {
+        entry.instance.id: entry.instance.revision for entry in control.live if control.flights.get(entry.key) is None
+    }
     answer = await control.bus.request(
         host_id, ListMachines.verb, to_wire(ListMachines()), timeout_seconds=HOST_SECONDS
     )
@@ -64,7 +66,8 @@ async def adopt(control: Control, host_id: UUID) -> None:
     # has and the rows have not can only be an orphan.
     alive = await control.database.read(instances.alive_on_host, host_id)
     for entry in control.live:
-        unchanged = before.get(entry.key) == entry.instance.revision and control.flights.get(entry.key) is None
+        same = before.get(entry.instance.id) == entry.instance.revision
+        unchanged = same and control.flights.get(entry.key) is None
         if unchanged and entry.instance.host_id == host_id:
             _compare(control, entry, machines.get(entry.instance.id))
     await _resume(control, host_id)

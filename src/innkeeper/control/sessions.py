@@ -71,6 +71,7 @@ async def ready_entry(control: Control, principal: Principal, session_id: UUID) 
     if (
         isinstance(entry, VmEntry)
         and entry.ready
+        and not lifecycle.ends(control, entry)
         and entry.instance.organization_id == principal.organization_id
         and principal.allows(Scope.ROOMS)
     ):
@@ -83,7 +84,7 @@ async def existing_entry(control: Control, principal: Principal, session_id: UUI
     """The entry of the session's living VM in whatever state, or None. Raises SessionNotFoundError."""
     await load(control, principal, session_id)
     entry = control.live.find((session_id, ""))
-    return entry if isinstance(entry, VmEntry) and not entry.doomed else None
+    return entry if isinstance(entry, VmEntry) and not lifecycle.ends(control, entry) else None
 
 
 async def load(control: Control, principal: Principal, session_id: UUID) -> Session:
@@ -107,8 +108,9 @@ async def find(control: Control, principal: Principal, session_id: UUID) -> Sess
 
 async def kill(control: Control, principal: Principal, session_id: UUID) -> SessionView:
     """End the session's VM; answers when its guest is gone. Raises SessionNotFoundError, also where no VM lives."""
-    entry = await existing_entry(control, principal, session_id)
-    if entry is None:
+    await load(control, principal, session_id)
+    entry = control.live.find((session_id, ""))
+    if entry is None or entry.doomed:
         raise SessionNotFoundError("The session has no VM that lives")
     await lifecycle.destroy(control, principal, entry, verb="kill", reason="killed")
     return await find(control, principal, session_id)

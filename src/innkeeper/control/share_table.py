@@ -9,7 +9,7 @@ from innkeeper.core.share import Share
 
 
 class ShareTable:
-    """All shares of this server, in the order in which they were made."""
+    """The shares of this server's living instances, in the order in which they were made."""
 
     def __init__(self, shares: Iterable[Share] = ()) -> None:
         self._by_id: dict[UUID, Share] = {}
@@ -37,3 +37,9 @@ class ShareTable:
         """Forget a share. Safe to repeat."""
         self._by_id.pop(share.id, None)
         self._by_name.pop(share.name, None)
+
+    def remove_of(self, instance_id: UUID) -> None:
+        """Forget the shares of an instance that is gone."""
+        for share in self:
+            if share.instance_id == instance_id:
+                self.remove(share)

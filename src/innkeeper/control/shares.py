@@ -77,6 +77,8 @@ async def create(control: Control, principal: Principal, entry: Entry, port: int
         )
 
     await control.database.write(write)
+    if _entry(control, share) is None:
+        raise ShareNotFoundError(f"The {entry.kind} was removed meanwhile")
     control.shares.put(share)
     return share
 
@@ -113,6 +115,9 @@ async def set_public(control: Control, principal: Principal, share_id: UUID, *, 
         audit_events.insert(connection, event)
 
     await control.database.write(write)
+    # Not one that was revoked while this was written: its name would lead somewhere again.
+    if control.shares.get(share_id) is None:
+        raise ShareNotFoundError
     control.shares.put(share)
     return share
 

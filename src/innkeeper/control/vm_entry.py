@@ -76,9 +76,12 @@ class VmEntry(Entry):
 
     def store_end(self, connection: sa.Connection, reason: str) -> None:
         """Why it ended, for its record."""
-        self.vm = dataclasses.replace(self.vm, end_reason=VmEnd(reason))
-        store.update(connection, self.vm)
+        store.update(connection, dataclasses.replace(self.vm, end_reason=VmEnd(reason)))
         store.insert_events(connection, event_of(self.vm, "ending", reason))
+
+    def note_end(self, reason: str) -> None:
+        """Why it ended, as it is stored."""
+        self.vm = dataclasses.replace(self.vm, end_reason=VmEnd(reason))
 
     def note(self, kind: str, reason: str, **details: str) -> None:
         """Something happened, or will."""

@@ -77,7 +77,7 @@ async def create(
             dict(request.env or {}), organization_id=principal.organization_id, object_id=session_id
         )
         session = Session(session_id, principal.organization_id, clock.now(), request, sealed)
-    elif (living := control.live.find(session_key(session))) is not None and not living.doomed:
+    elif (living := control.live.find(session_key(session))) is not None and not lifecycle.ends(control, living):
         await _attach(control, principal, _vm(living), request)
     if wait:
         return (await _bring_up(control, principal, session, request, new=new)).view
@@ -114,7 +114,7 @@ async def existing_entry(control: Control, principal: Principal, vm_id: str) -> 
     entry = None if parsed is None else control.live.by_instance(parsed[0])
     if (
         not isinstance(entry, VmEntry)
-        or entry.doomed
+        or lifecycle.ends(control, entry)
         or entry.instance.organization_id != principal.organization_id
         or (parsed is not None and parsed[1] > entry.vm.generation)
     ):
@@ -294,7 +294,7 @@ async def _begin(control: Control, principal: Principal, session: Session, reque
 
     while True:
         entry, flight = control.live.find(key), control.flights.get(key)
-        if entry is not None and not entry.doomed and (entry.ready or flight is not None):
+        if entry is not None and not lifecycle.ends(control, entry) and (entry.ready or flight is not None):
             return _vm(entry).view
         if flight is None:
             flight = control.flights.start(key, "up", work)

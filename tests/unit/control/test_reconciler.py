@@ -59,6 +59,31 @@ async def test_a_restart_adopts_what_runs(still_world: World) -> None:
         assert still_world.host.count(EnsureMachine) == 3
 
 
+async def test_an_instance_that_came_after_the_hosts_answer_is_not_judged_by_it(still_world: World) -> None:
+    answer, armed = still_world.host._list, False
+
+    async def replaced_meanwhile(request: Any, call: Any) -> Any:
+        nonlocal armed
+        listed = await answer(request, call)
+        if armed:
+            armed = False
+            await rooms.destroy(control, me, profile_id, "r")
+            await rooms.get_or_create(control, me, profile_id, "r")
+        return listed
+
+    still_world.host._list = replaced_meanwhile
+    async with still_world.running() as control:
+        still_world.control = control
+        me, profile_id = still_world.me, still_world.profile_id()
+        before = (await rooms.get_or_create(control, me, profile_id, "r")).instance
+        armed = True
+        await reconciler.adopt(control, still_world.host.id)
+        after = control.live.find((profile_id, "r")).instance
+        assert after.id != before.id and not armed
+        assert after.state is InstanceState.READY
+        assert control.metrics.machines_lost == 0
+
+
 async def test_a_killed_server_resumes_what_was_half_made(still_world: World) -> None:
     """Without a clean end: the rows stay leased and provisioning, as after kill -9."""
     async with still_world.running() as control:
