@@ -376,7 +376,10 @@ func (w *watch) event(event watchEvent) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	key := event.Path + "\x00" + event.PathB64
-	if before := w.latest[key]; before == event.Type || before == "created" && event.Type == "modified" {
+	if event.Type == "moved" {
+		// What was told before is of the names as they were.
+		w.latest = nil
+	} else if before := w.latest[key]; before == event.Type || before == "created" && event.Type == "modified" {
 		return
 	}
 	if len(w.pending) >= watchPending {
