@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,8 @@ class ScriptedTerminals:
         self.rows: dict[tuple[UUID, str], dict[str, Any]] = {}
         # What keeps the next ones from starting.
         self.start_error: Exception | None = None
+        # Whether programs read what is typed, and so say it again.
+        self.take = True
 
     def answers(self) -> tuple[tuple[type[Any], Answer], ...]:
         return (
@@ -63,6 +66,8 @@ class ScriptedTerminals:
     async def _attach(self, request: verbs.AttachTerminal, call: ServerCall) -> dict[str, Any]:
         self.row(request.instance_id, request.name)
         await call.send_message({"offset": request.offset})
+        if not self.take:
+            await asyncio.Event().wait()
         async for event in call.events():
             if isinstance(event, Data):
                 await call.send_data(event.data)

@@ -47,6 +47,7 @@ class WebSocket:
         self._fragments: list[bytes] = []
         self._is_text = False
         self._failed = False
+        self._is_read = False
 
     async def messages(self) -> AsyncIterator[bytes | str]:
         """What the client sends, until it closes or breaks the protocol, of which it is told."""
@@ -89,21 +90,33 @@ class WebSocket:
                     if self._protocol.close_rcvd is not None:
                         return
 
+    async def watch(self) -> None:
+        """Ask for signs of life while nobody reads, which would find out that the client is gone. Raises WebSocketClosedError when it is."""
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            if not self._is_read:
+                # The first one to a connection that is gone is refused, and the next one cannot be sent.
+                self._protocol.send_ping(b"")
+                await self._flush()
+
     # --- reading -------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> bytes:
         """The next bytes; none when the client has gone, or gives no sign of life."""
-        with contextlib.suppress(WebSocketClosedError):
+        self._is_read = True
+        try:
             try:
                 async with asyncio.timeout(PING_SECONDS):
                     return await self._connection_read()
             except TimeoutError:
                 self._protocol.send_ping(b"")
                 await self._flush()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PING_SECONDS):
-                    return await self._connection_read()
-        return b""
+            async with asyncio.timeout(PING_SECONDS):
+                return await self._connection_read()
+        except (TimeoutError, WebSocketClosedError):
+            return b""
+        finally:
+            self._is_read = False
 
     async def _connection_read(self) -> bytes:
         try:

@@ -43,6 +43,7 @@ class WriteBehind:
         self._executions: list[ExecutionRow] = []
         self._token_use: dict[UUID, datetime] = {}
         self._lock = asyncio.Lock()
+        self._writing: set[asyncio.Task[None]] = set()
         self.hint = asyncio.Event()
 
     def state(self, instance: Instance, lease: UUID | None) -> None:
@@ -72,10 +73,22 @@ class WriteBehind:
 
     def pending(self) -> dict[str, float]:
         """How much waits to be written, by kind."""
-        return {"states": len(self._states), "events": len(self._events), "token_use": len(self._token_use)}
+        events = len(self._events) + len(self._vm_events)
+        return {
+            "states": len(self._states),
+            "events": events,
+            "executions": len(self._executions),
+            "token_use": len(self._token_use),
+        }
 
     async def flush(self, control: Control) -> None:
-        """Write all of it now."""
+        """Write all of it now. Who is cancelled while it waits, as at the server's end, takes nothing with it: the next flush waits for this one."""
+        writing = asyncio.create_task(self._write(control))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        await asyncio.shield(writing)
+
+    async def _write(self, control: Control) -> None:
         async with self._lock:
             states, self._states = self._states, []
             events, self._events = self._events, []

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from innkeeper.api import websocket
-from innkeeper.api.websocket import WebSocketOffer
+from innkeeper.api.websocket import WebSocketClosedError, WebSocketOffer
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -95,3 +95,37 @@ def test_a_silent_client_is_asked_and_then_cut_off(tmp_path: Path, monkeypatch: 
             assert await alive.recv() == "still there"
 
     serving(tmp_path, scenario, app=echo)
+
+
+@pytest.mark.parametrize("unread_bytes", [0, 4 << 20])
+def test_a_client_that_has_gone_is_missed_though_nobody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread_bytes: int
+) -> None:
+    monkeypatch.setattr(websocket, "PING_SECONDS", 0.1)
+    missed = asyncio.Event()
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        offer = WebSocketOffer.of(scope)
+        assert offer is not None
+        async with offer.accept() as socket:
+            with pytest.raises(WebSocketClosedError):
+                await socket.watch()
+            missed.set()
+
+    async def scenario(port: int, _: Path) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        async with asyncio.timeout(20):
+            # It is there as long as it does nothing but take the pings.
+            assert (await reader.readuntil(b"\x89\x00\x89\x00")).startswith(b"HTTP/1.1 101")
+        assert not missed.is_set()
+        writer.write(bytes(unread_bytes))
+        await asyncio.sleep(0)
+        writer.transport.abort()
+        async with asyncio.timeout(20):
+            await missed.wait()
+
+    serving(tmp_path, scenario, app=busy)

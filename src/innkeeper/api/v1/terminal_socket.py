@@ -132,14 +132,15 @@ class _Session:
     async def run(self) -> None:
         """Both ways until the program has ended or the client has gone. Raises the host's typed error."""
         showing = asyncio.create_task(self._show())
-        obeying = asyncio.create_task(self._obey())
+        # A program that takes nothing more of what is typed keeps the client from being read.
+        tasks = (showing, asyncio.create_task(self._obey()), asyncio.create_task(self._socket.watch()))
         try:
-            await asyncio.wait({showing, obeying}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (showing, obeying):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({showing, obeying})
-        for task in (showing, obeying):
+            await asyncio.wait(tasks)
+        for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         if not showing.cancelled():
