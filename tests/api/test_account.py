@@ -133,3 +133,19 @@ async def test_what_is_not_here_says_so_to_those_who_may_ask(api: Any, path: str
 async def test_several_slashes_before_a_path_are_one(api: Any) -> None:
     assert (await api.client.get("http://inn//v1/users/me")).json()["name"] == "default"
     assert (await api.client.get("http://inn///v1//users/me")).status_code == 404
+
+
+async def test_a_login_needs_to_know_where_it_was_asked_for(api: Any) -> None:
+    pairing = {
+        "state": "s" * 8,
+        "code_challenge": "c" * 43,
+        "redirect_uri": "http://127.0.0.1:9/callback",
+    }
+    async with api.anonymous() as client:
+        request = client.build_request("POST", "/api/cli-auth/start", json=pairing)
+        assert (await client.send(request)).json()["login_url"].startswith("http://inn/cli-login/")
+        # As HTTP/1.0 may.
+        request = client.build_request("POST", "/api/cli-auth/start", json=pairing)
+        del request.headers["Host"]
+        answer = await client.send(request)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from tests.published_port import GUEST_PORT, Published, anyio_backend, port, public_port, published, read_head
 
-from innkeeper.control import rooms, sessions, shares, tokens, vms
+from innkeeper.control import ports, rooms, sessions, shares, tokens, vms
 from innkeeper.core.vm import VmRequest
 
 __all__ = ["anyio_backend", "port", "public_port"]
@@ -464,3 +464,13 @@ async def test_a_vms_own_host_name_is_private(port: Published) -> None:
         assert b" 404 " in await port.ask("GET / HTTP/1.1", f"X-API-Key: {port.token}", host=wrong)
     await vms.delete(port.control, port.me, vm_id)
     assert b" 404 " in await port.ask("GET / HTTP/1.1", f"X-API-Key: {port.token}", host=host)
+
+
+async def test_an_agent_that_never_connects_keeps_nobody(port: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "CONNECT_SECONDS", 0.2)
+    before, scripted = port.entry.open_streams, port.world.host.ports
+    monkeypatch.setattr(scripted, "silent", True)
+    async with asyncio.timeout(20):
+        assert (await port.ask("GET / HTTP/1.1")).startswith(b"HTTP/1.1 504 ")
+        while scripted.open or port.entry.open_streams != before:
+            await asyncio.sleep(0.01)

@@ -190,12 +190,13 @@ class CliLogin:
         asked = PairingRequest(
             body.state, body.code_challenge, body.redirect_uri, hostname=body.hostname, cli_version=body.cli_version
         )
-        # As the command line itself reached us.
-        host = header_values(scope["headers"], b"host")[0].decode("latin-1")
+        hosts = header_values(scope["headers"], b"host")
+        if len(hosts) != 1:
+            raise InvalidRequestError("Host: exactly one is required")
         pairing_id = self._pairings.begin(asked)
-        return JSONResponse(
-            {"pairing_id": pairing_id, "login_url": f"{scope.get('scheme', 'http')}://{host}/cli-login/{pairing_id}"}
-        )
+        # As the command line itself reached us.
+        where = f"{scope.get('scheme', 'http')}://{hosts[0].decode('latin-1')}"
+        return JSONResponse({"pairing_id": pairing_id, "login_url": f"{where}/cli-login/{pairing_id}"})
 
     async def _exchange(self, body: ExchangeRequest) -> Response:
         done = await self._pairings.exchange(self._control, body.pairing_id, body.code, body.code_verifier)

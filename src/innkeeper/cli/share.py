@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from innkeeper.cli.connection import connect
+from innkeeper.cli.connection import connect, encode_segment
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import print_fields, print_json, print_table, say
 
@@ -74,7 +74,7 @@ def list_(
 @app.command()
 def rm(ctx: typer.Context, share: Share, json: Json = False) -> None:
     """Take a share away: its name leads nowhere from now on, and its links are void."""
-    answer = connect(ctx).call("DELETE", f"/v1/shares/{share}")
+    answer = connect(ctx).call("DELETE", f"/v1/shares/{encode_segment(share)}")
     if json:
         print_json(answer)
     else:
@@ -89,7 +89,7 @@ def link(
     json: Json = False,
 ) -> None:
     """Print a link that opens a private share to whoever has it."""
-    answer = connect(ctx).call("POST", f"/v1/shares/{share}/link", {"expires_in_seconds": seconds})
+    answer = connect(ctx).call("POST", f"/v1/shares/{encode_segment(share)}/link", {"expires_in_seconds": seconds})
     if json:
         print_json(answer)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,12 +16,20 @@ from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import to_wire
 from innkeeper.core.port_verbs import DialPort, ListPorts
 from innkeeper.core.token import Principal
-from innkeeper.errors import InstanceFailedError, InstanceNotFoundError, RateLimitedError, UnavailableError
+from innkeeper.errors import (
+    InstanceFailedError,
+    InstanceNotFoundError,
+    NoAnswerError,
+    RateLimitedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
 
 LIST_SECONDS = 15.0
+# Thawing, and the agent's own five seconds. An agent that never says anything must not keep strangers' connections, which are counted.
+CONNECT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,7 @@ async def connect(control: Control, principal: Principal, entry: Entry, port: in
     Raises:
         PortUnreachableError: nothing listens there.
         RateLimitedError: the instance has as many connections as it may have.
-        InstanceNotFoundError, InstanceFailedError, InstanceNotReadyError: the guest cannot be asked.
+        InstanceNotFoundError, InstanceFailedError, InstanceNotReadyError, NoAnswerError: the guest cannot be asked, or says nothing.
 
     """
     await lifecycle.usable(control, principal, entry)
@@ -103,7 +112,10 @@ async def connect(control: Control, principal: Principal, entry: Entry, port: in
             async with control.bus.open(_host(entry), request.verb, to_wire(request)) as call:
                 connection = PortConnection(call)
                 try:
-                    await connection.connected()
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await connection.connected()
+                except TimeoutError:
+                    raise NoAnswerError from None
                 except InstanceNotFoundError:
                     if attempt:
                         raise InstanceFailedError("The guest is gone") from None
