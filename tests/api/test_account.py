@@ -79,7 +79,13 @@ async def test_usage_by_day(api: Any) -> None:
     assert sum(day["cpu_hours"] for day in body["daily_breakdown"]) == 2.0
     one = (await api.client.get("/v1/users/me/usage-breakdown?start_date=2026-01-01&end_date=2026-01-01")).json()
     assert (one["total_days"], one["totals"]["cpu_hours"]) == (1, 0.0)
-    for query in ("days=0", "days=366", "start_date=x", "start_date=2026-01-02&end_date=2026-01-01"):
+    for query in (
+        "days=0",
+        "days=366",
+        "start_date=x",
+        "start_date=2026-01-02&end_date=2026-01-01",
+        "end_date=0001-01-05",
+    ):
         answer = await api.client.get(f"/v1/users/me/usage-breakdown?{query}")
         assert answer.status_code in (400, 422) and answer.json()["detail"], query
 

@@ -72,6 +72,14 @@ async def test_writing(api: Any, vm: dict[str, Any]) -> None:
         assert answer.status_code == 422 and answer.json()["detail"][0]["loc"], query
 
 
+@pytest.mark.parametrize("name", ["If-Match", "If-None-Match", "If-Unmodified-Since", "Content-Range"])
+async def test_a_condition_that_is_not_looked_at_writes_nothing(api: Any, vm: dict[str, Any], name: str) -> None:
+    for what in ("content", "archive"):
+        answer = await api.client.put(f"{vm['files']}/{what}?path=/tmp/a", content=b"new", headers={name: "*"})
+        assert answer.status_code == 422 and name in answer.text, answer.text
+    assert content(api, vm, "/tmp/a") == b"0123456789"
+
+
 async def test_any_path_survives(api: Any, vm: dict[str, Any]) -> None:
     for path in ("/tmp/a b&c=d", "/tmp/new\nline", "/tmp/é", "b64:L3RtcC//", "/tmp/../tmp/x"):
         answer = await api.client.put(f"{vm['files']}/content", params={"path": path}, content=path.encode())

@@ -111,7 +111,10 @@ async def by_day(
     if not 1 <= days <= DAYS_MAX:
         raise InvalidRequestError(f"days: must be between 1 and {DAYS_MAX}")
     last = last or clock.now().date()
-    first = first or last - timedelta(days=days - 1)
+    try:
+        first = first or last - timedelta(days=days - 1)
+    except OverflowError:
+        raise InvalidRequestError(f"end_date: not {days} days after the first of all days") from None
     if not 0 <= (last - first).days < DAYS_MAX:
         raise InvalidRequestError(f"start_date: must not be after end_date, and at most {DAYS_MAX} days together")
     await count(control)

@@ -40,7 +40,7 @@ from innkeeper.control.live_table import Entry
 from innkeeper.control.trees import SearchQuery, TreeEvent
 from innkeeper.core.host_verbs import path_from_wire
 from innkeeper.core.token import Principal
-from innkeeper.errors import InnkeeperError
+from innkeeper.errors import InnkeeperError, InvalidRequestError
 
 FILES = "/v1/vms/{vm_id}/files"
 # What JsonGate must leave unread: the content of files and archives.
@@ -214,6 +214,7 @@ def _add_content_routes(router: APIRouter, control: Control) -> None:
         ] = None,
     ) -> VmFileWritten:
         """Write a file, whole or not at all; missing directories are made, the mode of an existing file is kept."""
+        _refuse_conditions(request)
         entry, place = await located(principal, vm_id, path)
         chunks = stream_body(request.scope, request.receive, max_bytes=UPLOAD_MAX_BYTES)
         bits = None if mode is None else int(mode, 8)
@@ -241,10 +242,18 @@ def _add_content_routes(router: APIRouter, control: Control) -> None:
     @router.put(f"{FILES}/archive", openapi_extra=BINARY_BODY)
     async def write_archive(principal: CurrentPrincipal, vm_id: str, request: Request, path: Path) -> VmTreeMade:
         """Unpack a tar archive, plain or compressed by gzip, bzip2 or xz, into a directory, whole or not at all."""
+        _refuse_conditions(request)
         entry, place = await located(principal, vm_id, path)
         chunks = stream_body(request.scope, request.receive, max_bytes=UPLOAD_MAX_BYTES)
         tally = await trees.unpack(control, principal, entry, place, chunks, max_bytes=UPLOAD_MAX_BYTES)
         return VmTreeMade(path=show_path(place), files=tally.files, size=tally.bytes, skipped=tally.skipped)
+
+
+def _refuse_conditions(request: Request) -> None:
+    """Refuse what is not looked at here: whoever sends it would believe that nothing of somebody else's was written over, or that a part was written."""
+    for name in ("If-Match", "If-None-Match", "If-Unmodified-Since", "Content-Range"):
+        if name in request.headers:
+            raise InvalidRequestError(f"{name}: is not supported by this server where something is written")
 
 
 def _below(directory: bytes, path: str) -> bytes:
