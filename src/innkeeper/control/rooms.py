@@ -52,6 +52,7 @@ async def ready_entry(
     if (
         isinstance(entry, RoomEntry)
         and entry.ready
+        and not lifecycle.ends(control, entry)
         and entry.instance.organization_id == principal.organization_id
         and (host_id is None or host_id == entry.instance.host_id)
         and principal.allows(Scope.ROOMS)

@@ -301,3 +301,16 @@ async def test_lists_and_audit(world: World) -> None:
     more = await audit.list_events(world.control, world.me, cursor=page.next_cursor)
     assert [event.action for event in more.events] == ["room.create", "room.create", "organization.create"]
     assert more.next_cursor is None
+
+
+async def test_who_asks_while_a_room_ends_gets_the_next_one(world: World) -> None:
+    """What would begin in the one that ends would be killed with it."""
+    control, me, profile_id = world.control, world.me, world.profile_id()
+    before = await rooms.ready_entry(control, me, profile_id, "r")
+    # The decision waits for what is written behind.
+    async with control.later._lock:
+        ending = asyncio.create_task(rooms.destroy(control, me, profile_id, "r"))
+        await world.until(lambda: control.flights.get(before.key) is not None)
+        asking = asyncio.create_task(rooms.ready_entry(control, me, profile_id, "r"))
+    await ending
+    assert (await asking).instance.id != before.instance.id
