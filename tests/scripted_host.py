@@ -418,7 +418,7 @@ class World:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.host = ScriptedHost()
-        self.settings = Settings(home=home, room_wait_seconds=5)
+        self.settings = Settings(home=home, room_wait_seconds=60)
         self.control: Control
         self.first_token: str | None = None
 
@@ -464,6 +464,6 @@ class World:
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not condition():
                 await asyncio.sleep(0.005)

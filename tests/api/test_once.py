@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from innkeeper.core.host_verbs import EnsureMachine, Execute
+from innkeeper.core.host_verbs import EnsureMachine
 from innkeeper.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
@@ -174,11 +174,3 @@ async def test_another_token_of_the_organization_does_not_get_the_answer(api: An
     assert refused.status_code == 400 and "another request" in refused.text
     assert made.json()["token"] not in refused.text
     assert (await post(api, "/v1/tokens", "k", name="t")).json() == made.json()
-
-
-async def test_what_answered_too_much_to_be_kept_is_not_done_twice(api: Any) -> None:
-    api.world.host.output = [b"x" * 1_000_000]
-    assert (await post(api, "/execute", "k", command="1")).status_code == 200
-    refused = await post(api, "/execute", "k", command="1")
-    assert refused.status_code == 409 and "not known" in refused.text
-    assert api.world.host.count(Execute) == 1
