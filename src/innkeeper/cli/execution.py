@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codeop
 import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,24 @@ from innkeeper.cli.connection import connect, encode_segment, refused
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import USAGE, fail, note, print_json
 from innkeeper.cli.profile import parse_env
-from innkeeper.cli.run import INTERRUPTED, SILENCE_SECONDS, numbered_events, read_stdin, stdin_is_input
-from innkeeper.cli.terminal_filter import TerminalFilter
+from innkeeper.cli.program import (
+    INTERRUPTED,
+    SILENCE_SECONDS,
+    Cwd,
+    Env,
+    Line,
+    Outputs,
+    Raw,
+    Stdin,
+    numbered_events,
+    read_stdin,
+    stdin_is_input,
+)
 
 if TYPE_CHECKING:
     from innkeeper.cli.connection import Server
 
 Timeout = Annotated[int, typer.Option(metavar="SECONDS", help="How long it may take.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Let control sequences through to a terminal; colours always pass.")]
 
 
 def exec_(
@@ -31,22 +42,12 @@ def exec_(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Program and arguments.", show_default=False)
     ] = None,
-    line: Annotated[
-        str | None, typer.Option("--command", "-c", metavar="LINE", help="A shell line instead of a program.")
-    ] = None,
+    line: Line = None,
     timeout: Timeout = 60,
     user: Annotated[str | None, typer.Option(help="User in the guest; default: the VM's.")] = None,
-    cwd: Annotated[str | None, typer.Option(help="Working directory.")] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="K=V", help="Environment variable, repeatable; 'K' alone takes the value from your own environment."
-        ),
-    ] = None,
-    stdin: Annotated[
-        bool | None,
-        typer.Option("--stdin/--no-stdin", help="Pass standard input on.", show_default="when it is a pipe or a file"),
-    ] = None,
+    cwd: Cwd = None,
+    env: Env = None,
+    stdin: Stdin = None,
     background: Annotated[bool, typer.Option("--background", help="Print its id and leave it to itself.")] = False,
     raw: Raw = False,
     json: Json = False,
@@ -148,13 +149,26 @@ class _Follower:
         self._server = server
         self._execution = execution
         self._seen = "0"
-        self._filters = {
-            stream: None if raw or not file.isatty() else TerminalFilter()
-            for stream, file in (("stdout", sys.stdout), ("stderr", sys.stderr))
-        }
+        self._outputs = Outputs(raw=raw)
+        self._writing = False
+        self._interrupted = False
 
     def exit_status(self) -> int:
         """What the program ended with. The first Ctrl-C interrupts it, the second leaves it alone."""
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            return self._followed()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        """Ctrl-C, but not before it is noted that a piece was written: it would come again. A second one at once: writing may be what takes so long."""
+        if self._writing and not self._interrupted:
+            self._interrupted = True
+        else:
+            raise KeyboardInterrupt
+
+    def _followed(self) -> int:
         interrupted = False
         while True:
             try:
@@ -183,17 +197,18 @@ class _Follower:
                 refused(response)
             for number, event, data in numbered_events(response):
                 if event == "output":
-                    self._write(data["stream"], data["data"])
+                    self._writing = True
+                    self._outputs.write(data["data"], data["stream"])
                 elif event == "gap":
                     note(f"inn: {data['to'] - data['from']} bytes of output are not kept")
                 elif event == "error":
                     fail(data["detail"])
                 elif event == "result":
+                    self._outputs.end()
                     return data
                 self._seen = self._seen if number is None else number
+                self._writing = False
+                if self._interrupted:
+                    self._interrupted = False
+                    raise KeyboardInterrupt
         fail(f"the server ended the stream without a result (execution {self._execution})")
-
-    def _write(self, stream: str, text: str) -> None:
-        file, filtered = sys.stdout if stream == "stdout" else sys.stderr, self._filters[stream]
-        file.buffer.write((text if filtered is None else filtered.feed(text)).encode("utf-8", "replace"))
-        file.flush()

@@ -15,7 +15,7 @@ from innkeeper.cli.connection import connect, encode_segment, refused
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import USAGE, fail, note, print_json, print_table, say, visible_lines
 from innkeeper.cli.profile import parse_env
-from innkeeper.cli.run import SILENCE_SECONDS, events
+from innkeeper.cli.program import SILENCE_SECONDS, events
 from innkeeper.cli.terminal_filter import TerminalFilter
 
 if TYPE_CHECKING:

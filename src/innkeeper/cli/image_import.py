@@ -16,7 +16,7 @@ import typer
 from innkeeper.cli.connection import Server, connect, encode_segment, refused
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import USAGE, fail, note, print_json, say, visible_lines
-from innkeeper.cli.run import events
+from innkeeper.cli.program import events
 
 if TYPE_CHECKING:
     from typing import IO

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from innkeeper.bus.contract import Call, Data, Message
-from innkeeper.control import audit, lifecycle
+from innkeeper.bus.contract import Call, Data
+from innkeeper.control import audit, guest_calls, lifecycle
 from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import Execute, ReadFilesChanged, ReadOutput, to_wire
 from innkeeper.core.instance import Instance
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 COMMAND_BYTES_MAX = 122_880
 # What the host may take beyond the command's own time: thawing, queueing for its turn, the scan for changes.
 GRACE_SECONDS = 60.0
-READ_SECONDS = 30.0
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?")
 OUTPUT_LIMIT_MAX = 8_388_608
 PAGE_MAX = 1_000
@@ -173,9 +172,7 @@ class Execution:
 
     async def open(self) -> None:
         """Send the command to the host."""
-        host_id = self._entry.instance.host_id
-        if host_id is None:
-            raise UnavailableError(f"The {self._entry.kind} has no host")
+        host_id = guest_calls.host_of(self._entry)
         self._call = await self._stack.enter_async_context(
             self._control.bus.open(host_id, Execute.verb, to_wire(self._request))
         )
@@ -287,26 +284,13 @@ async def read_output(
     if offset < 0 or not 1 <= limit <= OUTPUT_LIMIT_MAX:
         raise InvalidRequestError(f"offset: must not be negative; limit: must be between 1 and {OUTPUT_LIMIT_MAX}")
     verb = ReadOutput(entry.instance.id, execution_id, offset=offset, limit=limit)
-    head: dict[str, Any] = {}
-    pieces: list[bytes] = []
-    try:
-        async with (
-            asyncio.timeout(READ_SECONDS),
-            control.bus.open(_host(entry), ReadOutput.verb, to_wire(verb)) as call,
-        ):
-            async for event in call.events():
-                if isinstance(event, Message):
-                    head = event.body
-                elif isinstance(event, Data):
-                    pieces.append(event.data)
-            answer = await call.result()
-    except TimeoutError:
-        raise UnavailableError("The host did not answer in time") from None
+    data = bytearray()
+    head, answer = await guest_calls.kept(control, entry, verb, lambda piece: data.extend(piece.data))
     gap = head.get("gap")
     return OutputPage(
         instance=entry.instance,
         offset=head.get("offset", offset),
-        data=b"".join(pieces),
+        data=bytes(data),
         next_offset=answer["next_offset"],
         total_bytes=head.get("total_bytes", 0),
         gap=None if gap is None else (gap["from"], gap["to"]),
@@ -327,7 +311,9 @@ async def files_changed(
     if cursor < 0 or not 1 <= limit <= PAGE_MAX:
         raise InvalidRequestError(f"cursor: must not be negative; limit: must be between 1 and {PAGE_MAX}")
     verb = ReadFilesChanged(entry.instance.id, execution_id, cursor=cursor, limit=limit)
-    answer = await control.bus.request(_host(entry), ReadFilesChanged.verb, to_wire(verb), timeout_seconds=READ_SECONDS)
+    answer = await control.bus.request(
+        guest_calls.host_of(entry), verb.verb, to_wire(verb), timeout_seconds=guest_calls.HOST_SECONDS
+    )
     return FilesChangedPage(entry.instance, _changes(answer["files_changed"]), answer["total"], answer["next_cursor"])
 
 
@@ -360,12 +346,6 @@ def _check_text(name: str, text: str) -> None:
         raise InvalidRequestError(f"{name}: must be valid Unicode") from None
     if size > COMMAND_BYTES_MAX:
         raise InvalidRequestError(f"{name}: at most {COMMAND_BYTES_MAX} bytes; write a file and run that")
-
-
-def _host(entry: Entry) -> UUID:
-    if entry.instance.host_id is None:
-        raise UnavailableError(f"The {entry.kind} has no host")
-    return entry.instance.host_id
 
 
 async def _feed(call: Call, stdin: bytes) -> None:

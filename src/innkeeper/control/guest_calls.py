@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from innkeeper.bus.contract import Call, Message
+from innkeeper.bus.contract import Call, Data, Message
 from innkeeper.control import lifecycle, provisioning
 from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import path_to_wire, to_wire
@@ -84,6 +84,26 @@ async def until_done(control: Control, principal: Principal, entry: Entry, verb:
                         raise InstanceFailedError("The guest is gone") from None
             await lifecycle.revive(control, principal, entry)
     raise AssertionError
+
+
+async def kept(
+    control: Control, entry: Entry, verb: Any, take: Callable[[Data], object]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The message and the answer of a host about what it keeps of an instance, whose guest is left alone; `take` gets the bytes. Raises what the host says."""
+    head: dict[str, Any] = {}
+    try:
+        async with (
+            asyncio.timeout(HOST_SECONDS),
+            control.bus.open(host_of(entry), verb.verb, to_wire(verb)) as call,
+        ):
+            async for event in call.events():
+                if isinstance(event, Message):
+                    head = event.body
+                elif isinstance(event, Data):
+                    take(event)
+            return head, await call.result()
+    except TimeoutError:
+        raise UnavailableError("The host did not answer in time") from None
 
 
 @asynccontextmanager

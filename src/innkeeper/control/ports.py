@@ -12,6 +12,7 @@ from uuid import UUID
 
 from innkeeper.bus.contract import Call, Data, End, Message
 from innkeeper.control import lifecycle
+from innkeeper.control.guest_calls import host_of
 from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import to_wire
 from innkeeper.core.port_verbs import DialPort, ListPorts
@@ -109,7 +110,7 @@ async def connect(control: Control, principal: Principal, entry: Entry, port: in
     try:
         for attempt in range(2):
             request = DialPort(instance_id, port)
-            async with control.bus.open(_host(entry), request.verb, to_wire(request)) as call:
+            async with control.bus.open(host_of(entry), request.verb, to_wire(request)) as call:
                 connection = PortConnection(call)
                 try:
                     async with asyncio.timeout(CONNECT_SECONDS):
@@ -133,11 +134,5 @@ async def list_listening(control: Control, principal: Principal, entry: Entry) -
     """The ports that something in the guest listens on, which is woken where it sleeps."""
     await lifecycle.usable(control, principal, entry)
     request = ListPorts(entry.instance.id)
-    answer = await control.bus.request(_host(entry), request.verb, to_wire(request), timeout_seconds=LIST_SECONDS)
+    answer = await control.bus.request(host_of(entry), request.verb, to_wire(request), timeout_seconds=LIST_SECONDS)
     return [ListeningPort(row["port"], row["address"], row["pid"], row["command"]) for row in answer["ports"]]
-
-
-def _host(entry: Entry) -> UUID:
-    if entry.instance.host_id is None:
-        raise UnavailableError(f"The {entry.kind} has no host")
-    return entry.instance.host_id

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from innkeeper.bus.contract import Call, Data, Message
 from innkeeper.control import audit, lifecycle
+from innkeeper.control.guest_calls import host_of
 from innkeeper.control.live_table import Entry
 from innkeeper.core.event import AuditEvent
 from innkeeper.core.host_verbs import to_wire
@@ -33,7 +33,6 @@ from innkeeper.errors import (
     InvalidRequestError,
     LinkLostError,
     TerminalNotFoundError,
-    UnavailableError,
 )
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ async def attach(
     control.live.touch(entry)
     control.later.audit(_event(principal, "terminal.attach", entry, name))
     try:
-        async with control.bus.open(_host(entry), verb.verb, to_wire(verb)) as call:
+        async with control.bus.open(host_of(entry), verb.verb, to_wire(verb)) as call:
             yield Attachment(call)
     finally:
         entry.open_streams -= 1
@@ -246,13 +245,7 @@ async def _of_one(control: Control, entry: Entry, verb: ResizeTerminal | EndTerm
 
 
 async def _ask(control: Control, entry: Entry, verb: Any, *, timeout_seconds: float = ASK_SECONDS) -> dict[str, Any]:
-    return await control.bus.request(_host(entry), verb.verb, to_wire(verb), timeout_seconds=timeout_seconds)
-
-
-def _host(entry: Entry) -> UUID:
-    if entry.instance.host_id is None:
-        raise UnavailableError(f"The {entry.kind} has no host")
-    return entry.instance.host_id
+    return await control.bus.request(host_of(entry), verb.verb, to_wire(verb), timeout_seconds=timeout_seconds)
 
 
 def _event(principal: Principal, action: str, entry: Entry, name: str) -> AuditEvent:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from innkeeper.bus.contract import Data, Message
-from innkeeper.control import clock, executions
+from innkeeper.control import clock, executions, guest_calls
 from innkeeper.control.access import require
 from innkeeper.control.executions import (
-    READ_SECONDS,
     Execution,
     ExecutionRequest,
     ExecutionResult,
@@ -29,7 +28,7 @@ from innkeeper.core.cell_results import CellResult, parse_results
 from innkeeper.core.execution import ExecutionRow
 from innkeeper.core.host_verbs import FollowOutput, ReadOutput, ReadResults, SignalExecution, to_wire
 from innkeeper.core.token import Principal, Scope
-from innkeeper.errors import ExecutionNotFoundError, InvalidRequestError, UnavailableError
+from innkeeper.errors import ExecutionNotFoundError, InvalidRequestError
 from innkeeper.store import executions as store
 
 if TYPE_CHECKING:
@@ -148,21 +147,10 @@ async def state(
     """How far an execution has come, what it wrote and what it displayed. Raises ExecutionNotFoundError."""
     row, entry = await find(control, principal, execution_id)
     verb = ReadOutput(entry.instance.id, execution_id, limit=TEXT_BYTES, each=True)
-    head: dict[str, Any] = {}
     kept = (bytearray(), bytearray())
-    try:
-        async with (
-            asyncio.timeout(READ_SECONDS),
-            control.bus.open(_host(entry), ReadOutput.verb, to_wire(verb)) as call,
-        ):
-            async for event in call.events():
-                if isinstance(event, Message):
-                    head = event.body
-                elif isinstance(event, Data):
-                    kept[event.channel == STDERR].extend(event.data)
-            await call.result()
-    except TimeoutError:
-        raise UnavailableError("The host did not answer in time") from None
+    head, _ = await guest_calls.kept(
+        control, entry, verb, lambda piece: kept[piece.channel == STDERR].extend(piece.data)
+    )
     found = _state(row, entry, head)
     shown = await results(control, entry, execution_id, found.result_bytes)
     return found, Outputs(bytes(kept[0]), bytes(kept[1])), shown
@@ -174,17 +162,7 @@ async def results(control: Control, entry: VmEntry, execution_id: UUID, size: in
         return ()
     verb = ReadResults(entry.instance.id, execution_id)
     packed = bytearray()
-    try:
-        async with (
-            asyncio.timeout(READ_SECONDS),
-            control.bus.open(_host(entry), ReadResults.verb, to_wire(verb)) as call,
-        ):
-            async for event in call.events():
-                if isinstance(event, Data):
-                    packed += event.data
-            await call.result()
-    except TimeoutError:
-        raise UnavailableError("The host did not answer in time") from None
+    await guest_calls.kept(control, entry, verb, lambda piece: packed.extend(piece.data))
     return parse_results(bytes(packed))
 
 
@@ -195,7 +173,7 @@ async def follow(
     verb = FollowOutput(entry.instance.id, row.id, offset)
     entry.open_streams += 1
     try:
-        async with control.bus.open(_host(entry), FollowOutput.verb, to_wire(verb)) as call:
+        async with control.bus.open(guest_calls.host_of(entry), FollowOutput.verb, to_wire(verb)) as call:
             events = aiter(call.events())
             waiting: asyncio.Task[Any] | None = None
             try:
@@ -248,7 +226,9 @@ async def send_signal(control: Control, principal: Principal, execution_id: UUID
         raise InvalidRequestError("signal: must be between 1 and 64, or a name such as SIGTERM")
     _, entry = await find(control, principal, execution_id)
     verb = SignalExecution(entry.instance.id, execution_id, number)
-    await control.bus.request(_host(entry), SignalExecution.verb, to_wire(verb), timeout_seconds=READ_SECONDS)
+    await control.bus.request(
+        guest_calls.host_of(entry), verb.verb, to_wire(verb), timeout_seconds=guest_calls.HOST_SECONDS
+    )
 
 
 def _row(entry: VmEntry, kind: str, execution_id: UUID) -> ExecutionRow:
@@ -270,12 +250,6 @@ async def _named_field(kind: str) -> AsyncIterator[None]:
         about = {"there is no user ": "user", "the working directory ": "cwd"}
         field = next((field for begin, field in about.items() if said.startswith(begin)), "argv")
         raise InvalidRequestError(f"{field}: {said}") from None
-
-
-def _host(entry: VmEntry) -> UUID:
-    if entry.instance.host_id is None:
-        raise UnavailableError("The vm has no host")
-    return entry.instance.host_id
 
 
 def _state(row: ExecutionRow, entry: VmEntry, head: dict[str, Any]) -> ExecutionState:

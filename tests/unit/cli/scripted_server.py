@@ -22,12 +22,13 @@ from innkeeper.api import sse
 from innkeeper.api.dialects.gentility import schemas
 from innkeeper.api.dialects.gentility.room_path import parse_room_path
 from innkeeper.api.raw_path import encode_path, guest_path, show_path
+from innkeeper.api.v1 import execution_schemas, vm_schemas
 from innkeeper.api.v1 import schemas as v1
-from innkeeper.api.v1 import vm_schemas
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 INSTANCE = UUID("11111111-1111-4111-8111-111111111111")
 VM = "vm_" + "a" * 26
+EXECUTION = "33333333-3333-4333-8333-333333333333"
 HOST = UUID("22222222-2222-4222-8222-222222222222")
 
 
@@ -77,6 +78,10 @@ class ScriptedServer:
     """Guest path -> content; a str is the type of something that is no file."""
     output: list[str] = field(default_factory=list)
     exit_code: int = 0
+    errors: list[str] = field(default_factory=list)
+    """What an execution writes to its second output, after the first one's."""
+    ends_after_signals: int = 0
+    lost: str | None = None
     changes: list[schemas.FileChange] = field(default_factory=list)
     changes_total: int | None = None
     error_event: tuple[str, str] | None = None
@@ -105,6 +110,8 @@ class ScriptedServer:
         room = parse_room_path(raw)
         if room is not None and room.room:
             await self._room(room, scope["method"], query, headers, body, send)
+        elif raw.endswith(b"/exec") or raw == b"/execute_async" or raw.startswith(b"/v1/executions/"):
+            await self._execution(raw.decode(), headers, body, send)
         else:
             await self._other(scope["method"], raw.decode(), body, send)
 
@@ -248,6 +255,53 @@ class ScriptedServer:
         return schemas.DirectoryEntry(
             name=show_path(name), path=encoded, type=kind, size=size, mode="4755", modified_at=NOW
         )  # type: ignore[arg-type]
+
+    async def _execution(self, path: str, headers: Any, body: bytes, send: Any) -> None:
+        known: dict[str, Any] = {
+            "execution_id": EXECUTION, "vm_id": VM, "session_id": str(INSTANCE), "created_at": NOW,
+            "exit_code": None if self.lost else self.exit_code,
+        }  # fmt: skip
+        started = execution_schemas.TaskStarted(task_id=EXECUTION, status="running", **known)
+        if path == "/execute_async":
+            execution_schemas.ExecuteRequest.model_validate_json(body)
+            await _answer(send, 200, started)
+        elif path.endswith("/exec") and execution_schemas.ExecRequest.model_validate_json(body).background:
+            await _answer(send, 202, started)
+        elif path.endswith("/exec"):
+            out, err = "".join(self.output), "".join(self.errors)
+            answer = execution_schemas.Executed(
+                stdout=out, stderr=err, output=out, files_changed=[], files_changed_total=0, files_changed_truncated=False, **known
+            )  # fmt: skip
+            await _answer(send, 200, answer)
+        elif path == f"/v1/executions/{EXECUTION}/signal":
+            execution_schemas.SignalRequest.model_validate_json(body)
+            await _answer(send, 200, execution_schemas.Signalled(status="ok"))
+        else:
+            assert path == f"/v1/executions/{EXECUTION}/stream"
+            await self._follow(int(headers["last-event-id"]), known, send)
+
+    async def _follow(self, seen: int, known: dict[str, Any], send: Any) -> None:
+        await _start(send, 200, list(sse.HEADERS))
+
+        async def event(name: str, data: dict[str, Any], number: int) -> None:
+            frame = sse.PING + sse.frame(name, data, event_id=number)
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+
+        pieces = [("stdout", text) for text in self.output] + [("stderr", text) for text in self.errors]
+        for number, (stream, text) in enumerate(pieces, 1):
+            if number > seen:
+                await event("output", {"stream": stream, "data": text}, number)
+        while sum(one.path.endswith("/signal") for one in self.seen) < self.ends_after_signals:
+            await asyncio.sleep(0.01)
+        if self.error_event is not None:
+            await event("error", v1.error_shape(*self.error_event), len(pieces))
+        elif not self.cut:
+            answer = execution_schemas.TaskAnswer(
+                task_id=EXECUTION, language="exec", is_complete=True, status="lost" if self.lost else "completed", error=self.lost,
+                serialized_stdout="", serialized_stderr="", **known,
+            )  # fmt: skip
+            await event("result", answer.model_dump(mode="json"), len(pieces))
+        await send({"type": "http.response.body", "body": b""})
 
     async def _command(self, room: Any, request: schemas.CommandRequest, headers: Any, send: Any) -> None:
         execution = uuid4()
