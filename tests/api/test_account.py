@@ -126,7 +126,7 @@ async def test_the_catalog_is_what_events_are_called(api: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/browser/sessions/", "/v1/credits/rates", "/v1/recordings", "/v1/tapes/1/events", "/v1/sessions/x/tape/start", "/v1/vaults"],
+    ["/v1/egress/vm/vm_x", "/v1/browser/sessions/", "/v1/credits/rates", "/v1/recordings", "/v1/tapes/1/events", "/v1/sessions/x/tape/start", "/v1/vaults"],
 )  # fmt: skip
 async def test_what_is_not_here_says_so_to_those_who_may_ask(api: Any, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):

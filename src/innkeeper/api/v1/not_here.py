@@ -22,6 +22,7 @@ NOT_HERE: tuple[tuple[str, str], ...] = (
     (r"/v1/credits/.*", "Credits are not part of this server; see /v1/users/me/usage-breakdown"),
     (r"/v1/webhooks/.*", "Webhooks are not part of this server; see /v1/audit/events"),
     (r"/v1/vaults(/.*)?", "Vaults are not part of this server yet"),
+    (r"/v1/egress/.*", "A VM's egress cannot be changed yet; it is given with `egress_policy` in POST /v1/vms"),
     (r"/v1/custom-domains(/.*)?", "Custom domains are not part of this server yet"),
     (r"/v1/snapshots(/.*)?", "Snapshots are not part of this server yet; see `inn image build`"),
     (r"/v1/volumes(/.*)?", "Volumes are not part of this server yet"),
