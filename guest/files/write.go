@@ -136,6 +136,7 @@ func (d *draft) fill(stream *link.Stream, size *int64) (int64, error) {
 			return total, err
 		}
 		total += int64(len(data))
+		stream.Release(data)
 	}
 	if size != nil && *size != total {
 		return total, link.Errorf("bad_request", "write: %d bytes came, %d were announced", total, *size)

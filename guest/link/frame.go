@@ -69,6 +69,10 @@ func PutHeader(buffer []byte, stream uint32, kind byte, length int) {
 // ReadFrame reads one frame and checks what can be checked without state: kind, length per kind, stream number.
 // The payload belongs to the caller.
 func ReadFrame(reader io.Reader) (Frame, error) {
+	return readFrame(reader, func(length int) []byte { return make([]byte, length) })
+}
+
+func readFrame(reader io.Reader, take func(int) []byte) (Frame, error) {
 	var header [HeaderBytes]byte
 	if _, err := io.ReadFull(reader, header[:]); err != nil {
 		return Frame{}, err
@@ -79,7 +83,7 @@ func ReadFrame(reader io.Reader) (Frame, error) {
 		return Frame{}, err
 	}
 	if length > 0 {
-		frame.Payload = make([]byte, length)
+		frame.Payload = take(length)
 		if _, err := io.ReadFull(reader, frame.Payload); err == io.EOF {
 			return Frame{}, io.ErrUnexpectedEOF
 		} else if err != nil {

@@ -43,6 +43,8 @@ type Link struct {
 
 	writing sync.Mutex
 
+	payloads payloads
+
 	mu      sync.Mutex
 	streams map[uint32]*Stream
 	lastID  uint32
@@ -74,7 +76,7 @@ func (l *Link) run(identity Identity) error {
 	}
 	_ = l.connection.SetReadDeadline(time.Time{})
 	for {
-		frame, err := ReadFrame(reader)
+		frame, err := readFrame(reader, l.payloads.take)
 		if err != nil {
 			return err
 		}

@@ -106,6 +106,9 @@ func (s *Stream) Read() (data []byte, ok bool, err error) {
 	return data, true, nil
 }
 
+// Release gives back what Read returned, once it is of no use any more: whoever reads much saves the guest fresh memory by it.
+func (s *Stream) Release(data []byte) { s.link.payloads.give(data) }
+
 // TakeCredit takes up to want bytes of the credit without waiting.
 func (s *Stream) TakeCredit(want int) int {
 	s.mu.Lock()

@@ -103,6 +103,7 @@ func receive(stream *link.Stream, connection *net.TCPConn) error {
 		if _, err := connection.Write(data); err != nil {
 			return err
 		}
+		stream.Release(data)
 	}
 }
 

@@ -244,7 +244,7 @@ class Settings(BaseModel):
         Field(
             ge=1,
             le=512,
-            description="Connections to the ports of one instance at the same time; beyond it 429. Each may hold 1.3 MiB.",
+            description="Connections to the ports of one instance at the same time; beyond it 429. Each may hold 1.6 MiB.",
         ),
     ] = 64
     max_connections: Annotated[

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
@@ -118,7 +119,7 @@ async def test_answers_without_a_body(port: Published, line: str, answer: bytes,
 
 async def test_large_bodies_pass_as_streams_both_ways(port: Published) -> None:
     size = 24 * MIB
-    piece = hashlib.sha256(b"x").digest() * 2048
+    piece_size = 65_536
 
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_head(reader)
@@ -136,7 +137,9 @@ async def test_large_bodies_pass_as_streams_both_ways(port: Published) -> None:
     sent, got = hashlib.sha256(), hashlib.sha256()
 
     async def feed() -> None:
-        for _ in range(size // len(piece)):
+        for number in range(size // piece_size):
+            # No two are the same: their order counts.
+            piece = hashlib.sha256(b"%d" % number).digest() * (piece_size // 32)
             writer.write(piece)
             sent.update(piece)
             await writer.drain()
@@ -245,6 +248,62 @@ async def test_an_upgrade_carries_bytes_and_half_closes(port: Published) -> None
     seen = fields_of(port.heads[0])
     assert seen["connection"] == ["Upgrade"] and seen["upgrade"] == ["websocket"] and seen["sec-websocket-key"] == ["x"]
     writer.close()
+
+
+async def test_an_upgrade_carries_much_both_ways(port: Published) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+        while data := await reader.read(100_000):
+            writer.write(data)
+            await writer.drain()
+
+    port.guest = guest
+    reader, writer = await port.open()
+    writer.write(port.request("GET /x HTTP/1.1", "Connection: Upgrade", "Upgrade: x"))
+    await read_head(reader)
+    content = os.urandom(6 * MIB)
+
+    async def feed() -> None:
+        for at in range(0, len(content), 70_000):
+            writer.write(content[at : at + 70_000])
+            await writer.drain()
+        writer.write_eof()
+
+    feeding = asyncio.create_task(feed())
+    async with asyncio.timeout(60):
+        assert await reader.read() == content
+    await feeding
+    writer.close()
+
+
+async def test_a_body_is_a_body_whatever_is_in_it(port: Published) -> None:
+    request = port.request("GET /smuggled HTTP/1.1")
+    body = request * (MIB // len(request))
+    got = []
+
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await read_head(reader)
+        port.heads.append(head)
+        got.append(await reader.readexactly(int((fields_of(head).get("content-length") or ["0"])[0])))
+        answer = got[-1] or b"hello"
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer + b"HTTP/1.1 200 OK\r\n\r\nmore"
+        )
+
+    port.guest = guest
+    # What follows the body is the next request, and what follows an answer's body is nobody's.
+    answers = await port.raw(
+        port.request("POST /first HTTP/1.1", f"Content-Length: {len(body)}")
+        + body
+        + port.request("GET /second HTTP/1.1", "Connection: close")
+    )
+    assert [head.split()[1] for head in port.heads] == [b"/first", b"/second"]
+    assert got == [body, b""]
+    first, _, rest = answers.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 OK\r\n") and rest[: len(body)] == body
+    second = rest[len(body) :]
+    assert second.startswith(b"HTTP/1.1 200 OK\r\n") and second.endswith(b"\r\n\r\nhello")
 
 
 async def test_an_upgrade_that_the_guest_declines_is_an_answer(port: Published) -> None:

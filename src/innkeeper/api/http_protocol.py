@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from innkeeper.api.body import CLIENT_SECONDS
+from innkeeper.api.body_shortcuts import OFFER_BODY, SEND_NOW
 from innkeeper.api.connections import Connections, HttpLimits
 from innkeeper.api.raw_connection import TAKE_OVER, TAKEN_OVER, RawConnection
 
@@ -49,6 +52,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # What came after a request for an upgrade that the application has not decided on yet.
         self._early: bytearray | None = None
         self._raw: RawConnection | None = None
+        # Who takes the body that is coming before it is collected.
+        self._take_body: Callable[[memoryview], int] | None = None
 
     # --- the connection --------------------------------------------------------------------------------------------
 
@@ -177,13 +182,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # Pipelined behind another request, its answer would not be the next one on the connection.
         if self.parser.should_upgrade() and (self.cycle is None or self.cycle.response_complete):
             self.scope[TAKE_OVER] = self._take_over  # type: ignore[literal-required]
+        self._take_body = None
         super().on_headers_complete()
+        self.scope[SEND_NOW] = functools.partial(self._send_now, self.cycle)  # type: ignore[literal-required]
+        self.scope[OFFER_BODY] = functools.partial(self._offer_body, self.cycle)  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         if not self._refused:
             self._fruitless_bytes = 0
-            super().on_body(body)
+            if self._take_body is not None and not self.cycle.body and not self.cycle.response_complete:
+                body = body[self._take_body(memoryview(body)) :]
+            if body:
+                super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The next byte begins a head."""
@@ -211,6 +222,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Answer what is not HTTP."""
         if not self._refused:
             self._refuse(400, "Bad Request", "invalid_request", msg)
+
+    # --- bodies past the application ----------------------------------------------------------------------------------
+
+    def _send_now(self, cycle: RequestResponseCycle, data: memoryview) -> bool:
+        if (
+            cycle.disconnected
+            or cycle.response_complete
+            or cycle.chunked_encoding is not False
+            or len(data) > cycle.expected_content_length
+            or self.flow.write_paused
+            or self.transport.is_closing()
+        ):
+            return False
+        cycle.expected_content_length -= len(data)
+        self.transport.write(data)
+        return True
+
+    def _offer_body(self, cycle: RequestResponseCycle, take: Callable[[memoryview], int]) -> None:
+        # A body that is all there, or another request's, is not to be taken any more.
+        if cycle is self.cycle and cycle.more_body:
+            self._take_body = take
 
     # --- clients that do not take their answer -----------------------------------------------------------------------
 

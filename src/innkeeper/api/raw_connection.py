@@ -24,6 +24,9 @@ class RawConnection:
         self._drain = drain
         self._reader = asyncio.StreamReader(limit=BUFFER_BYTES)
         self._reader.set_transport(transport)
+        self._reading = False
+        self._unread = 0
+        self._take: Callable[[memoryview], int] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -36,7 +39,17 @@ class RawConnection:
 
     async def read(self) -> bytes:
         """The next bytes, at most 64 KiB; none when the client has closed its side. Raises ConnectionError when the connection is lost."""
-        return await self._reader.read(BUFFER_BYTES)
+        self._reading = True
+        try:
+            data = await self._reader.read(BUFFER_BYTES)
+        finally:
+            self._reading = False
+        self._unread -= len(data)
+        return data
+
+    def shortcut(self, take: Callable[[memoryview], int]) -> None:
+        """Offer bytes that come while somebody waits in `read` to `take` first, which returns how many it took."""
+        self._take = take
 
     async def write(self, data: bytes) -> None:
         """Send bytes; waits while the client is slow. Raises ConnectionError when the connection is lost."""
@@ -44,6 +57,13 @@ class RawConnection:
             raise ConnectionResetError
         self._transport.write(data)
         await self._drain()
+
+    def write_now(self, data: memoryview) -> bool:
+        """Send bytes that nobody has to be waited for; whether it did. Not while `write` waits."""
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+            return False
+        self._transport.write(data)
+        return True
 
     def write_end(self) -> None:
         """Close this side; the client may go on sending."""
@@ -54,7 +74,11 @@ class RawConnection:
 
     def feed(self, data: bytes) -> None:
         """Bytes of the client."""
-        self._reader.feed_data(data)
+        if self._take is not None and self._reading and not self._unread:
+            data = data[self._take(memoryview(data)) :]
+        if data:
+            self._unread += len(data)
+            self._reader.feed_data(data)
 
     def feed_end(self) -> None:
         """The client has closed its side."""

@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 from uuid import UUID
 
-from innkeeper.wire.stream import Data, End, Message
+from innkeeper.wire.stream import Data, End, Message, Take
 
-__all__ = ["Bus", "Call", "Data", "End", "Handler", "Message", "ServerCall"]
+__all__ = ["Bus", "Call", "Data", "End", "Handler", "Message", "ServerCall", "Take"]
 
 
 class Call(Protocol):
@@ -23,12 +23,24 @@ class Call(Protocol):
         """Send bytes; waits while the receiver is slow."""
         ...
 
+    def send_now(self, data: memoryview) -> int:
+        """Send as many of the bytes as can be sent without waiting; returns how many. Not while `send_data` waits."""
+        ...
+
     async def send_message(self, body: dict[str, Any]) -> None:
         """Send a JSON message."""
         ...
 
     async def send_end(self) -> None:
         """Say that no more data comes."""
+        ...
+
+    def allow(self, size: int) -> None:
+        """Let the host send that many more bytes before they are read."""
+        ...
+
+    def shortcut(self, take: Take | None) -> None:
+        """Offer data that comes while the reader of `events` waits to `take` first."""
         ...
 
     def events(self) -> AsyncIterator[Data | Message | End]:
@@ -56,8 +68,20 @@ class ServerCall(Protocol):
         """Send bytes of a channel (2 is stderr); waits while the opener is slow. Raises asyncio.CancelledError in the handler when the opener gave up."""
         ...
 
+    def send_now(self, data: memoryview) -> int:
+        """Send as many of the bytes as can be sent without waiting; returns how many. Not while `send_data` waits."""
+        ...
+
     async def send_message(self, body: dict[str, Any]) -> None:
         """Send a JSON message."""
+        ...
+
+    def allow(self, size: int) -> None:
+        """Let the opener send that many more bytes before they are read."""
+        ...
+
+    def shortcut(self, take: Take | None) -> None:
+        """Offer data that comes while the reader of `events` waits to `take` first."""
         ...
 
     async def send_end(self) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from innkeeper.bus.contract import Call, Data, End, Message
+from innkeeper.bus.contract import Call, Data, End, Message, Take
 from innkeeper.control import lifecycle
 from innkeeper.control.guest_calls import host_of
 from innkeeper.control.live_table import Entry
 from innkeeper.core.host_verbs import to_wire
-from innkeeper.core.port_verbs import DialPort, ListPorts
+from innkeeper.core.port_verbs import SEND_AHEAD_BYTES, DialPort, ListPorts
 from innkeeper.core.token import Principal
 from innkeeper.errors import (
     InstanceFailedError,
@@ -44,7 +44,7 @@ class ListeningPort:
 
 
 class PortConnections:
-    """How many connections to guest ports are open, by instance: each may hold 1.3 MiB for as long as its client is slow."""
+    """How many connections to guest ports are open, by instance: each may hold 1.6 MiB for as long as its client is slow."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -74,10 +74,19 @@ class PortConnection:
         """Wait until the guest's server has taken the connection. Raises PortUnreachableError when nothing listens."""
         if not isinstance(await anext(self._events, None), Message):
             raise UnavailableError("The host answered out of turn")
+        self._call.allow(SEND_AHEAD_BYTES)
 
     async def send(self, data: bytes) -> None:
         """Send bytes; waits while the guest is slow."""
         await self._call.send_data(data)
+
+    def send_now(self, data: memoryview) -> int:
+        """Send as many of the bytes as nobody has to be waited for; returns how many. Not while `send` waits."""
+        return self._call.send_now(data)
+
+    def shortcut(self, take: Take) -> None:
+        """Offer bytes that come while somebody waits in `receive` to `take` first, which returns how many it took."""
+        self._call.shortcut(take)
 
     async def send_end(self) -> None:
         """Close this side; the guest may go on sending."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from uuid import UUID
 
+# What either end of a connection lets the other send ahead, beside the bus's own window: without it each piece of a large body waits for the word
+# that the one before was read.
+SEND_AHEAD_BYTES = 262_144
+
 
 @dataclass(frozen=True, slots=True)
 class DialPort:

@@ -140,6 +140,8 @@ class GuestEndpoint:
         if self._link is not None and not self._link.closed.done():
             connection.close()
             return
+        # A bulk frame at once, and the next one behind it. What the guest sends is bounded by its own buffer, which gVisor lets nobody set.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         loop = asyncio.get_running_loop()
         link = Link(limits=GUEST_LIMITS, opens_odd=True, make_error=guest_error)
         self._link = link

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from innkeeper.bus.contract import Data, End, Handler, Message, ServerCall
-from innkeeper.core.port_verbs import DialPort, ListPorts
+from innkeeper.core.port_verbs import SEND_AHEAD_BYTES, DialPort, ListPorts
 from innkeeper.errors import GuestError, InnkeeperError
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.verbs import bind_handler
@@ -37,6 +37,9 @@ class Ports:
         machine = self._fleet.machine(request.instance_id)
         async with machine.in_use():
             stream = await machine.endpoint.open("dial", {"port": request.port})
+            call.allow(SEND_AHEAD_BYTES)
+            stream.shortcut(call.send_now)
+            call.shortcut(stream.send_now)
             inward = machine.start_task(_carry_inward(call, stream))
             try:
                 await _carry_outward(stream, call)

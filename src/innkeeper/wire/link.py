@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -63,6 +65,7 @@ class Link(asyncio.Protocol):
         self._served: dict[int, asyncio.Task[None]] = {}
         self._highest_served = 0
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._writable: asyncio.Future[None] | None = None
         self._buffer = bytearray()
         self._data_left = 0
@@ -118,13 +121,33 @@ class Link(asyncio.Protocol):
         """Send this end's HELLO."""
         self.write(json_frame(Kind.HELLO, 0, body))
 
-    def write(self, data: bytes) -> None:
-        """Hand bytes to the socket. A peer that does not read is cut off once the send buffer is full."""
+    def write(self, data: bytes, payload: memoryview | None = None) -> None:
+        """Hand bytes to the socket, with a payload behind them that is not kept. A peer that does not read is cut off once the send buffer is full."""
         if self._transport is None or self.closed.done():
             return
-        self._transport.write(data)
+        if payload is not None:
+            data = self._write_now(self._transport, data, payload)
+        if data:
+            self._transport.write(data)
         if self._transport.get_write_buffer_size() > self.limits.max_send_buffer:
             self.close(ProtocolError("the peer does not read"))
+
+    def _write_now(self, transport: asyncio.Transport, header: bytes, payload: memoryview) -> bytes:
+        """Give both to the kernel without putting them together first; what it does not take is returned."""
+        sent = 0
+        # A transport that is closing may have closed its descriptor, whose number is another's then.
+        if self._fd >= 0 and not transport.get_write_buffer_size() and not transport.is_closing():
+            # An error is the transport's to find.
+            with contextlib.suppress(OSError):
+                sent = os.writev(self._fd, (header, payload))
+        if sent >= len(header):
+            return bytes(payload[sent - len(header) :])
+        return b"".join((header[sent:], payload))
+
+    @property
+    def paused(self) -> bool:
+        """Whether the socket's send buffer is above its high-water mark."""
+        return self._writable is not None
 
     async def writable(self) -> None:
         """Wait while the socket's send buffer is above its high-water mark."""
@@ -182,6 +205,9 @@ class Link(asyncio.Protocol):
         """Take the transport."""
         # Sockets always are; uvloop's transports do not say so by their class.
         self._transport = cast(asyncio.Transport, transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            self._fd = connection.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -250,12 +276,13 @@ class Link(asyncio.Protocol):
 
         """
         position, size, buffer = 0, len(data), self._buffer
+        view = memoryview(data)
         while position < size and not self.closed.done():
             if self._data_left:
                 taken = min(self._data_left, size - position)
                 self._data_left -= taken
                 if self._data_stream is not None:
-                    alone = self._data_stream.push_data(data[position : position + taken], self._data_channel)
+                    alone = self._data_stream.push_data(view[position : position + taken], self._data_channel)
                     if alone and taken < SMALL_BYTES:
                         self._allowance -= PIECE_COST
                 position += taken

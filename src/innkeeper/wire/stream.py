@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,14 @@ class End:
 
 
 Event = Data | Message | End
+# Takes as many of some bytes, from their beginning, as nobody has to be waited for; returns how many. The bytes do not change afterwards.
+Take = Callable[[memoryview], int]
 MAX_CREDIT = 1 << 31
 # A peer that sends its bytes one by one must not cost an object for each: small neighbours are joined, and what cannot be joined is counted.
 JOIN_BYTES = 1_024
 BYTES_PER_PIECE = 64
+# Smaller pieces are joined and counted, so that they cost a peer as much as they cost us.
+SHORTCUT_BYTES = 1_024
 
 
 class Stream:
@@ -61,6 +65,7 @@ class Stream:
         self._credit_waiter: asyncio.Future[None] | None = None
         self._result: dict[str, Any] | None = None
         self._failure: BaseException | None = None
+        self._take: Take | None = None
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
@@ -76,9 +81,17 @@ class Stream:
             self._raise_if_over()
             size = min(len(view), self._send_credit, MAX_SEND_PAYLOAD)
             self._send_credit -= size
-            self.link.write(b"".join((HEADER.pack(size, self.id, kind), view[:size])))
+            self.link.write(HEADER.pack(size, self.id, kind), view[:size])
             view = view[size:]
             await self.link.writable()
+
+    def send_now(self, data: memoryview) -> int:
+        """Send as many of the bytes as neither credit nor socket have to be waited for; returns how many. Not while `send_data` waits."""
+        size = 0 if self.over or self.link.paused else min(len(data), self._send_credit, MAX_SEND_PAYLOAD)
+        if size > 0:
+            self._send_credit -= size
+            self.link.write(HEADER.pack(size, self.id, Kind.DATA), data[:size])
+        return max(0, size)
 
     async def send_message(self, body: dict[str, Any]) -> None:
         """Send a JSON message. Raises PayloadTooLargeError when it does not fit a frame."""
@@ -119,6 +132,19 @@ class Stream:
             self._unread_message_bytes -= self._unread_messages.popleft()
         return event
 
+    def shortcut(self, take: Take | None) -> None:
+        """Offer data to `take` before it is queued: while the reader waits for an event and none is there, so that the order stays.
+
+        For whoever only passes bytes on: waking a task for each piece would be most of the work.
+        """
+        self._take = take
+
+    def allow(self, size: int) -> None:
+        """Let the peer send that many more bytes before they are read."""
+        if not self.over:
+            self._receive_window += size
+            self.link.write(frame(Kind.CREDIT, self.id, CREDIT.pack(size)))
+
     async def events(self) -> AsyncIterator[Event]:
         """Events in order until the RESULT (or, on the serving side, until the opener's END). Raises the typed error when the stream failed."""
         while (event := await self.next_event()) is not None:
@@ -149,8 +175,16 @@ class Stream:
         if self._receive_window < 0:
             raise ProtocolError("data beyond the credit")
 
-    def push_data(self, data: bytes, channel: int) -> bool:
+    def push_data(self, data: bytes | memoryview, channel: int) -> bool:
         """Queue bytes that were reserved; whether as a piece of their own. Raises ProtocolError when too many pieces of too few bytes are unread."""
+        if self._take is not None and channel == 1 and len(data) >= SHORTCUT_BYTES and self._reader_waits():
+            taken = self._take(memoryview(data))
+            self._grant(taken)
+            if taken == len(data):
+                return False
+            data = data[taken:]
+        # Its own copy: a view would keep all that was read with it.
+        data = bytes(data)
         last = self._events[-1] if self._events else None
         if isinstance(last, Data) and last.channel == channel and len(last.data) + len(data) <= JOIN_BYTES:
             self._events[-1] = Data(last.data + data, channel)
@@ -174,6 +208,9 @@ class Stream:
         if not self._peer_ended:
             self._peer_ended = True
             self._push(End())
+
+    def _reader_waits(self) -> bool:
+        return not self._events and self._waiter is not None and not self._waiter.done()
 
     def _push(self, event: Event) -> None:
         self._events.append(event)

@@ -28,9 +28,12 @@ class AnswerParser:
         self.continues = False
         # What came after the head of a 101.
         self.beyond = b""
+        # What is still to come of a body of known length. It passes the parser by.
+        self.left = 0
         self._method = method
         self._upgrading = upgrading
         self._until_close = False
+        self._length = 0
         self._interim = False
         self._pieces: list[bytes] = []
         self._fruitless_bytes = 0
@@ -41,6 +44,10 @@ class AnswerParser:
         if self.complete:
             # More than was announced: nobody's answer.
             return b""
+        if self.left:
+            body = data[: self.left]
+            self.passed(len(body))
+            return body
         self._fruitless_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -53,7 +60,14 @@ class AnswerParser:
         if self._fruitless_bytes > HEAD_MAX_BYTES and not self.complete:
             raise BadAnswerError("The server's answer has too large a header.")
         body, self._pieces = b"".join(self._pieces), []
+        if self.framing is Framing.LENGTH and not self.complete:
+            self.left = self._length - len(body)
         return body
+
+    def passed(self, size: int) -> None:
+        """Count bytes of a body of known length, `size` of the `left` ones."""
+        self.left -= size
+        self.complete = not self.left
 
     def feed_end(self) -> None:
         """The guest has closed its side. Raises BadAnswerError when the answer is not whole."""
@@ -126,6 +140,6 @@ class AnswerParser:
         elif lengths:
             if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18:
                 raise BadAnswerError
-            self.framing = Framing.LENGTH
+            self.framing, self._length = Framing.LENGTH, int(lengths[0])
         else:
             self._until_close = True

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from innkeeper.api.body import header_values
+from innkeeper.api.body_shortcuts import OFFER_BODY, SEND_NOW, SendNow
 from innkeeper.api.errors import ClientDisconnectedError
 from innkeeper.api.port_proxy.answer import AnswerParser
 from innkeeper.api.port_proxy.fields import HOP_BY_HOP, Fields, connection_options, render
@@ -94,6 +95,8 @@ class Exchange:
         self._watch = _Watch(patience)
         self._continues = asyncio.Event()
         self._body_sent = request.framing is Framing.NONE
+        self._receiving = False
+        self._send_now: SendNow | None = scope.get(SEND_NOW)
 
     async def run(self) -> None:
         """Carry the whole of it.
@@ -117,8 +120,12 @@ class Exchange:
             except TimeoutError:
                 pass
         more = self._request.framing is not Framing.NONE
+        if self._request.framing is Framing.LENGTH and OFFER_BODY in self._scope:
+            self._scope[OFFER_BODY](self._take_body)
         while True:
+            self._receiving = True
             message = await self._receive()
+            self._receiving = False
             if message["type"] == "http.disconnect":
                 raise ClientDisconnectedError
             self._watch.moved()
@@ -131,6 +138,24 @@ class Exchange:
                 self._body_sent = True
                 if chunked:
                     await self._connection.send(b"0\r\n\r\n")
+
+    def _take_body(self, data: memoryview) -> int:
+        return self._take_inward(data) if self._receiving else 0
+
+    def _take_inward(self, data: memoryview) -> int:
+        """The client's bytes without waking anybody."""
+        taken = self._connection.send_now(data)
+        if taken:
+            self._watch.moved()
+        return taken
+
+    def _take_answer(self, data: memoryview) -> int:
+        """The guest's body without waking anybody, but for its end."""
+        if len(data) >= self._answer.left or self._send_now is None or not self._send_now(data):
+            return 0
+        self._answer.passed(len(data))
+        self._watch.moved()
+        return len(data)
 
     async def _carry_answer(self) -> None:
         answer = self._answer
@@ -151,6 +176,8 @@ class Exchange:
                 started = True
                 self._watch.answered()
                 await self._send({"type": "http.response.start", "status": answer.status, "headers": self._fields()})
+                if answer.framing is Framing.LENGTH:
+                    self._connection.shortcut(self._take_answer)
             if body:
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
                 self._watch.moved()
@@ -201,7 +228,14 @@ class Exchange:
             raise ClientDisconnectedError from None
 
     async def _tunnel(self, client: RawConnection) -> None:
+        def take_outward(data: memoryview) -> int:
+            if not client.write_now(data):
+                return 0
+            self._watch.moved()
+            return len(data)
+
         async def inward() -> None:
+            client.shortcut(self._take_inward)
             while data := await client.read():
                 self._watch.moved()
                 await self._connection.send(data)
@@ -209,6 +243,7 @@ class Exchange:
 
         async def outward() -> None:
             data = self._answer.beyond or await self._connection.receive()
+            self._connection.shortcut(take_outward)
             while data:
                 self._watch.moved()
                 await client.write(data)
