@@ -29,7 +29,7 @@ const (
 	MaxPayload      = 256 << 10
 	MaxJSON         = MaxPayload
 	InitialCredit   = 1 << 20
-	CreditStep      = 256 << 10
+	CreditStep      = InitialCredit / 2
 	MaxUnread       = 64
 	MaxStreams      = 1024
 	Protocol        = 1

@@ -68,15 +68,12 @@ func TestSendingStopsAtTheCredit(t *testing.T) {
 			granted++
 		}
 	}
-	for ; granted < 4; granted++ {
+	for ; granted < link.InitialCredit/link.CreditStep; granted++ {
 		if frame := call.Next(); frame.Kind != link.Credit {
 			t.Fatal("kind", frame.Kind)
 		}
 	}
 	call.Send(link.Data, block)
-	if frame := call.Next(); frame.Kind != link.Credit {
-		t.Fatal("sent beyond the credit")
-	}
 	call.Quiet(50 * time.Millisecond)
 	call.Grant(100)
 	if frame := call.Next(); frame.Kind != link.Data || len(frame.Payload) != 100 {

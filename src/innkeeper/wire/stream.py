@@ -60,6 +60,7 @@ class Stream:
         self._peer_ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._receive_window = link.limits.window
+        self._grant_step = link.limits.grant_step
         self._consumed = 0
         self._send_credit = link.limits.window
         self._credit_waiter: asyncio.Future[None] | None = None
@@ -140,9 +141,11 @@ class Stream:
         self._take = take
 
     def allow(self, size: int) -> None:
-        """Let the peer send that many more bytes before they are read."""
+        """Let the peer send that many more bytes before they are read. Once."""
         if not self.over:
             self._receive_window += size
+            # Every word of credit wakes the other process: half of what may be under way is soon enough.
+            self._grant_step = (self.link.limits.window + size) // 2
             self.link.write(frame(Kind.CREDIT, self.id, CREDIT.pack(size)))
 
     async def events(self) -> AsyncIterator[Event]:
@@ -240,7 +243,7 @@ class Stream:
 
     def _grant(self, size: int) -> None:
         self._consumed += size
-        if self._consumed >= self.link.limits.grant_step and not self.over:
+        if self._consumed >= self._grant_step and not self.over:
             self._receive_window += self._consumed
             self.link.write(frame(Kind.CREDIT, self.id, CREDIT.pack(self._consumed)))
             self._consumed = 0
