@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -27,18 +28,16 @@ def showing(url: str) -> Iterator[subprocess.Popen[bytes]]:
         [CHROMIUM, *OPTIONS, f"--user-data-dir={home}/profile", url],
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        # It writes nothing there; its end is that of the last of its processes.
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
         yield process
     finally:
-        # It ends its children itself.
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        shutil.rmtree(home, ignore_errors=True)
+        # All of them: one that lives a moment longer writes into a folder that is removed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        shutil.rmtree(home)
