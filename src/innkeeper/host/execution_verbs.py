@@ -41,7 +41,7 @@ class ExecutionVerbs:
     async def _execute(self, request: verbs.Execute, call: ServerCall) -> dict[str, Any]:
         machine = self._fleet.machine(request.instance_id)
         execution = await self._executions.start(machine, request, self._fleet.journals(request.instance_id))
-        feeding = machine.start_task(_feed(execution.stdin, call)) if request.stdin else None
+        feeding = machine.start_task(_feed(execution.program.write, call)) if request.stdin else None
         try:
             if request.detach:
                 if feeding is not None:

@@ -23,38 +23,32 @@ from innkeeper.core.host_verbs import Execute
 from innkeeper.errors import (
     ConflictError,
     FileMissingError,
-    GuestError,
     InnkeeperError,
     InstanceFailedError,
     InvalidRequestError,
-    LinkLostError,
 )
 from innkeeper.host.cells import keep_cell, kernel_of
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.channels import STDOUT, Channels
 from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
+from innkeeper.host.guest_program import GuestProgram, checked_integer
 from innkeeper.host.journal import Journal, prune, read_output, unfinished
 from innkeeper.host.machine import Machine
 from innkeeper.host.metrics import CommandClock, HostMetrics
 from innkeeper.host.turns import Turns
-from innkeeper.wire.stream import Data, End, Message, Stream
+from innkeeper.wire.stream import Data
 
 log = structlog.stdlib.get_logger(__name__)
 
 # The agent enforces the timeout; an agent that does not is cut off this much later.
 OVERTIME_SECONDS = 15.0
-GUEST_RESTARTED = "The guest was started again on its disk; the command did not outlive it"
-RELINK_SECONDS = 10.0
 READ_STEP = 262_144
 PRUNE_EVERY = 64
 MAX_TIMEOUT_SECONDS = 3_600.0
-KILL_SECONDS = 5.0
 # Free disk under which no command begins: what it says, and the records of those that run, have to go somewhere.
 OUTPUT_RESERVE_BYTES = 16_777_216
 OUTPUT_RESERVE_FILES = 100
-# What a guest may claim to have dropped while nobody read; the rest of the claim is not believed. Offsets stay far below 2**63.
-MAX_SKIP_BYTES = 1 << 40
 MAX_CPU_US = 1 << 50
 NO_CHANGES: Mapping[str, Any] = {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
 
@@ -65,7 +59,7 @@ class Execution:
 
     request: Execute
     machine: Machine
-    journal: Journal
+    program: GuestProgram
     directory: Path
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     # Whether the agent said that it has started.
@@ -74,18 +68,23 @@ class Execution:
     failure: InnkeeperError | None = None
     # Bytes of output at the moment the command itself ended; a background child may write more later.
     answer_bytes: int = 0
-    _stream: Stream | None = None
 
-    async def stdin(self, data: bytes | None) -> None:
-        """Pass input on; None is its end. Input after the command's end is dropped."""
-        stream = self._stream
-        if stream is None or stream.over:
-            return
-        with contextlib.suppress(InnkeeperError):
-            if data is None:
-                await stream.send_end()
-            else:
-                await stream.send_data(data)
+    @property
+    def journal(self) -> Journal:
+        """What is kept of it."""
+        return self.program.journal
+
+    def heard(self, data: Data) -> None:
+        """Keep output and let the readers know. Raises OSError when the host's disk is full."""
+        self.journal.write(data.data, data.channel)
+        self.changed.set()
+
+    def started(self) -> None:
+        """The guest says that it runs."""
+        if not self.begun:
+            self.begun = True
+            if self.request.detach:
+                self.changed.set()
 
     @property
     def over(self) -> bool:
@@ -152,7 +151,7 @@ class Executions:
         journal = Journal(directory, request.execution_id)
         if str(request.execution_id) in machine.journals or journal.exists():
             raise ConflictError("There is an execution of that id already")
-        execution = Execution(request, machine, journal, directory)
+        execution = Execution(request, machine, _program(machine, request, journal), directory)
         self._add(execution)
         started = asyncio.Event()
         task = machine.start_task(self._run(execution, started))
@@ -172,8 +171,7 @@ class Executions:
         if execution is None or execution.over:
             raise ConflictError("The execution has ended")
         async with execution.machine.in_use():
-            params = {"id": str(execution_id), "signal": number}
-            await execution.machine.endpoint.request("signal", params, timeout_seconds=KILL_SECONDS)
+            await execution.program.signal(number)
 
     def _add(self, execution: Execution) -> None:
         execution_id = execution.request.execution_id
@@ -201,7 +199,7 @@ class Executions:
             request = Execute(
                 machine.record.instance_id, execution_id, "", timeout_seconds=MAX_TIMEOUT_SECONDS, merge=False
             )
-            execution = Execution(request, machine, journal, directory, begun=True)
+            execution = Execution(request, machine, _program(machine, request, journal), directory, begun=True)
             self._add(execution)
             machine.start_task(self._run(execution, asyncio.Event(), resumed=True))
 
@@ -219,12 +217,7 @@ class Executions:
             self._lose(execution, InstanceFailedError(machine.failure))
         except FileMissingError as error:
             # The only path in a shell line's request is its working directory; "file not found" would sound as if a file had been asked for.
-            lost = (
-                InstanceFailedError(GUEST_RESTARTED)
-                if resumed
-                else InvalidRequestError(_at_fault(execution.request) + error.message)
-            )
-            self._lose(execution, lost)
+            self._lose(execution, InvalidRequestError(_at_fault(execution.request) + error.message))
         except InnkeeperError as error:
             self._lose(execution, error)
         except OSError as error:
@@ -263,15 +256,17 @@ class Executions:
         clock.lap("turn")
         try:
             if resumed:
-                execution._stream = await self._attach(execution)
+                await execution.program.attach()
             else:
                 _check_room(execution.directory)
-                execution._stream = await machine.endpoint.open("exec", _exec_params(request))
+                await execution.program.start(_exec_params(request))
                 # While the guest starts the command, not before: nobody waits for this file then.
                 execution.journal.begin()
             started.set()
             async with asyncio.timeout(request.timeout_seconds + OVERTIME_SECONDS):
-                exited = await self._follow(execution)
+                exited = await execution.program.follow(
+                    keep=execution.heard, skip=execution.journal.skip_to, begun=execution.started
+                )
         finally:
             turn.end()
         clock.lap("guest")
@@ -279,8 +274,8 @@ class Executions:
             # The kernel took one process of the sandbox from under the sentry: what still works in there is chance.
             machine.fail("The guest ran out of memory")
             raise InstanceFailedError(machine.failure)
-        machine.user_processes = _integer(exited, "user_processes")
-        record.exit_code, record.signal = _integer(exited, "exit_code"), _signal(exited)
+        machine.user_processes = checked_integer(exited, "user_processes")
+        record.exit_code, record.signal = checked_integer(exited, "exit_code"), _signal(exited)
         record.timed_out = bool(exited.get("timed_out"))
         record.duration_ms = round((time.monotonic() - began) * 1000, 3)
         record.cpu_ms = _cpu_ms(exited)
@@ -325,54 +320,12 @@ class Executions:
                 self._changes.forget_baseline(machine)
             return {**NO_CHANGES, "files_changed_truncated": True}
 
-    async def _attach(self, execution: Execution) -> Stream:
-        return await execution.machine.endpoint.open(
-            "attach",
-            {"id": str(execution.request.execution_id), "offset": execution.journal.record.total_bytes},
-            timeout_seconds=RELINK_SECONDS,
-        )
-
-    async def _follow(self, execution: Execution) -> dict[str, Any]:
-        """Journal output until the command ends; returns the agent's `exited` message. A broken link is picked up again where the journal stands."""
-        while True:
-            assert execution._stream is not None  # noqa: S101 - set before
-            try:
-                return await self._read_until_exit(execution, execution._stream)
-            except LinkLostError:
-                if execution.machine.running.exited.done():
-                    raise InstanceFailedError(execution.machine.running.why()) from None
-                execution._stream = await self._attach(execution)
-
-    async def _read_until_exit(self, execution: Execution, stream: Stream) -> dict[str, Any]:
-        while (event := await stream.next_event()) is not None:
-            if isinstance(event, Data):
-                execution.journal.write(event.data, event.channel)
-                execution.changed.set()
-                await execution.machine.output_pace.take(len(event.data))
-            elif isinstance(event, Message) and event.body.get("exited"):
-                return event.body
-            elif isinstance(event, Message) and not execution.begun:
-                execution.begun = True
-                if execution.request.detach:
-                    execution.changed.set()
-            elif isinstance(event, Message) and isinstance(event.body.get("offset"), int):
-                execution.journal.skip_to(
-                    min(event.body["offset"], execution.journal.record.total_bytes + MAX_SKIP_BYTES)
-                )
-            elif isinstance(event, End):
-                continue
-        raise GuestError("The guest agent ended a command without saying how")
-
     async def _background_output(self, execution: Execution) -> None:
         """Keep journalling what background children write, until the last of them has closed the output."""
-        journal, stream = execution.journal, execution._stream
+        journal = execution.journal
         try:
-            if stream is not None and execution.failure is None:
-                while (event := await stream.next_event()) is not None:
-                    if isinstance(event, Data):
-                        journal.write(event.data, event.channel)
-                        execution.changed.set()
-                        await execution.machine.output_pace.take(len(event.data))
+            if execution.failure is None:
+                await execution.program.rest(execution.heard)
         except InnkeeperError:
             pass
         except OSError as error:
@@ -389,11 +342,9 @@ class Executions:
 
     async def _kill(self, execution: Execution) -> None:
         """End a command that nobody follows any more, with the whole of its process group."""
-        params = {"id": str(execution.request.execution_id), "signal": signal.SIGKILL}
         with contextlib.suppress(InnkeeperError):
-            await execution.machine.endpoint.request("signal", params, timeout_seconds=KILL_SECONDS)
-        if execution._stream is not None:
-            execution._stream.cancel()
+            await execution.program.signal(signal.SIGKILL)
+        execution.program.let_go()
 
     async def _prune(self, execution: Execution) -> None:
         """Keep an instance's executions within their limits. In a thread, and one at a time: the folder may hold tens of thousands of files."""
@@ -422,6 +373,10 @@ class Executions:
         execution.changed.set()
 
 
+def _program(machine: Machine, request: Execute, journal: Journal) -> GuestProgram:
+    return GuestProgram(machine, str(request.execution_id), journal)
+
+
 def _at_fault(request: Execute) -> str:
     return "" if request.argv or request.kernel is not None else "cwd: "
 
@@ -442,12 +397,7 @@ def _check_room(directory: Path) -> None:
 
 
 def _exec_params(request: Execute) -> dict[str, Any]:
-    params: dict[str, Any] = {
-        "id": str(request.execution_id),
-        "merge": request.merge,
-        "timeout_ms": int(request.timeout_seconds * 1000),
-        "detach_on_cancel": True,
-    }
+    params: dict[str, Any] = {"merge": request.merge, "timeout_ms": int(request.timeout_seconds * 1000)}
     if request.exact_env:
         params["exact_env"] = True
     if request.kernel is not None:
@@ -465,14 +415,6 @@ def _exec_params(request: Execute) -> dict[str, Any]:
     if request.stdin:
         params["stdin"] = True
     return params
-
-
-def _integer(body: dict[str, Any], name: str) -> int:
-    value = body.get(name)
-    # Not isinstance: JSON's true is an int to Python.
-    if type(value) is not int or not -(2**31) <= value < 2**31:
-        raise GuestError(f"The guest agent sent no valid {name}")
-    return value
 
 
 def _signal(body: dict[str, Any]) -> int | None:

@@ -13,10 +13,11 @@ from uuid import UUID
 
 from innkeeper.bus.contract import ServerCall
 from innkeeper.core.terminal_verbs import SIZE_RANGE
-from innkeeper.errors import InnkeeperError, InstanceFailedError, LinkLostError
+from innkeeper.errors import InnkeeperError, InstanceFailedError
+from innkeeper.host.guest_program import GuestProgram
 from innkeeper.host.journal import ExecutionRecord, Journal, Kept, read_output
 from innkeeper.host.machine import Machine
-from innkeeper.wire.stream import Data, Message, Stream
+from innkeeper.wire.stream import Data, Message
 
 # Of a terminal's output the end is kept, for those who look again; on disk, so that idle terminals cost no memory.
 SCROLLBACK = Kept(0, 1_048_576)
@@ -57,10 +58,11 @@ class Terminal:
     size: Size
     machine: Machine
     directory: Path
-    journal: Journal
-    stream: Stream | None = None
+    program: GuestProgram
     viewers: set[Viewer] = field(default_factory=set)
     failure: InnkeeperError | None = None
+    # The size that the guest knows of.
+    told: Size | None = None
     # Nothing from before it is there: the guest dropped it while nobody listened.
     floor: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -70,7 +72,11 @@ class Terminal:
     _gave_up_at: int | None = None
     _typing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _resizing: asyncio.Task[None] | None = None
-    _told: Size | None = None
+
+    @property
+    def journal(self) -> Journal:
+        """What is kept of its output."""
+        return self.program.journal
 
     @property
     def record(self) -> ExecutionRecord:
@@ -119,8 +125,8 @@ class Terminal:
             name, label = str(body["name"]), str(body["label"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        journal = Journal(path.parent, terminal_id, kept=SCROLLBACK)
-        return cls(terminal_id, name, label, size, machine, path.parent, journal)
+        program = GuestProgram(machine, str(terminal_id), Journal(path.parent, terminal_id, kept=SCROLLBACK))
+        return cls(terminal_id, name, label, size, machine, path.parent, program)
 
     def remove(self) -> None:
         """Drop its files."""
@@ -130,9 +136,9 @@ class Terminal:
 
     # --- what the program says --------------------------------------------------------------------------------------
 
-    def heard(self, data: bytes) -> None:
+    def heard(self, data: Data) -> None:
         """Keep output and let the viewers know. Raises OSError when the host's disk is full."""
-        self.journal.write(data)
+        self.journal.write(data.data)
         for viewer in self.viewers:
             viewer.more.set()
 
@@ -229,10 +235,7 @@ class Terminal:
     async def _type(self, data: bytes) -> None:
         # One at a time: what two type at once may mix, but never within what one of them sent as a piece.
         async with self._typing:
-            # Without a stream, or with one that broke, it is typed into nothing: the program is only getting started, or has ended.
-            if self.stream is not None and not self.stream.over:
-                with contextlib.suppress(LinkLostError):
-                    await self.stream.send_data(data)
+            await self.program.write(data)
 
     def resize(self, size: Size) -> None:
         """Tell the program its new size: at once, or after a pause the last one of those that came meanwhile."""
@@ -242,10 +245,9 @@ class Terminal:
 
     async def _send_size(self) -> None:
         try:
-            while self.alive and self._told != self.size and self.stream is not None:
-                self._told = self.size
-                with contextlib.suppress(LinkLostError):
-                    await self.stream.send_message({"resize": {"rows": self.size.rows, "cols": self.size.cols}})
+            while self.alive and self.told != self.size and self.program.linked:
+                self.told = self.size
+                await self.program.tell({"resize": {"rows": self.size.rows, "cols": self.size.cols}})
                 with contextlib.suppress(OSError):
                     self.save()
                 await asyncio.sleep(RESIZE_PAUSE_SECONDS)

@@ -19,24 +19,21 @@ from innkeeper.errors import (
     InnkeeperError,
     InstanceFailedError,
     InvalidRequestError,
-    LinkLostError,
     RateLimitedError,
     TerminalNotFoundError,
 )
-from innkeeper.host.executions import GUEST_RESTARTED, MAX_SKIP_BYTES, RELINK_SECONDS
 from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.fleet import Fleet
+from innkeeper.host.guest_program import SIGNAL_SECONDS, GuestProgram, checked_integer
 from innkeeper.host.journal import Journal, read_record, unfinished
 from innkeeper.host.machine import Machine
 from innkeeper.host.terminal import SCROLLBACK, SUFFIX, Size, Terminal, Viewer
 from innkeeper.host.turns import Turns
 from innkeeper.host.verbs import bind_handler
-from innkeeper.wire.stream import Data, Message, Stream
 
 log = structlog.stdlib.get_logger(__name__)
 
 START_SECONDS = 15.0
-KILL_SECONDS = 5.0
 # What a program may do about it when its terminal is hung up.
 HANGUP_SECONDS = 1.0
 MAX_VIEWERS = 32
@@ -78,9 +75,9 @@ class Terminals:
             raise RateLimitedError(f"The instance has {self._limit} terminals, which is its limit: close one first")
         directory = self._fleet.terminals(machine)
         directory.mkdir(mode=0o700, exist_ok=True)
-        journal = Journal(directory, terminal_id, kept=SCROLLBACK)
+        program = GuestProgram(machine, str(terminal_id), Journal(directory, terminal_id, kept=SCROLLBACK))
         size = Size(request.cols, request.rows)
-        terminal = Terminal(terminal_id, name, request.label, size, machine, directory, journal)
+        terminal = Terminal(terminal_id, name, request.label, size, machine, directory, program)
         if old is not None:
             old.remove()
         machine.terminals[name] = terminal
@@ -117,7 +114,7 @@ class Terminals:
         terminal = _find(machine, request.name)
         if terminal.alive:
             # Its own task keeps the guest awake until it has ended.
-            for number, patience in ((signal.SIGHUP, HANGUP_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
+            for number, patience in ((signal.SIGHUP, HANGUP_SECONDS), (signal.SIGKILL, SIGNAL_SECONDS)):
                 await self._signal(terminal, number)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience):
@@ -155,7 +152,7 @@ class Terminals:
             if terminal is None or terminal.name in machine.terminals:
                 continue
             if terminal.id in running:
-                terminal.journal = Journal.resume(path.parent, terminal.id, kept=SCROLLBACK)
+                terminal.program.journal = Journal.resume(path.parent, terminal.id, kept=SCROLLBACK)
                 machine.terminals[terminal.name] = terminal
                 machine.start_task(self._run(terminal, asyncio.get_running_loop().create_future()))
             else:
@@ -173,16 +170,22 @@ class Terminals:
         try:
             async with machine.in_use():
                 if request is None:
-                    terminal.stream = await self._reattach(terminal)
+                    await terminal.program.attach()
                 else:
                     terminal.save()
                     terminal.journal.begin()
                     await self._launch(terminal, request)
                 if not started.done():
                     started.set_result(None)
-                exited = await self._follow(terminal)
-                machine.user_processes = _integer(exited, "user_processes")
-                terminal.record.exit_code = _integer(exited, "exit_code")
+                exited = await terminal.program.follow(
+                    keep=terminal.heard,
+                    skip=terminal.skip_to,
+                    # A size that was said while the link was broken.
+                    begun=lambda: terminal.resize(terminal.size),
+                    pause=lambda: self._wait_for_viewers(terminal),
+                )
+                machine.user_processes = checked_integer(exited, "user_processes")
+                terminal.record.exit_code = checked_integer(exited, "exit_code")
         except asyncio.CancelledError:
             if machine.failure is None and started.done():
                 # The daemon ends, the guest does not: the mark stays, and the next daemon goes on.
@@ -196,7 +199,7 @@ class Terminals:
         except FileMissingError as error:
             failure = InvalidRequestError(error.message)
         except InnkeeperError as error:
-            failure = InstanceFailedError(GUEST_RESTARTED) if _unknown(error) else error
+            failure = error
         except OSError as error:
             log.error("a terminal's output cannot be kept", machine=machine.id, error=str(error))
             failure = unavailable(error) or InnkeeperError()
@@ -211,9 +214,8 @@ class Terminals:
     def _over(self, terminal: Terminal, failure: InnkeeperError | None, started: asyncio.Future[None]) -> None:
         machine = terminal.machine
         terminal.ended(failure)
-        if terminal.stream is not None:
-            # What its children in the background still write is nobody's to read; the agent keeps the end of it.
-            terminal.stream.cancel()
+        # What its children in the background still write is nobody's to read.
+        terminal.program.let_go()
         if not started.done():
             # It never began: there is no terminal.
             if machine.terminals.get(terminal.name) is terminal:
@@ -229,15 +231,11 @@ class Terminals:
 
     async def _launch(self, terminal: Terminal, request: verbs.StartTerminal) -> None:
         """Start the first of the programs that is there. Raises the last one's error."""
-        params = {
-            "id": str(terminal.id),
-            "pty": {"rows": terminal.size.rows, "cols": terminal.size.cols},
-            "detach_on_cancel": True,
-        }
+        pty = {"rows": terminal.size.rows, "cols": terminal.size.cols}
         turn = await self._turns.take()
         try:
             for number, words in enumerate(request.programs, 1):
-                stream = await terminal.machine.endpoint.open("exec", {**params, "argv": list(words)})
+                stream = await terminal.program.start({"argv": list(words), "pty": pty})
                 try:
                     # Its first word is that the program runs, or that there is none.
                     await stream.next_event()
@@ -245,47 +243,22 @@ class Terminals:
                     if number == len(request.programs):
                         raise
                 else:
-                    terminal.stream, terminal._told = stream, terminal.size
+                    terminal.told = terminal.size
                     return
         finally:
             turn.end()
 
-    async def _reattach(self, terminal: Terminal) -> Stream:
-        params = {"id": str(terminal.id), "offset": terminal.record.total_bytes}
-        return await terminal.machine.endpoint.open("attach", params, timeout_seconds=RELINK_SECONDS)
-
-    async def _follow(self, terminal: Terminal) -> dict[str, Any]:
-        """Keep the output until the program ends; returns the agent's `exited` message. A broken link is picked up again where the journal stands."""
-        while True:
-            assert terminal.stream is not None  # noqa: S101 - set before
+    async def _wait_for_viewers(self, terminal: Terminal) -> None:
+        if terminal.has_patience() and self._waiting < MAX_WAITING:
+            self._waiting += 1
             try:
-                return await self._read_until_exit(terminal, terminal.stream)
-            except LinkLostError:
-                if terminal.machine.running.exited.done():
-                    raise InstanceFailedError(terminal.machine.running.why()) from None
-                terminal.stream = await self._reattach(terminal)
-
-    async def _read_until_exit(self, terminal: Terminal, stream: Stream) -> dict[str, Any]:
-        while (event := await stream.next_event()) is not None:
-            if isinstance(event, Data):
-                terminal.heard(event.data)
-                await terminal.machine.output_pace.take(len(event.data))
-                if terminal.has_patience() and self._waiting < MAX_WAITING:
-                    self._waiting += 1
-                    try:
-                        await terminal.wait_for_viewers()
-                    finally:
-                        self._waiting -= 1
-            elif isinstance(event, Message) and event.body.get("exited"):
-                return event.body
-            elif isinstance(event, Message) and type(event.body.get("offset")) is int:
-                terminal.skip_to(min(event.body["offset"], terminal.record.total_bytes + MAX_SKIP_BYTES))
-        raise GuestError("The guest agent ended a terminal without saying how")
+                await terminal.wait_for_viewers()
+            finally:
+                self._waiting -= 1
 
     async def _signal(self, terminal: Terminal, number: int) -> None:
-        params = {"id": str(terminal.id), "signal": number, "session": True}
         with contextlib.suppress(InnkeeperError):
-            await terminal.machine.endpoint.request("signal", params, timeout_seconds=KILL_SECONDS)
+            await terminal.program.signal(number, session=True)
 
 
 def _find(machine: Machine, name: str) -> Terminal:
@@ -293,15 +266,3 @@ def _find(machine: Machine, name: str) -> Terminal:
     if terminal is None:
         raise TerminalNotFoundError
     return terminal
-
-
-def _unknown(error: InnkeeperError) -> bool:
-    return isinstance(error, GuestError) and error.guest_code == "no_such_process"
-
-
-def _integer(body: dict[str, Any], name: str) -> int:
-    value = body.get(name)
-    # Not isinstance: JSON's true is an int to Python.
-    if type(value) is not int or not -(2**31) <= value < 2**31:
-        raise GuestError(f"The guest agent sent no valid {name}")
-    return value
