@@ -27,6 +27,7 @@ type Cell struct {
 type cell struct {
 	name     string
 	code     string
+	env      map[string]string
 	stop     chan struct{} // closed when its time is over before its turn came
 	stopped  bool
 	done     chan struct{}
@@ -42,6 +43,7 @@ type cell struct {
 // session is a named interpreter. Its turn is taken by one cell after another.
 type session struct {
 	kernel  *kernel.Kernel
+	given   map[string]string // variables that cells came with; whoever has the turn may look
 	turn    chan struct{}
 	threads bool // its last cell left threads that go on
 }
@@ -60,7 +62,7 @@ func (t *Table) launchCell(p *Process, request *Request) error {
 	if err != nil {
 		return err
 	}
-	found, fresh, err := t.session(request.Cell.Kernel, made)
+	found, fresh, err := t.session(request.Cell.Kernel, made, request.Env)
 	if err != nil {
 		return err
 	}
@@ -73,7 +75,7 @@ func (t *Table) launchCell(p *Process, request *Request) error {
 	p.begun = time.Now()
 	p.child, p.input, p.hasInput = found.kernel.Child, d.input, d.input != nil
 	p.cell = &cell{
-		name: request.Cell.Kernel, code: request.Cell.Code, fresh: fresh,
+		name: request.Cell.Kernel, code: request.Cell.Code, env: request.Env, fresh: fresh,
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	for index, file := range d.outputs {
@@ -100,7 +102,7 @@ func (t *Table) planKernel(request *Request) (*plan, error) {
 }
 
 // session returns the named interpreter, started if there is none.
-func (t *Table) session(name string, made *plan) (found *session, fresh bool, err error) {
+func (t *Table) session(name string, made *plan, env map[string]string) (found *session, fresh bool, err error) {
 	t.kernelMu.Lock()
 	defer t.kernelMu.Unlock()
 	if found := t.kernels[name]; found != nil {
@@ -117,7 +119,7 @@ func (t *Table) session(name string, made *plan) (found *session, fresh bool, er
 	if err != nil {
 		return nil, false, spawnError(err, made)
 	}
-	found = &session{kernel: started, turn: make(chan struct{}, 1)}
+	found = &session{kernel: started, given: env, turn: make(chan struct{}, 1)}
 	found.turn <- struct{}{}
 	t.kernels[name] = found
 	go func() {
@@ -141,7 +143,7 @@ func (t *Table) runCell(p *Process, at *session, made *plan, d *descriptors) {
 		case <-at.turn:
 		case <-at.kernel.Child.Done:
 			// The cell before took the interpreter with it: this one has done nothing yet, so it gets a new one.
-			next, fresh, err := t.session(c.name, made)
+			next, fresh, err := t.session(c.name, made, c.env)
 			if err != nil {
 				p.endCell(nil, kernel.Reply{ExitCode: 1})
 				return
@@ -165,7 +167,7 @@ func (t *Table) runCell(p *Process, at *session, made *plan, d *descriptors) {
 		return
 	}
 	files := [3]uintptr{d.child[0].Fd(), d.child[1].Fd(), d.child[2].Fd()}
-	reply, err := at.kernel.Run(p.ID, c.code, files)
+	reply, err := at.kernel.Run(p.ID, c.code, at.take(c.env), files)
 	d.release()
 	if err != nil {
 		// It ended by itself, or said what makes no sense: nothing that it says later can be told apart any more.
@@ -179,6 +181,22 @@ func (t *Table) runCell(p *Process, at *session, made *plan, d *descriptors) {
 	at.threads = reply.Threads > 0
 	t.kernelMu.Unlock()
 	p.endCell(at, reply)
+}
+
+// take returns those of a cell's variables that no cell before it brought with this value: a cell that changed one keeps its change.
+func (s *session) take(env map[string]string) map[string]string {
+	news := map[string]string{}
+	given := make(map[string]string, len(s.given)+len(env))
+	for name, value := range s.given {
+		given[name] = value
+	}
+	for name, value := range env {
+		if known, ok := given[name]; !ok || known != value {
+			news[name], given[name] = value, value
+		}
+	}
+	s.given = given
+	return news
 }
 
 // endCell gives the turn back, if the cell had one, and tells whoever waits. No signal for this cell can reach the next one.

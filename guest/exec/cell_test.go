@@ -85,6 +85,27 @@ func TestCellsShareTheirNames(t *testing.T) {
 	}
 }
 
+func TestNewVariablesReachTheNextCell(t *testing.T) {
+	s := open(t)
+	with := func(code, variables string) string {
+		t.Helper()
+		return said(s.host.Do(command(fmt.Sprintf(`"cell":{"kernel":%q,"code":%q},"env":{"INN_PYTHON":"plain"%s}`, s.name, code, variables))))
+	}
+	const rest = "||0|fresh=%v lost=false timed_out=false"
+	for _, c := range []struct{ code, variables, expected string }{
+		{"import os, subprocess; print(os.environ.get('A'))", `,"A":"at its start"`, "at its start\n" + fmt.Sprintf(rest, true)},
+		{"print(os.environ.get('A')); os.environ['A'] = 'its own'", `,"A":"ä new"`, "ä new\n" + fmt.Sprintf(rest, false)},
+		// What a cell has set stays until there is something new.
+		{"print(os.environ['A'])", `,"A":"ä new"`, "its own\n" + fmt.Sprintf(rest, false)},
+		{"print(subprocess.getoutput('echo $A $B'))", `,"A":"ä new","B":"2"`, "its own 2\n" + fmt.Sprintf(rest, false)},
+		{"print(os.environ['B'])", ``, "2\n" + fmt.Sprintf(rest, false)},
+	} {
+		if found := with(c.code, c.variables); found != c.expected {
+			t.Errorf("%s\n  %q\n  %q", c.code, found, c.expected)
+		}
+	}
+}
+
 func TestTimeLimitsKeepTheStateWhereTheyCan(t *testing.T) {
 	s := open(t)
 	s.run("x = 5")

@@ -83,15 +83,23 @@ func Start(children *reaper.Table, path string, argv []string, attributes syscal
 	return &Kernel{Child: child, control: connection.(*net.UnixConn)}, nil
 }
 
-// Run has a cell executed and returns its end. An id has at most 255 bytes. Only one may run at a time. ErrGone: there is no interpreter any more.
-func (k *Kernel) Run(id, code string, files [3]uintptr) (Reply, error) {
+// Run has a cell executed, with these variables set before, and returns its end. An id has at most 255 bytes. Only one may run at a time. ErrGone: there is no
+// interpreter any more.
+func (k *Kernel) Run(id, code string, env map[string]string, files [3]uintptr) (Reply, error) {
+	var variables []byte
+	for name, value := range env {
+		variables = append(append(append(append(variables, name...), '='), value...), 0)
+	}
+	body := append([]byte{byte(len(id))}, id...)
+	body = append(binary.BigEndian.AppendUint32(body, uint32(len(variables))), variables...)
+	body = append(body, code...)
 	var length [4]byte
-	binary.BigEndian.PutUint32(length[:], uint32(1+len(id)+len(code)))
+	binary.BigEndian.PutUint32(length[:], uint32(len(body)))
 	rights := syscall.UnixRights(int(files[0]), int(files[1]), int(files[2]))
 	if _, _, err := k.control.WriteMsgUnix(length[:], rights, nil); err != nil {
 		return Reply{}, ErrGone
 	}
-	if _, err := k.control.Write(append(append([]byte{byte(len(id))}, id...), code...)); err != nil {
+	if _, err := k.control.Write(body); err != nil {
 		return Reply{}, ErrGone
 	}
 	reply, err := k.receive()

@@ -517,7 +517,7 @@ class Kernel:
                 pass
 
     def receive(self):
-        """(id, code, descriptors) of the next cell. Does not return when there is none any more."""
+        """(id, code, descriptors) of the next cell, whose variables are set. Does not return when there is none any more."""
         header, rights = b"", b""
         while len(header) < 4:
             data, beside, _, _ = self.control.recvmsg(4 - len(header), _socket.CMSG_SPACE(12))
@@ -536,8 +536,12 @@ class Kernel:
             pieces.append(data)
             left -= len(data)
         body = b"".join(pieces)
-        code = 1 + body[0]
-        return body[1:code], body[code:].decode(), _struct.unpack("{}i".format(len(rights) // 4), rights)
+        at = 1 + body[0]
+        code = at + 4 + _struct.unpack_from("!I", body, at)[0]
+        for variable in body[at + 4 : code].split(b"\0")[:-1]:
+            name, _, value = variable.partition(b"=")
+            os.environb[name] = value
+        return body[1:at], body[code:].decode(), _struct.unpack("{}i".format(len(rights) // 4), rights)
 
 
 _signal.signal(_signal.SIGINT, interrupts.handle)

@@ -46,6 +46,25 @@ vm.kill()
     assert result["execution_time"] >= 1 and result["cpu_time"] is not None and result["created_at"]
 
 
+def test_staged_variables_reach_every_program_that_begins_after(innkeeper: Server, instavm: Instavm) -> None:
+    program = """
+client.start_session()
+vm = client.vms.create(wait=True, session_id=client.session_id)["vm_id"]
+before = client.execute("import os, subprocess; print(os.environ.get('STAGED'))")
+client.vms.stage_env(vm, {"STAGED": "it's \\u00e4 value"})
+answer = [vm, before] + [client.execute(*words) for words in (
+    ("print(os.environ['STAGED'], subprocess.getoutput('echo $STAGED'))",), ("echo $STAGED", "bash"))]
+"""
+    vm, before, *after = instavm.sdk(program)
+    try:
+        assert before["stdout"] == "None\n"
+        assert [one["stdout"] for one in after] == ["it's ä value it's ä value\n", "it's ä value\n"]
+        assert innkeeper.inn("exec", vm, "--", "printenv", "STAGED").stdout == "it's ä value\n"
+        assert "it's ä value" in innkeeper.inn("terminal", vm, "-c", "echo $STAGED").stdout
+    finally:
+        instavm.sdk("client.vms.delete(words[0])", vm)
+
+
 def test_the_instavm_command_line_runs_code(instavm: Instavm) -> None:
     assert instavm.json("exec", "--cmd", "print(6 * 7)")["stdout"] == "42\n"
 

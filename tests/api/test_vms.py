@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from innkeeper.control import executions, expiry, organizations, provisioning, sessions, vms
+from innkeeper.control import expiry, organizations, provisioning, sessions, vms
 from innkeeper.core.host_verbs import EnsureMachine, Execute
+from innkeeper.core.terminal_verbs import StartTerminal
 from innkeeper.core.vm import parse_vm_id, vm_id
 from innkeeper.errors import UnavailableError
 
@@ -233,12 +234,22 @@ async def test_staged_variables_reach_what_begins_next_and_are_not_stored(api: A
     answer = await api.client.post(path, json={"entries": [{"env_name": "TOKEN", "value": "s3cret"}]})
     assert (answer.status_code, answer.json()) == (200, {"status": "ok", "staged": ["TOKEN"]})
     assert (await api.client.post(path, json={"entries": [{"env_name": "A B", "value": "x"}]})).status_code == 422
-    entry = await vms.ready_entry(api.world.control, api.world.me, made["vm_id"])
-    request = executions.ExecutionRequest("true", env={"B": "2"})
-    async with executions.start(api.world.control, api.world.me, entry, request) as execution:
-        await execution.result()
-    (ran,) = (request for request in api.world.host.asked if isinstance(request, Execute))
-    assert ran.env == {"TOKEN": "s3cret", "B": "2"}
+    assert (await api.client.post(path, json={"entries": [{"env_name": "OWN", "value": "staged"}]})).status_code == 200
+    vm = f"/v1/vms/{made['vm_id']}"
+    for where, body in (
+        (f"{vm}/exec", {"command": "true", "env": {"OWN": "2"}}),
+        (f"{vm}/exec", {"argv": ["true"], "background": True}),
+        ("/execute", {"vm_id": made["vm_id"], "code": "1"}),
+        ("/execute_async", {"session_id": made["session_id"], "code": "1"}),
+        ("/execute", {"vm_id": made["vm_id"], "code": "true", "language": "bash"}),
+        ("/execute", {"vm_id": made["vm_id"], "code": "1", "language": "node"}),
+        (f"{vm}/pty/sessions", {}),
+        (f"/v1/sessions/{made['session_id']}/pty/sessions", {"command": "true"}),
+    ):
+        assert (await api.client.post(where, json=body)).is_success, where
+    begun = [request.env for request in api.world.host.asked if isinstance(request, (Execute, StartTerminal))]
+    assert begun == [{"TOKEN": "s3cret", "OWN": "2"}, *[{"TOKEN": "s3cret", "OWN": "staged"}] * 7]
+    assert "s3cret" not in repr(api.world.host.asked)
     await api.world.control.later.flush(api.world.control)
     for table in ("vms", "sessions", "vm_events", "audit_events"):
         rows = await api.world.control.database.read(lambda c, t=table: c.exec_driver_sql(f"select * from {t}").all())

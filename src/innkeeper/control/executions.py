@@ -242,7 +242,7 @@ async def start(
         command=request.command,
         timeout_seconds=float(entry.spec.command_timeout_seconds if limit is None else limit),
         cwd=request.cwd,
-        env={**entry.staged_env, **request.env} if entry.staged_env else request.env,
+        env=entry.environment(request.env),
         stdin=request.stdin is not None,
         stream=request.stream,
         argv=request.argv,

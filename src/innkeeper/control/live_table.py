@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import ClassVar
 from uuid import UUID
@@ -48,6 +48,10 @@ class Entry:
     def doomed(self) -> bool:
         """Whether it is being destroyed, or was."""
         return self.instance.desired == "destroyed"
+
+    def environment(self, own: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What a program that is begun now gets beside its instance's variables: those that were staged, and its own, which win."""
+        return {**self.staged_env, **(own or {})}
 
     def change(self, instance: Instance) -> None:
         """The instance's new form."""

@@ -124,7 +124,9 @@ async def create(control: Control, principal: Principal, entry: Entry, request: 
     if request.name is not None:
         _check_name(request.name)
     programs, label = _programs(request)
-    verb = StartTerminal(entry.instance.id, programs, label, request.cols, request.rows, request.name)
+    verb = StartTerminal(
+        entry.instance.id, programs, label, request.cols, request.rows, request.name, entry.environment()
+    )
     try:
         answer = await _ask(control, entry, verb, timeout_seconds=START_SECONDS)
     except InstanceNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -17,7 +17,7 @@ COMMAND_BYTES_MAX = 122_880
 class StartTerminal:
     """Start a program on a terminal of a ready machine. `name` is unique among the instance's living terminals; without one it is random.
 
-    `programs` are tried in order until one of them is there. `label` is what the terminal's row says of it.
+    `programs` are tried in order until one of them is there; they get `env` beside the instance's variables. `label` is what the terminal's row says of it.
     Answer: `{"terminal": {"id", "alive", "exit_code", "cols", "rows", "label", "started_at", "viewers", "offset"}}`.
     Errors: conflict (the name is taken), rate_limited (too many), invalid_request (no such program or directory).
     """
@@ -29,6 +29,7 @@ class StartTerminal:
     cols: int
     rows: int
     name: str | None = None
+    env: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

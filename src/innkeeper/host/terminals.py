@@ -235,7 +235,7 @@ class Terminals:
         turn = await self._turns.take()
         try:
             for number, words in enumerate(request.programs, 1):
-                stream = await terminal.program.start({"argv": list(words), "pty": pty})
+                stream = await terminal.program.start({"argv": list(words), "pty": pty, "env": request.env})
                 try:
                     # Its first word is that the program runs, or that there is none.
                     await stream.next_event()
