@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -21,6 +22,8 @@ from tests.integration.daemon_fixture import NEEDS_RUNSC
 
 pytestmark = NEEDS_RUNSC
 SECONDS = 60.0
+# Without readline, so that the terminal itself echoes.
+PLAIN = "exec bash --norc --noediting -i"
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,40 @@ def test_a_shell_its_size_and_its_exit_status(innkeeper: Server, room: str) -> N
         assert user.end() == 9
 
 
+def test_ctrl_c_at_a_prompt_and_resizing(innkeeper: Server, room: str) -> None:
+    with typing(innkeeper, "--room", room) as user:
+        at = user.until("$ ")
+        # Half a line, thrown away; a program, interrupted; a program that takes it for itself.
+        user.type("echo half")
+        at = user.until("echo half", after=at)
+        user.type("\x03")
+        at = user.until("$ ", after=at)
+        user.type("echo begun; sleep 1000; echo went-$((1+1))\r")
+        at = user.until("begun\r\n", after=at)
+        user.type("\x03")
+        at = user.until("$ ", after=at)
+        user.type("trap 'echo caught-$((1+1))' INT; echo ready-$((1+1))\r")
+        at = user.until("ready-2\r\n", after=at)
+        at = user.until("$ ", after=at)
+        user.type("\x03")
+        at = user.until("caught-2\r\n", after=at)
+        user.type("echo\r")
+        at = user.until("$ ", after=user.until("echo\r\n", after=at))
+        # The program that runs hears of the window's new size.
+        user.type("trap - INT; bash -c 'trap \"stty size\" WINCH; echo waiting; while :; do sleep 0.1; done'\r")
+        at = user.until("waiting\r\n", after=at)
+        user.resize(21, 77)
+        user.process.send_signal(signal.SIGWINCH)
+        at = user.until("21 77\r\n", after=at)
+        user.type("\x03")
+        at = user.until("$ ", after=at)
+        assert b"went-2" not in user.seen
+        user.type("exit 3\r")
+        assert user.end() == 3
+
+
 def test_leaving_it_and_going_back(innkeeper: Server, room: str) -> None:
-    with typing(innkeeper, "--room", room, "-c", "exec bash --norc --noediting -i") as user:
+    with typing(innkeeper, "--room", room, "-c", PLAIN) as user:
         user.until("$ ")
         user.type("x=kept\r")
         user.until("x=kept")
@@ -149,14 +184,49 @@ def test_it_is_given_back_on_every_way_out(innkeeper: Server, room: str) -> None
             assert user.raw
             user.process.send_signal(number)
             assert user.end() == 128 + number
-    with typing(innkeeper, "--room", room) as user:
-        user.until("$ ")
-        user.type("echo here\r")
-        user.until("here\r\n")
+
+
+COUNT = "stty -echo; n=0; while [ ! -e %s ]; do echo $n; n=$((n+1)); sleep 0.02; done; echo end-$n"
+
+
+def test_the_connection_comes_back_and_nothing_is_missed(innkeeper: Server, room: str) -> None:
+    stop = f"/tmp/{fresh('stop')}"
+    with (
+        typing(innkeeper, "--room", room, "-c", COUNT % stop) as user,
+        typing(innkeeper, "--room", room, "-c", PLAIN) as leaving,
+        typing(innkeeper, "--room", room, "-c", PLAIN) as impatient,
+    ):
+        for other in (leaving, impatient):
+            other.until("$ ")
+        at = user.until("\n50\r\n")
         os.kill(innkeeper.api_pid(), signal.SIGKILL)
-        assert user.end() == 255
-        assert b"connection broke" in user.seen
-    until(lambda: innkeeper.inn("room", "list").returncode == 0)
+        at = user.until("trying again, Ctrl-C gives up\r\n", after=at)
+        assert user.raw
+        # The API process comes again, and the program was never gone. Then all of the server goes.
+        at = user.until("0\r\n", after=at)
+        for other in (leaving, impatient):
+            other.type("echo again-$((1+1))\r")
+            other.until("again-2")
+        innkeeper.kill()
+        at = user.until("trying again", after=at)
+        # Nobody has to wait for it.
+        for other, key, status, said in (
+            (leaving, "\x1d", 0, b"left the terminal running"),
+            (impatient, "\x03", 255, b"nobody wanted to wait"),
+        ):
+            other.until("trying again", after=other.seen.index(b"again-2"))
+            assert other.raw
+            other.type(key)
+            assert other.end() == status
+            assert said in other.seen and f"inn terminal --room {room} --attach ".encode() in other.seen
+        innkeeper.start()
+        user.until("00\r\n", after=at)
+        until(lambda: innkeeper.inn("run", *room.split("/"), "--", "touch", stop).returncode == 0)
+        assert user.end() == 0
+    shown = re.sub(rb"\r\ninn: [^\r]*\r\n", b"", user.seen).decode()
+    lines = [line for line in shown.split("\r\n") if line.removeprefix("end-").isdecimal()]
+    count = int(lines[-1].removeprefix("end-"))
+    assert lines == [*map(str, range(count)), f"end-{count}"]
 
 
 def test_pipes(innkeeper: Server, room: str) -> None:

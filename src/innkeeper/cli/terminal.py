@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +30,10 @@ def terminal(
     ] = "ctrl-]",
     list_: Annotated[bool, typer.Option("--list", help="List the terminals that run, and open none.")] = False,
 ) -> None:
-    """Open a terminal in a VM or a room. The exit status is its program's; a terminal that is left runs on."""
+    """Open a terminal in a VM or a room. The exit status is its program's; a terminal that is left runs on.
+
+    A connection that breaks is tried again for a minute, and the output goes on where it was.
+    """
     # asyncio takes longer to come than every other command's answer.
     import asyncio
 
@@ -51,10 +55,11 @@ def terminal(
     else:
         name = attach
         server.get(f"{base}/pty/sessions/{encode_segment(name)}")
-    where = f"--room {room}" if room is not None else str(vm)
-    ended = asyncio.run(join(server, f"{base}/pty/{encode_segment(name)}/connect", key))
+    where = ["--room", room] if room is not None else [str(vm)]
+    come_back = shlex.join(["inn", "terminal", *where, "--attach", name])
+    ended = asyncio.run(join(server, f"{base}/pty/{encode_segment(name)}/connect", key, come_back=come_back))
     if ended is None:
-        note(f"inn: left the terminal running; come back with: inn terminal {where} --attach {name}")
+        note(f"inn: left the terminal running; come back with: {come_back}")
         raise SystemExit(DETACHED)
     raise SystemExit(ended & 0xFF)
 
