@@ -70,6 +70,19 @@ class Keyboard:
                 self.seen += os.read(self.master, 65_536)
         return at + len(text)
 
+    def press(self, key: str, text: str, *, after: int = 0) -> None:
+        """Type a key until something shows: a program that is only just starting has not got the terminal yet."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            self.type(key)
+            again = time.monotonic() + 2
+            while time.monotonic() < again:
+                if self.seen.find(text.encode(), after) >= 0:
+                    return
+                if select.select([self.master], [], [], 0.2)[0]:
+                    self.seen += os.read(self.master, 65_536)
+            assert time.monotonic() < deadline, self.seen[-2_000:]
+
     @property
     def raw(self) -> bool:
         return not termios.tcgetattr(self.slave)[3] & termios.ICANON
@@ -124,32 +137,33 @@ def test_a_shell_its_size_and_its_exit_status(innkeeper: Server, room: str) -> N
 
 def test_ctrl_c_at_a_prompt_and_resizing(innkeeper: Server, room: str) -> None:
     with typing(innkeeper, "--room", room) as user:
+
+        def ready(mark: str) -> int:
+            """At a prompt, behind everything that came before."""
+            user.type(f"echo {mark}-$((1+1))\r")
+            return user.until("$ ", after=user.until(f"{mark}-2\r\n"))
+
         at = user.until("$ ")
-        # Half a line, thrown away; a program, interrupted; a program that takes it for itself.
-        user.type("echo half")
-        at = user.until("echo half", after=at)
-        user.type("\x03")
-        at = user.until("$ ", after=at)
+        # Half a line, thrown away; a program, interrupted; a shell that takes it for itself.
+        user.type("echo half-$((1+1))")
+        at = user.until("$((1+1))", after=at)
+        user.press("\x03", "$ ", after=at)
+        at = ready("first")
         user.type("echo begun; sleep 1000; echo went-$((1+1))\r")
-        at = user.until("begun\r\n", after=at)
-        user.type("\x03")
-        at = user.until("$ ", after=at)
-        user.type("trap 'echo caught-$((1+1))' INT; echo ready-$((1+1))\r")
-        at = user.until("ready-2\r\n", after=at)
-        at = user.until("$ ", after=at)
-        user.type("\x03")
-        at = user.until("caught-2\r\n", after=at)
-        user.type("echo\r")
-        at = user.until("$ ", after=user.until("echo\r\n", after=at))
+        user.press("\x03", "$ ", after=user.until("begun\r\n", after=at))
+        ready("second")
+        user.type("trap 'echo caught-$((1+1))' INT\r")
+        ready("third")
+        user.press("\x03", "caught-2\r\n")
+        at = ready("fourth")
+        assert b"half-2" not in user.seen and b"went-2" not in user.seen
         # The program that runs hears of the window's new size.
         user.type("trap - INT; bash -c 'trap \"stty size\" WINCH; echo waiting; while :; do sleep 0.1; done'\r")
         at = user.until("waiting\r\n", after=at)
         user.resize(21, 77)
         user.process.send_signal(signal.SIGWINCH)
-        at = user.until("21 77\r\n", after=at)
-        user.type("\x03")
-        at = user.until("$ ", after=at)
-        assert b"went-2" not in user.seen
+        user.press("\x03", "$ ", after=user.until("21 77\r\n", after=at))
+        ready("fifth")
         user.type("exit 3\r")
         assert user.end() == 3
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -228,6 +230,38 @@ async def test_changes(api: Any) -> None:
     assert (await record(api, made["vm_id"]))["memory_mb"] == 2048
 
 
+async def test_more_memory_is_the_organizations_to_give(api: Any) -> None:
+    control = api.world.control
+    first, second = await make(api, memory_mb=1024), await make(api, memory_mb=1024)
+    await organizations.set_limits(control, api.world.operator, "default", {"max_memory_mb": 4096, "max_instances": 2})
+    path = f"/v1/vms/{first['vm_id']}"
+
+    async def patch(where: str, memory_mb: int) -> int:
+        answer = await api.client.patch(where, json={"memory_mb": memory_mb, "metadata": {"asked": memory_mb}})
+        if answer.status_code == 429:
+            assert answer.json()["code"] == "rate_limited" and "4096 MiB" in answer.json()["detail"]
+            assert int(answer.headers["retry-after"]) >= 1
+        return int(answer.status_code)
+
+    assert await patch(path, 3073) == 429
+    found = await record(api, first["vm_id"])
+    assert (found["next_memory_mb"], found["metadata"]) == (1024, {})
+    assert await patch(path, 3072) == 200
+    # What the first one's next start gets is not there for the second one.
+    other = f"/v1/vms/{second['vm_id']}"
+    assert await patch(other, 1025) == 429
+    assert await patch(other, 512) == 200
+    # It has its 1024 until it is started again.
+    assert await patch(other, 1024) == 200
+    assert await patch(path, 1024) == 200
+    assert await patch(other, 3072) == 200
+    await organizations.set_limits(control, api.world.operator, "default", {"max_memory_mb": 1024})
+    # Less is possible however much there is too much.
+    assert await patch(other, 2048) == 200
+    found = await record(api, second["vm_id"])
+    assert (found["memory_mb"], found["next_memory_mb"]) == (1024, 2048)
+
+
 async def test_staged_variables_reach_what_begins_next_and_are_not_stored(api: Any) -> None:
     made = await make(api)
     path = f"/v1/vms/{made['vm_id']}/stage-env"
@@ -291,6 +325,43 @@ async def test_an_end_is_announced_and_its_reason_kept(api: Any) -> None:
     assert ("held", "a build runs") in told
 
 
+def frames(text: str) -> list[tuple[str | None, str, Any]]:
+    """(id, event, data) of server-sent events; comments are none."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+async def test_events_are_told_as_they_happen_until_the_vm_is_no_more(api: Any) -> None:
+    name = (await make(api))["vm_id"]
+    path = f"/v1/vms/{name}/events"
+    entry = api.world.control.live.by_instance(parse_vm_id(name)[0])
+    before = (await api.client.get(path)).json()
+    async with asyncio.TaskGroup() as group:
+        whole = group.create_task(api.client.get(f"{path}/stream"))
+        rest = group.create_task(api.client.get(f"{path}/stream", headers={"Last-Event-ID": before[-1]["id"]}))
+        await api.world.until(lambda: len(entry.followers) == 2)
+        await api.client.post(f"/v1/vms/{name}/hold", json={"seconds": 100, "reason": "later"})
+        await api.client.delete(f"/v1/vms/{name}")
+    assert entry.followers == set()
+    listed = (await api.client.get(path)).json()
+    assert [event["type"] for event in listed] == ["created", "ready", "held", "ending"]
+    last = (None, "end", {"vm_id": name, "end_reason": "deleted"})
+    expected = [(event["id"], event["type"], event) for event in listed]
+    assert whole.result().headers["content-type"].startswith("text/event-stream")
+    assert frames(whole.result().text) == [*expected, last]
+    assert frames(rest.result().text) == [*expected[len(before) :], last]
+    # One who comes too late hears it too.
+    late = await api.client.get(f"{path}/stream?after={listed[-2]['id']}")
+    assert frames(late.text) == [expected[-1], last]
+    for wrong in ({"headers": {"Last-Event-ID": "7"}}, {"params": {"after": "x"}}):
+        assert (await api.client.get(f"{path}/stream", **wrong)).status_code in (400, 422)
+    assert (await api.client.get("/v1/vms/vm_x/events/stream")).status_code == 404
+
+
 async def test_idleness_knows_of_work_and_leases(api: Any) -> None:
     name = (await make(api, idle_seconds=60, vm_lifetime_seconds=3_600))["vm_id"]
     control = api.world.control
@@ -302,8 +373,25 @@ async def test_idleness_knows_of_work_and_leases(api: Any) -> None:
     entry.open_streams = 0
     await api.client.post(f"/v1/vms/{name}/hold", json={"seconds": 100})
     assert await expiry.expire(control) == []
+    api.world.host.machines[entry.instance.id]["user_processes"] = 1
     await api.client.post(f"/v1/vms/{name}/hold", json={"seconds": 0})
-    # The server's own look may be the first.
+    assert await expiry.expire(control) == []
+    assert ("expiring", "idle") not in await events(api, name)
+    api.world.host.machines[entry.instance.id]["user_processes"] = 0
+    # Announced first, also by one who looks late; the server's own look may be the first.
+    assert await expiry.expire(control) == []
+    await expiry.expire(control)
+    told = await events(api, name)
+    assert told.count(("expiring", "idle")) == 1 and ("ending", "idle") not in told
+    assert entry.announced_idle is not None and entry.announced_idle > time.time() + 20
+    # Whoever uses it keeps it, and the next end is announced again.
+    assert (await api.client.post(f"/v1/vms/{name}/exec", json={"command": "true"})).status_code == 200
+    assert await expiry.expire(control) == []
+    entry.last_active -= 1_000
+    entry.announced_idle -= 2_000
+    await expiry.expire(control)
+    assert (await events(api, name)).count(("expiring", "idle")) == 2
+    entry.announced_idle = time.time()
     await expiry.expire(control)
     await api.world.until(lambda: control.live.by_instance(entry.instance.id) is None)
     assert (await record(api, name))["end_reason"] == "idle"

@@ -5,6 +5,7 @@ The real application over the real control side and database; the host follows a
 
 from __future__ import annotations
 
+import asyncio
 import string
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from innkeeper.api.app import build_app
 from innkeeper.api.edge import Edge
 from innkeeper.api.port_proxy.app_paths import METHODS as APP_METHODS
 from innkeeper.api.server import UnixSocketOperator
-from innkeeper.control import audit, clock, images, organizations, registries, ssh_keys, tokens
+from innkeeper.control import audit, clock, images, lifecycle, organizations, registries, ssh_keys, tokens
+from innkeeper.control.reconciler import system_principal
+from innkeeper.control.vm_entry import VmEntry
 from innkeeper.core.image import ImageSource
 from innkeeper.core.image_build import BuildStatus, ImageBuild
 from innkeeper.core.image_config import ImageConfig
@@ -125,6 +128,7 @@ MATRIX: dict[Route, Entry] = {
     ("POST", f"{VM}/hold"): Entry(ROOMS, json={"seconds": 5}),
     ("POST", f"{VM}/stage-env"): Entry(ROOMS, json={"entries": [{"env_name": "A", "value": "b"}]}),
     ("GET", f"{VM}/events"): Entry(ROOMS),
+    ("GET", f"{VM}/events/stream"): Entry(ROOMS, ends=True),
     ("GET", FILES): Entry(ROOMS, query=AT),
     ("DELETE", FILES): Entry(ROOMS, query=AT),
     **{("GET", f"{FILES}/{leaf}"): Entry(ROOMS, query=AT) for leaf in ("stat", "content", "archive")},
@@ -278,9 +282,23 @@ class Matrix:
             if entry.content_type is not None:
                 client.headers["Content-Type"] = entry.content_type
             body = {"json": filled(entry.json, values), "content": content, "params": entry.query}
-            if entry.ends:
-                self.world.host.trees.events.put_nowait(None)
-            return await client.request(method, path, **{**body, **more})
+            if not entry.ends:
+                return await client.request(method, path, **{**body, **more})
+            self.world.host.trees.events.put_nowait(None)
+            ending = asyncio.create_task(self.end_followed())
+            try:
+                return await client.request(method, path, **{**body, **more})
+            finally:
+                ending.cancel()
+
+    async def end_followed(self) -> None:
+        """End every VM whose events somebody follows: the stream would last as long as the VM."""
+        while True:
+            for entry in self.world.control.live:
+                if isinstance(entry, VmEntry) and entry.followers:
+                    owner = system_principal(entry.instance.organization_id, "test")
+                    await lifecycle.destroy(self.world.control, owner, entry)
+            await asyncio.sleep(0.01)
 
     async def objects(self, owner: Tenant) -> dict[str, str]:
         """One of everything, new."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
+
+from starlette.responses import StreamingResponse
 
 PING = b": ping\n\n"
 PING_SECONDS = 10.0
@@ -26,7 +28,13 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def frame(event: str, data: dict[str, Any], *, event_id: int | None = None) -> bytes:
+def answer(frames: AsyncIterator[bytes]) -> StreamingResponse:
+    """The answer that is made of these frames."""
+    headers = {name.decode(): value.decode() for name, value in HEADERS}
+    return StreamingResponse(frames, headers=headers, media_type=None)
+
+
+def frame(event: str, data: dict[str, Any], *, event_id: int | str | None = None) -> bytes:
     """One event, after which a client that comes again names `event_id`. JSON has no raw newline, so one data line is enough."""
     begin = f"event: {event}\n" if event_id is None else f"id: {event_id}\nevent: {event}\n"
     return f"{begin}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

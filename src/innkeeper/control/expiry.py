@@ -1,12 +1,14 @@
 """Instances that nobody needs go away.
 
 Idle ones after their spec's `idle_seconds`, never while a process of the user runs or a call is open; VMs at the end of their lifetime, whatever runs.
+Both ends of a VM are announced before they come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 30.0
 # A VM's end is announced this long before, or after half of its time where that is later.
 NOTICE_SECONDS = 60.0
+# Two readings of how long a guest has been idle differ by less, where nothing was done in it meanwhile.
+SLACK_SECONDS = 2.0
 # What could not be ended is tried again after this long.
 SOON_SECONDS = 0.5
 HOST_SECONDS = 30.0
@@ -68,6 +72,12 @@ def _patience(control: Control, now: float) -> float:
             ends_at = entry.vm.expires_at
             notice = notice_seconds(entry.vm.lifetime_seconds) if entry.announced != ends_at else 0.0
             due.append(ends_at.timestamp() - notice - now)
+            if entry.spec.idle_seconds is not None:
+                idle_at = entry.last_active + entry.spec.idle_seconds
+                # A moment after it, so that it is over by every reading.
+                idle = (idle_at - notice_seconds(entry.spec.idle_seconds), (entry.announced_idle or idle_at) + 0.1)
+                # One that is overdue is at work, as far as is known; the polls look whether it still is.
+                due += (moment - now for moment in idle if moment > now)
     return max(SOON_SECONDS, min(due))
 
 
@@ -82,9 +92,9 @@ def _over(control: Control, entry: Entry) -> bool:
 
 
 async def expire(control: Control) -> list[UUID]:
-    """Destroy the instances that are idle for too long now; their ids."""
+    """Destroy the instances that are idle for too long now, their ids; and announce it of the VMs that soon will be."""
     now = time.time()
-    idle = [entry for entry in control.live if _overdue(control, entry, now)]
+    idle = [entry for entry in control.live if _overdue(control, entry, now + _notice(entry))]
     if not idle:
         return []
     gone = []
@@ -96,10 +106,19 @@ async def expire(control: Control) -> list[UUID]:
         if host_id is None or host_id not in machines:
             continue
         machine = machines[host_id].get(entry.instance.id)
-        if machine is not None and (machine["user_processes"] > 0 or not _past(entry, machine["idle_seconds"])):
+        if machine is not None and machine["user_processes"] > 0:
+            if isinstance(entry, VmEntry):
+                # What was announced does not come; the next announcement is a new one.
+                entry.announced_idle = None
             continue
         # The host took its time to answer: what began meanwhile counts.
-        if _overdue(control, entry, time.time()) and await _end(control, entry, "idle"):
+        now = time.time()
+        idle_seconds = now - entry.last_active
+        if machine is not None:
+            idle_seconds = min(idle_seconds, machine["idle_seconds"])
+        if isinstance(entry, VmEntry) and not _announced_idle(control, entry, now, idle_seconds):
+            continue
+        if _past(entry, idle_seconds) and _overdue(control, entry, now) and await _end(control, entry, "idle"):
             gone.append(entry.instance.id)
     return gone
 
@@ -108,6 +127,29 @@ async def _expire(control: Control, entry: Entry) -> None:
     # Looked at once more, since a task begins a moment after it was made, and the VM may have been held in that moment.
     if _over(control, entry):
         await _end(control, entry, "expired")
+
+
+def _announced_idle(control: Control, entry: VmEntry, now: float, idle_seconds: float) -> bool:
+    """Whether the moment is over at which an announcement said that the VM would end for being idle; it is announced now where it was not."""
+    limit = entry.spec.idle_seconds
+    if limit is None or not _overdue(control, entry, now + _notice(entry)):
+        return False
+    ends_at = now + limit - idle_seconds
+    if entry.announced_idle is None or ends_at > entry.announced_idle + SLACK_SECONDS:
+        if idle_seconds + _notice(entry) < limit:
+            return False
+        # Whoever looks late owes the notice all the same.
+        entry.announced_idle = max(ends_at, now + _notice(entry))
+        at = datetime.fromtimestamp(entry.announced_idle, UTC)
+        entry.note("expiring", "idle", at=at.isoformat())
+        control.expiry_hint.set()
+    return now >= entry.announced_idle
+
+
+def _notice(entry: Entry) -> float:
+    """How long before its end for being idle that is announced; 0 where there is nobody to tell."""
+    limit = entry.spec.idle_seconds
+    return notice_seconds(limit) if isinstance(entry, VmEntry) and limit is not None else 0.0
 
 
 async def _end(control: Control, entry: Entry, reason: str) -> bool:

@@ -61,6 +61,9 @@ class Entry:
         """The instance as its next machine is to be: what it was made with, where its handle does not say otherwise."""
         return instance
 
+    def removed(self) -> None:
+        """The live table has forgotten it."""
+
     def store_end(self, connection: sa.Connection, reason: str) -> None:
         """Store with the decision to destroy it what the handle keeps of its end. Runs in the database's thread, and may be rolled back."""
 
@@ -112,6 +115,7 @@ class LiveTable:
         if self._by_key.get(entry.key) is entry:
             del self._by_key[entry.key]
         self._touched.discard(entry.instance.id)
+        entry.removed()
 
     def set_host(self, host: Host) -> None:
         """A host changed: its instances show the new one."""

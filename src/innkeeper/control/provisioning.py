@@ -140,7 +140,7 @@ async def organization_of(control: Control, organization_id: UUID) -> Organizati
 
 
 def check_limits(connection: sa.Connection, organization: Organization | None, memory_mb: int) -> None:
-    """Refuse an instance beyond the organization's limits, in the transaction that would store it."""
+    """Refuse an instance beyond the organization's limits, in the transaction that would store it. Raises RateLimitedError."""
     if organization is None or (organization.max_instances is None and organization.max_memory_mb is None):
         return
     count, used_mb = instances.usage(connection, organization.id)
@@ -149,10 +149,16 @@ def check_limits(connection: sa.Connection, organization: Organization | None, m
             f"The organization's limit of {organization.max_instances} instances is reached; destroy one first",
             retry_after_seconds=10,
         )
-    if organization.max_memory_mb is not None and used_mb + memory_mb > organization.max_memory_mb:
+    check_memory(organization, used_mb, more_mb=memory_mb)
+
+
+def check_memory(organization: Organization | None, used_mb: int, *, more_mb: int) -> None:
+    """Refuse more memory than the organization's limit leaves. Raises RateLimitedError."""
+    limit = None if organization is None else organization.max_memory_mb
+    if limit is not None and used_mb + more_mb > limit:
         raise RateLimitedError(
-            f"The organization's limit of {organization.max_memory_mb} MiB of memory is reached: {used_mb} are in use and "
-            f"this one needs {memory_mb}; destroy another first",
+            f"The organization's limit of {limit} MiB of memory is reached: {used_mb} are in use and "
+            f"this one needs {more_mb}; destroy another first",
             retry_after_seconds=10,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class VmView:
 class VmEntry(Entry):
     """A living VM. A session has at most one, so its key is the session's; its spec is its own."""
 
-    __slots__ = ("_note", "announced", "vm")
+    __slots__ = ("_note", "announced", "announced_idle", "followers", "vm")
 
     kind = "vm"
 
@@ -41,6 +42,10 @@ class VmEntry(Entry):
         self.vm = vm
         # The end that was announced: the moment, as it was then.
         self.announced: datetime | None = None
+        # When it ends for being idle, as that was announced; in Unix seconds.
+        self.announced_idle: float | None = None
+        # Set whenever there may be a new event.
+        self.followers: set[asyncio.Event] = set()
         self._note = note
 
     @property
@@ -56,6 +61,7 @@ class VmEntry(Entry):
     def change(self, instance: Instance) -> None:
         """The instance's new form; what its user should know of is noted."""
         before, self.instance = self.instance.state, instance
+        self._wake()
         if instance.state is before:
             return
         if instance.state is InstanceState.READY:
@@ -86,6 +92,15 @@ class VmEntry(Entry):
     def note(self, kind: str, reason: str, **details: str) -> None:
         """Something happened, or will."""
         self._note(event_of(self.vm, kind, reason, **details))
+        self._wake()
+
+    def removed(self) -> None:
+        """It is no more: those who follow it hear of its end."""
+        self._wake()
+
+    def _wake(self) -> None:
+        for follower in self.followers:
+            follower.set()
 
 
 def event_of(vm: Vm, kind: str, reason: str, **details: str) -> VmEvent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from innkeeper.control.executions import (
     OutputPage,
     kernel_state,
 )
+from innkeeper.control.silences import with_silences
 from innkeeper.control.vm_entry import VmEntry
 from innkeeper.core.cell_results import CellResult, parse_results
 from innkeeper.core.execution import ExecutionRow
@@ -38,8 +39,6 @@ TEXT_BYTES = 1_048_576
 STDERR = 2
 KERNEL = "session"
 PAGE_MAX = 1_000
-# The host says something at least so often, or is asked whether it is still there.
-FOLLOW_QUIET_SECONDS = 10.0
 # What is said of a field here begins with its name; anything else about a program is in the guest's words.
 _OURS = re.compile(r"(argv|command|cwd|env|stdin|timeout|user)(\.[^:]*)?: ")
 
@@ -174,26 +173,15 @@ async def follow(
     entry.open_streams += 1
     try:
         async with control.bus.open(guest_calls.host_of(entry), FollowOutput.verb, to_wire(verb)) as call:
-            events = aiter(call.events())
-            waiting: asyncio.Task[Any] | None = None
-            try:
-                while True:
-                    waiting = waiting or asyncio.ensure_future(anext(events, None))
-                    done, _ = await asyncio.wait({waiting}, timeout=FOLLOW_QUIET_SECONDS)
-                    if not done:
-                        yield None
-                        continue
-                    event, waiting = waiting.result(), None
+            async with aclosing(with_silences(call.events())) as events:
+                async for event in events:
                     if event is None:
-                        break
-                    if isinstance(event, Message):
+                        yield None
+                    elif isinstance(event, Message):
                         offset = int(event.body["offset"])
                     elif isinstance(event, Data):
                         yield offset, event.channel, event.data
                         offset += len(event.data)
-            finally:
-                if waiting is not None:
-                    waiting.cancel()
             yield _state(row, entry, await call.result())
     finally:
         entry.open_streams -= 1

@@ -24,7 +24,6 @@ from innkeeper.core.vm import (
     REASON_CHARACTERS_MAX,
     Session,
     Vm,
-    VmEvent,
     VmRequest,
     parse_vm_id,
 )
@@ -35,6 +34,7 @@ from innkeeper.errors import (
     InvalidRequestError,
     VmNotFoundError,
 )
+from innkeeper.store import instances
 from innkeeper.store import sessions as session_store
 from innkeeper.store import vms as store
 
@@ -152,14 +152,17 @@ async def change(control: Control, principal: Principal, vm_id: str, changes: Ma
 
     Raises:
         VmNotFoundError, InvalidRequestError, ForbiddenError.
+        RateLimitedError: the organization may not have so much memory; nothing is changed.
 
     """
     entry = await existing_entry(control, principal, vm_id)
     wanted = VmRequest(**changes)
     check(control, principal, wanted)
-    vm = entry.vm
     if wanted.memory_mb is not None:
-        vm = dataclasses.replace(vm, memory_mb=wanted.memory_mb)
+        await _reserve_memory(control, entry, wanted.memory_mb)
+        if entry.doomed:
+            raise VmNotFoundError
+    vm = entry.vm
     if wanted.metadata is not None:
         vm = dataclasses.replace(vm, metadata=dict(wanted.metadata))
     if "idle_seconds" in changes:
@@ -190,6 +193,7 @@ async def hold(control: Control, principal: Principal, vm_id: str, seconds: int,
         expires_at=max(entry.vm.expires_at, until),
     )
     await _store_change(control, principal, entry, vm, "hold", {"seconds": str(seconds)})
+    entry.announced_idle = None
     entry.note("held" if seconds else "released", reason, until=vm.expires_at.isoformat())
     return entry.view
 
@@ -218,15 +222,6 @@ async def delete(control: Control, principal: Principal, vm_id: str) -> VmView:
     if entry is not None:
         await lifecycle.destroy(control, principal, entry)
     return await find(control, principal, vm_id)
-
-
-async def list_events(
-    control: Control, principal: Principal, vm_id: str, *, after: UUID | None = None, limit: int = PAGE_MAX
-) -> list[VmEvent]:
-    """What happened to the VM, and what is announced, oldest first. Raises VmNotFoundError."""
-    view = await find(control, principal, vm_id)
-    await control.later.flush(control)
-    return await control.database.read(store.events, view.vm.instance_id, after=after, limit=limit)
 
 
 def check(control: Control, principal: Principal, request: VmRequest) -> None:
@@ -378,6 +373,22 @@ def _merged_env(control: Control, session: Session, request: VmRequest) -> bytes
     env = {**control.box.open_env(session.env_sealed, **ids), **request.env}
     validate_env(env)
     return control.box.seal_env(env, **ids)
+
+
+async def _reserve_memory(control: Control, entry: VmEntry, memory_mb: int) -> None:
+    """Let the VM's next start have so much. Counted from now on, so that it finds its place in the organization's limit then."""
+    organization = await provisioning.organization_of(control, entry.instance.organization_id)
+    instance_id = entry.instance.id
+
+    def reserve(connection: sa.Connection) -> None:
+        _, before_mb = instances.usage(connection, entry.instance.organization_id)
+        store.set_memory(connection, instance_id, memory_mb)
+        _, after_mb = instances.usage(connection, entry.instance.organization_id)
+        if after_mb > before_mb:
+            provisioning.check_memory(organization, before_mb, more_mb=after_mb - before_mb)
+
+    await control.database.write(reserve)
+    entry.change_vm(dataclasses.replace(entry.vm, memory_mb=memory_mb))
 
 
 async def _store_change(

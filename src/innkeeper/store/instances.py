@@ -129,9 +129,12 @@ def alive_on_host(connection: sa.Connection, host_id: UUID) -> set[UUID]:
 
 
 def usage(connection: sa.Connection, organization_id: UUID) -> tuple[int, int]:
-    """How many instances the organization has, and the sum of their memory in MiB."""
-    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(instances.c.memory_mb), 0)).where(
-        instances.c.organization_id == organization_id, instances.c.state != _GONE
+    """How many instances the organization has, and the sum of their memory in MiB: of a VM what it has, or what its next start gets where that is more."""
+    more = sa.case((vms.c.memory_mb > instances.c.memory_mb, vms.c.memory_mb), else_=instances.c.memory_mb)
+    query = (
+        sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(more), 0))
+        .select_from(instances.outerjoin(vms, vms.c.instance_id == instances.c.id))
+        .where(instances.c.organization_id == organization_id, instances.c.state != _GONE)
     )
     count, memory_mb = connection.execute(query).one()
     return count, memory_mb

@@ -84,6 +84,11 @@ def page(
     return [_pair(row) for row in connection.execute(query.order_by(vms.c.instance_id.desc()).limit(limit))]
 
 
+def set_memory(connection: sa.Connection, instance_id: UUID, memory_mb: int) -> None:
+    """Note what the VM's next start gets."""
+    connection.execute(sa.update(vms).where(vms.c.instance_id == instance_id).values(memory_mb=memory_mb))
+
+
 def insert_events(connection: sa.Connection, *events: VmEvent) -> None:
     """Append what happened, for VMs that are still known."""
     for event in events:

@@ -125,8 +125,7 @@ def _add_reading(router: APIRouter, control: Control) -> None:
                 raise InvalidRequestError("Last-Event-ID: not one that this stream gave")
             offset = int(last_event_id)
         row, entry = await vm_executions.find(control, principal, _id(task_id))
-        headers = {name.decode(): value.decode() for name, value in sse.HEADERS}
-        return StreamingResponse(_frames(control, row, entry, offset), headers=headers, media_type=None)
+        return sse.answer(_frames(control, row, entry, offset))
 
     @router.get("/v1/executions/{task_id}/output")
     async def read_output(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import stat
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -37,6 +37,7 @@ from innkeeper.control import files, trees, vms
 from innkeeper.control.context import Control
 from innkeeper.control.files import PAGE_MAX, FileEntry
 from innkeeper.control.live_table import Entry
+from innkeeper.control.silences import with_silences
 from innkeeper.control.trees import SearchQuery, TreeEvent
 from innkeeper.core.host_verbs import path_from_wire
 from innkeeper.core.token import Principal
@@ -303,22 +304,9 @@ async def _send_events(send: Send, events: AsyncIterator[TreeEvent]) -> None:
 
 
 async def _frames(events: AsyncIterator[TreeEvent]) -> AsyncIterator[bytes]:
-    waiting: asyncio.Future[TreeEvent | None] | None = None
-    try:
-        while True:
-            waiting = waiting or asyncio.ensure_future(anext(events, None))
-            done, _ = await asyncio.wait({waiting}, timeout=sse.PING_SECONDS)
-            if not done:
-                yield sse.PING
-                continue
-            event, waiting = waiting.result(), None
-            if event is None:
-                return
-            yield sse.frame(event.type, _event_data(event))
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.wait({waiting})
+    async with aclosing(with_silences(events)) as told:
+        async for event in told:
+            yield sse.PING if event is None else sse.frame(event.type, _event_data(event))
 
 
 def _event_data(event: TreeEvent) -> dict[str, Any]:

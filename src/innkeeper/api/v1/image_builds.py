@@ -104,8 +104,7 @@ def add_build_routes(router: APIRouter, control: Control) -> None:
     ) -> StreamingResponse:
         """What a build says, from its beginning, as server-sent events `step`, `output`, `note` and `end`; the stream ends with the build."""
         events = await image_builds.events(control, principal, build_id, after=after)
-        headers = {name.decode(): value.decode() for name, value in sse.HEADERS}
-        return StreamingResponse(_frames(events), headers=headers, media_type=None)
+        return sse.answer(_frames(events))
 
 
 async def _frames(events: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[bytes]:

@@ -85,8 +85,7 @@ def add_image_routes(router: APIRouter, control: Control) -> None:
     ) -> StreamingResponse:
         """What the newest import of an image says, from its beginning, as server-sent events `step`, `output` and `end`; the stream ends with the import."""
         events = await image_imports.follow_log(control, principal, name, after=after)
-        headers = {key.decode(): value.decode() for key, value in sse.HEADERS}
-        return StreamingResponse(_frames(events), headers=headers, media_type=None)
+        return sse.answer(_frames(events))
 
     @router.delete("/v1/images/{name}/import", status_code=204)
     async def cancel_import(principal: CurrentPrincipal, name: str) -> Response:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
 
+from innkeeper.api import sse
+from innkeeper.api.errors import describe
 from innkeeper.api.json_app import CurrentPrincipal
 from innkeeper.api.once import OnceId
+from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.share_form import share_answer
 from innkeeper.api.v1.vm_schemas import (
     Staged,
@@ -25,12 +31,13 @@ from innkeeper.api.v1.vm_schemas import (
     VmShape,
     VmUpdate,
 )
-from innkeeper.control import sessions, shares, vms
+from innkeeper.control import sessions, shares, vm_events, vms
 from innkeeper.control.context import Control
+from innkeeper.control.silences import with_silences
 from innkeeper.control.vm_entry import VmView
 from innkeeper.core.egress_policy import parse_limited_policy, show_limited_policy
 from innkeeper.core.token import Principal
-from innkeeper.core.vm import VmRequest, env_status, show_status
+from innkeeper.core.vm import VmEvent, VmRequest, env_status, show_status
 from innkeeper.errors import (
     InstanceNotReadyError,
     InvalidRequestError,
@@ -115,19 +122,29 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
         principal: CurrentPrincipal,
         vm_id: str,
         after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=vms.PAGE_MAX)] = vms.PAGE_MAX,
+        limit: Annotated[int, Query(ge=1, le=vm_events.PAGE_MAX)] = vm_events.PAGE_MAX,
     ) -> list[VmEventAnswer]:
         """What happened to the VM, and what is announced, oldest first; `after` is the id of the last event that is known."""
-        known = None
-        if after is not None:
-            known = parse_uuid(after)
-            if known is None:
-                raise InvalidRequestError("after: not the id of an event")
-        events = await vms.list_events(control, principal, vm_id, after=known, limit=limit)
-        return [
-            VmEventAnswer(id=str(one.id), at=one.at, type=one.type, reason=one.reason, details=one.details)
-            for one in events
-        ]
+        known = _event_id("after", after)
+        events = await vm_events.list_events(control, principal, vm_id, after=known, limit=limit)
+        return [_event(one) for one in events]
+
+    @router.get(
+        "/v1/vms/{vm_id}/events/stream", response_class=StreamingResponse, responses={200: {"content": sse.CONTENT}}
+    )
+    async def stream_vm_events(
+        principal: CurrentPrincipal,
+        vm_id: str,
+        after: str | None = None,
+        last_event_id: Annotated[str | None, Header(max_length=40)] = None,
+    ) -> Response:
+        """The same as server-sent events as they happen, each by its type, and at last `end`, when the VM is no more.
+
+        It begins with the VM's first event, or after the one that a client saw last.
+        """
+        known = _event_id("after", after) if last_event_id is None else _event_id("Last-Event-ID", last_event_id)
+        events = await vm_events.follow(control, principal, vm_id, after=known)
+        return sse.answer(_frames(control, principal, vm_id, events))
 
 
 def request_of(body: VmShape) -> VmRequest:
@@ -187,6 +204,36 @@ def vm_record(view: VmView) -> VmRecord:
         boot_trace=[VmBootStep(step=step.step, at_ms=step.at_ms) for step in instance.boot_trace],
         host=None if view.host is None else VmHost(id=str(view.host.id), name=view.host.name),
     )
+
+
+def _event_id(name: str, text: str | None) -> UUID | None:
+    value = None if text is None else parse_uuid(text)
+    if value is None and text is not None:
+        raise InvalidRequestError(f"{name}: not the id of an event")
+    return value
+
+
+def _event(one: VmEvent) -> VmEventAnswer:
+    return VmEventAnswer(id=str(one.id), at=one.at, type=one.type, reason=one.reason, details=one.details)
+
+
+async def _frames(
+    control: Control, principal: Principal, vm_id: str, events: AsyncIterator[VmEvent]
+) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(with_silences(events)) as told:
+            async for event in told:
+                yield (
+                    sse.PING
+                    if event is None
+                    else sse.frame(event.type, _event(event).model_dump(mode="json"), event_id=str(event.id))
+                )
+        view = await vms.find(control, principal, vm_id)
+        yield sse.frame("end", {"vm_id": vm_id, "end_reason": view.vm.end_reason})
+    except Exception as error:
+        # The status line is gone: the error travels as an event.
+        _, code, message, _ = describe(error)
+        yield sse.frame("error", error_shape(code, message))
 
 
 async def _all(control: Control, principal: Principal, *, living_only: bool) -> list[VmView]:
