@@ -114,7 +114,7 @@ def test_the_second_vm_takes_a_warm_guest(lasting: Server) -> None:
 
 def claimed(client: httpx2.Client) -> float:
     """How many instances took a warm guest since the server began."""
-    (line,) = re.findall(r"^innkeeper_control_rooms_claimed_total ([0-9.]+)$", client.get("/metrics").text, re.M)
+    (line,) = re.findall(r"^innkeeper_control_instances_claimed_total ([0-9.]+)$", client.get("/metrics").text, re.M)
     return float(line)
 
 

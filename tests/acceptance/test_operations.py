@@ -26,7 +26,7 @@ def test_metrics_from_loopback_or_with_a_token(innkeeper: Server, shared: Room) 
         "innkeeper_http_request_seconds_bucket",
         "innkeeper_host_machines",
         "innkeeper_host_leaked",
-        "innkeeper_control_rooms_created",
+        "innkeeper_control_instances_created",
     ):
         assert re.search(rf"^{name}", text, re.MULTILINE), name
     assert re.search(r'^innkeeper_host_leaked{host="[^"]+"} 0\.0$', text, re.MULTILINE)

@@ -111,6 +111,9 @@ async def test_a_drained_host_refuses_in_each_dialect_and_says_so(api: Any) -> N
 
 async def test_one_page_has_the_metrics_of_both_processes(api: Any) -> None:
     await api.make_room()
+    vm = (await api.client.post("/v1/vms", json={"share": {"port": 80, "is_public": True}})).json()["vm_id"]
+    assert (await api.client.post("/execute", json={"vm_id": vm, "code": "1"})).status_code == 200
+    assert (await api.client.post(f"/v1/vms/{vm}/pty/sessions", json={})).status_code == 201
     page = (await api.client.get("/metrics")).text
     families = {family.name: family for family in text_string_to_metric_families(page)}
     rows = families["innkeeper_process_threads"].samples
@@ -118,8 +121,12 @@ async def test_one_page_has_the_metrics_of_both_processes(api: Any) -> None:
         (("process", "api"),),
         (("host", "scripted"), ("process", "host")),
     }
-    rooms = {row.labels["state"]: row.value for row in families["innkeeper_rooms"].samples}
-    assert (rooms["ready"], rooms["failed"]) == (1, 0)
+    instances = {tuple(row.labels.values()): row.value for row in families["innkeeper_instances"].samples}
+    assert (instances["room", "ready"], instances["room", "failed"], instances["vm", "ready"]) == (1, 0, 1)
+    shares = {row.labels["kind"]: row.value for row in families["innkeeper_shares"].samples}
+    assert shares == {"public": 1, "private": 0}
+    for name in ("cells", "terminals", "executions"):
+        assert families[f"innkeeper_control_{name}"].samples[0].value == 1, name
     assert families["innkeeper_database_writes"].samples[0].value > 0
     assert families["innkeeper_database_writes_waiting"].samples[0].value == 0
     assert families["innkeeper_bus_calls_in_flight"].samples[0].value >= 1

@@ -209,7 +209,7 @@ async def test_metrics_are_for_this_machine_or_a_token(api: Any) -> None:
     assert line in page
     assert "secret-room" not in page
     assert 'innkeeper_host_leaked{host="scripted"} 0.0' in page
-    assert "innkeeper_control_rooms_created_total 1.0" in page
+    assert "innkeeper_control_instances_created_total 1.0" in page
 
 
 async def test_the_log_has_no_query_token_or_body(api: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,6 +253,7 @@ async def start(
     )
     execution = Execution(control, principal, entry, verb, request.stdin)
     control.metrics.executions += 1
+    control.metrics.cells += verb.kernel is not None
     entry.open_streams += 1
     try:
         await execution.open()

@@ -161,7 +161,7 @@ async def _end(control: Control, entry: Entry, reason: str) -> bool:
             "an instance could not be ended", instance_id=str(entry.instance.id), why=reason, reason=error.message
         )
         return False
-    control.metrics.rooms_expired += 1
+    control.metrics.instances_expired += 1
     return True
 
 

@@ -56,6 +56,9 @@ class PortConnections:
             raise RateLimitedError(f"The instance has {self._limit} connections to its ports open, which is its limit.")
         self._open[instance_id] += 1
 
+    def __len__(self) -> int:
+        return self._open.total()
+
     def end(self, instance_id: UUID) -> None:
         """It is closed."""
         self._open[instance_id] -= 1
@@ -115,6 +118,7 @@ async def connect(control: Control, principal: Principal, entry: Entry, port: in
     await lifecycle.usable(control, principal, entry)
     instance_id = entry.instance.id
     control.port_connections.begin(instance_id)
+    control.metrics.port_connections += 1
     entry.open_streams += 1
     try:
         for attempt in range(2):

@@ -112,9 +112,9 @@ async def commit(
     try:
         await control.database.write(insert)
     except RateLimitedError:
-        control.metrics.rooms_refused += 1
+        control.metrics.instances_refused += 1
         raise
-    control.metrics.rooms_created += 1
+    control.metrics.instances_created += 1
     return lease
 
 
@@ -182,7 +182,7 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
     token = await control.database.write(claim)
     if token is not None:
         entry.change(wanted)
-        control.metrics.rooms_restarted += restart
+        control.metrics.instances_restarted += restart
     return token
 
 
@@ -221,7 +221,7 @@ async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> 
         entry.change(dataclasses.replace(ready, boot_trace=boot_trace, isolation=isolation))
         control.live.touch(entry)
         control.later.state(entry.instance, lease)
-        control.metrics.rooms_claimed += bool(answer.get("claimed"))
+        control.metrics.instances_claimed += bool(answer.get("claimed"))
         warm_pools.note_used(control, entry)
     finally:
         control.metrics.provisioning_seconds += time.monotonic() - began
@@ -264,7 +264,7 @@ async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exce
     if unavailable and new:
         # Nobody was told of it: no handle is left behind, and what the host may have begun is an orphan that it cleans away.
         control.live.remove(entry)
-        control.metrics.rooms_refused += 1
+        control.metrics.instances_refused += 1
         await control.database.write(_forget, entry.instance.id)
         control.reconcile_hint.set()
         raise NoHostError from error
@@ -366,7 +366,7 @@ async def take_down(
     entry.change(gone)
     control.live.remove(entry)
     control.shares.remove_of(gone.id)
-    control.metrics.rooms_destroyed += 1
+    control.metrics.instances_destroyed += 1
     return entry
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from innkeeper.control import hosts, tokens
 from innkeeper.control.hosts import HostView
+from innkeeper.control.room_entry import RoomEntry
+from innkeeper.control.vm_entry import VmEntry
 from innkeeper.core.host_verbs import ReadMetrics, to_wire
 from innkeeper.core.instance import InstanceState
 from innkeeper.core.leak import LeakKind
@@ -62,21 +64,23 @@ async def _ask(control: Control, view: HostView) -> tuple[str, list[dict[str, An
 
 def _control(control: Control) -> list[Reading]:
     load = control.database.load
-    states = Counter(entry.instance.state for entry in control.live)
+    access = [share.is_public for share in control.shares]
     counted = [
         counter(f"control_{field.name}", str(field.metadata["text"]), float(getattr(control.metrics, field.name)))
         for field in dataclasses.fields(control.metrics)
     ]
     return [
         *counted,
+        Reading("instances", "gauge", "Rooms and VMs by the state of their instance.", _instances(control)),
+        gauge("instance_flights", "Rooms and VMs that are coming up or going down now.", len(control.flights)),
         by_label(
             "gauge",
-            "rooms",
-            "Rooms by the state of their instance.",
-            "state",
-            {state.value: states[state] for state in InstanceState if state is not InstanceState.DESTROYED},
+            "shares",
+            "Published ports, by who may reach them.",
+            "kind",
+            {"public": sum(access), "private": len(access) - sum(access)},
         ),
-        gauge("room_flights", "Rooms that are coming up or going down now.", len(control.flights)),
+        gauge("port_connections", "Connections to guests' ports that are open.", len(control.port_connections)),
         by_label(
             "gauge",
             "write_behind_pending",
@@ -103,6 +107,17 @@ def _control(control: Control) -> list[Reading]:
             dict(control.tasks.failures),
         ),
     ]
+
+
+def _instances(control: Control) -> Rows:
+    """Every state of both kinds, with 0 where there is none."""
+    found = Counter((entry.kind, entry.instance.state) for entry in control.live)
+    return tuple(
+        ({"kind": kind, "state": state.value}, float(found[kind, state]))
+        for kind in (RoomEntry.kind, VmEntry.kind)
+        for state in InstanceState
+        if state is not InstanceState.DESTROYED
+    )
 
 
 def _hosts(views: list[HostView]) -> list[Reading]:

@@ -139,6 +139,7 @@ async def create(control: Control, principal: Principal, entry: Entry, request: 
             raise
         raise InvalidRequestError(f"shell: {error.message}") from None
     view = _view(answer["terminal"])
+    control.metrics.terminals += 1
     control.live.touch(entry)
     # Its command may hold secrets, so the log says only that there is a terminal.
     control.later.audit(_event(principal, "terminal.create", entry, view.id))
@@ -189,6 +190,7 @@ async def attach(
     """
     verb = AttachTerminal(entry.instance.id, _known_name(name), max(0, offset))
     entry.open_streams += 1
+    control.metrics.terminal_attachments += 1
     control.live.touch(entry)
     control.later.audit(_event(principal, "terminal.attach", entry, name))
     try:

@@ -102,6 +102,7 @@ def _vm_pool(control: Control, host: HostEntry, hosts: int) -> WarmPool | None:
         user=spec.user,
         workdir=workdir_of(spec, image.defaults),
         env=dict(image.config.env),
+        kind="vm",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 
@@ -242,6 +242,8 @@ class WarmPool:
     user: str | None = None
     workdir: str | None = None
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    # Whom it is for, which is all that metrics tell of a pool.
+    kind: Literal["room", "vm"] = "room"
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,6 +283,7 @@ class Executions:
         cell = exited.get("cell")
         if isinstance(cell, dict):
             await keep_cell(execution.machine, execution.directory, record, cell)
+            self._metrics.count_cell("lost" if record.kernel_lost else "fresh" if record.kernel_fresh else "kept")
         changes = NO_CHANGES if request.exact_env else await self._changes_of(machine, request.execution_id)
         clock.lap("changes")
         record.ended = True

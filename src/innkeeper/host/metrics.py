@@ -61,13 +61,20 @@ class HostMetrics:
             "execution_seconds", "Time from a command's arrival to its result.", (), _QUICK
         )
         self._executions = self._counter("executions", "Commands that ended.", ("outcome",))
+        self._cells = self._counter(
+            "cells", "Cells that ended, by what became of their interpreter: kept, fresh or lost.", ("outcome",)
+        )
         self._failed_starts = self._counter("start_failures", "Guests that could not be made ready.", ("code",))
         self._claims = self._counter(
             "warm_claims",
-            "New instances of profiles with a warm pool: they took a guest of it, or found none.",
-            ("outcome",),
+            "New rooms and VMs with a warm pool: they took a guest of it, or found none.",
+            ("kind", "outcome"),
         )
-        self._claimed, self._missed = self._claims.labels("claimed"), self._claims.labels("missed")
+        # So that what did not happen yet is there, as 0.
+        for kind, outcome in itertools.product(("room", "vm"), ("claimed", "missed")):
+            self._claims.labels(kind, outcome)
+        for outcome in ("kept", "fresh", "lost"):
+            self._cells.labels(outcome)
         self._warm_failures = self._counter("warm_build_failures", "Warm guests that could not be made.", ())
         self._scan = self._histogram("scan_seconds", "Time of one scan for file changes.", ("kind",), _QUICK)
         self._scan_failures = self._counter("scan_failures", "Scans that failed.", ("code",))
@@ -94,9 +101,13 @@ class HostMetrics:
         """A guest could not be made ready."""
         self._failed_starts.labels(code).inc()
 
-    def count_claim(self, *, found: bool) -> None:
-        """A new instance took a warm guest, or there was none."""
-        (self._claimed if found else self._missed).inc()
+    def count_claim(self, kind: str, *, found: bool) -> None:
+        """A new instance took a warm guest of a pool of this kind, or there was none."""
+        self._claims.labels(kind, "claimed" if found else "missed").inc()
+
+    def count_cell(self, outcome: str) -> None:
+        """A cell has ended; its interpreter was `kept`, began with it (`fresh`), or ended with it (`lost`)."""
+        self._cells.labels(outcome).inc()
 
     def count_failed_warm_build(self) -> None:
         """A guest for a pool could not be made."""

@@ -84,6 +84,7 @@ class HostReadings:
 
     def _queues(self) -> list[Reading]:
         machines = self.fleet.machines()
+        terminals = [one for machine in machines for one in machine.terminals.values()]
         return [
             by_label(
                 "gauge",
@@ -95,13 +96,16 @@ class HostReadings:
                     "frozen": sum(machine.frozen for machine in machines),
                 },
             ),
-            by_label(
-                "gauge",
+            Reading(
                 "warm_guests",
-                "Guests of warm pools: how many there should be and are.",
-                "state",
-                self.fleet.warm.counts(),
+                "gauge",
+                "Guests of warm pools, by whom they are for: how many there should be and are.",
+                tuple(
+                    ({"kind": kind, "state": state}, count) for (kind, state), count in self.fleet.warm.counts().items()
+                ),
             ),
+            gauge("terminals", "Terminals whose program runs.", sum(one.alive for one in terminals)),
+            gauge("terminal_viewers", "Clients that look at terminals.", sum(len(one.viewers) for one in terminals)),
             gauge(
                 "starts_waiting", "Cold starts that are under way or wait for their turn.", self.fleet.waiting_starts
             ),

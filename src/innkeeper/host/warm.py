@@ -16,6 +16,8 @@ from innkeeper.host.metrics import HostMetrics
 log = structlog.stdlib.get_logger(__name__)
 
 RETRY_SECONDS = 5.0
+# `none`: a pool that nobody wants any more, or whose daemon has not been told yet.
+KINDS = ("room", "vm", "none")
 # How long the request path must have been quiet before a guest is built for a pool; but a pool is never starved longer than the second figure.
 QUIET_SECONDS = 0.05
 STARVED_SECONDS = 2.0
@@ -73,10 +75,10 @@ class WarmPools:
             machine = pool.popleft()
             self._wake.set()
             if machine.failure is None:
-                self._metrics.count_claim(found=True)
+                self._metrics.count_claim(self._kind(shape.pool_key), found=True)
                 return machine
         if shape.pool_key in self._desired:
-            self._metrics.count_claim(found=False)
+            self._metrics.count_claim(self._kind(shape.pool_key), found=False)
         return None
 
     def evict(self) -> Machine | None:
@@ -102,13 +104,22 @@ class WarmPools:
             for key, pool in self._desired.items()
         ]
 
-    def counts(self) -> dict[str, float]:
-        """Guests of all pools together: how many are `wanted`, `ready` and `building`."""
-        return {
-            "wanted": sum(pool.size for pool in self._desired.values()),
-            "ready": sum(map(len, self._ready.values())),
-            "building": sum(self._building.values()),
-        }
+    def counts(self) -> dict[tuple[str, str], float]:
+        """Guests of all pools by the pool's kind and by whether they are `wanted`, `ready` or `building`."""
+        found = {(kind, state): 0.0 for kind in KINDS for state in ("wanted", "ready", "building")}
+        for pool in self._desired.values():
+            found[pool.kind, "wanted"] += pool.size
+        for state, guests in (
+            ("ready", {key: len(ready) for key, ready in self._ready.items()}),
+            ("building", self._building),
+        ):
+            for key, count in guests.items():
+                found[self._kind(key), state] += count
+        return found
+
+    def _kind(self, key: str) -> str:
+        pool = self._desired.get(key)
+        return "none" if pool is None else pool.kind
 
     async def run(self) -> None:
         """Fill and drain until cancelled."""
