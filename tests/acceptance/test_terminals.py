@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -43,10 +44,11 @@ def base(room: Room) -> str:
 
 
 @pytest.fixture(autouse=True)
-def none_left(api: Api, base: str) -> Iterator[None]:
+def none_left(innkeeper: Server, base: str) -> Iterator[None]:
     yield
-    for row in api.client.get(f"{base}/pty/sessions").json():
-        assert api.client.delete(f"{base}/pty/sessions/{row['id']}").status_code == 200
+    client = innkeeper.client()
+    for row in client.get(f"{base}/pty/sessions").json():
+        assert client.delete(f"{base}/pty/sessions/{row['id']}").status_code == 200
 
 
 def start(api: Api, base: str, **body: Any) -> str:
@@ -140,28 +142,6 @@ def test_leaving_and_coming_back(innkeeper: Server, api: Api, base: str) -> None
         assert later.said == [{"type": "offset", "offset": at}] and b"kept" not in later.seen
 
 
-def test_it_survives_the_server(innkeeper: Server, api: Api, base: str) -> None:
-    # Last of all that uses the module's clients: a killed server takes their connections with it.
-    name = start(api, base, id="lasting", command=PLAIN)
-    with terminal(innkeeper, base, name) as before:
-        before.type("x=kept; PS1=\n")
-        before.until("PS1=")
-        os.kill(innkeeper.api_pid(), 9)
-        code, _ = before.end()
-        assert code == 1006
-    until(lambda: _answers(api, base))
-    with terminal(innkeeper, base, name) as between:
-        between.type("echo $x-1\n")
-        between.until("kept-1")
-
-
-def _answers(api: Api, base: str) -> bool:
-    try:
-        return api.client.get(f"{base}/pty/sessions").status_code == 200
-    except Exception:
-        return False
-
-
 def test_keys_and_strangers(innkeeper: Server, api: Api, base: str) -> None:
     name = start(api, base)
     # Every way to show a key; what a page of another origin sends is none.
@@ -219,3 +199,45 @@ def test_echo(innkeeper: Server, api: Api, base: str) -> None:
                 assert shell.receive(10)
             took.append((time.perf_counter() - began) * 1000)
     print(f"echo over WebSocket: median {sorted(took)[50]:.2f} ms")
+
+
+COUNT = "stty -echo; n=0; while [ ! -e stop ]; do echo $n; n=$((n+1)); sleep 0.02; done; echo end-$n"
+
+
+def test_viewers_of_a_killed_server_go_on_where_they_were(innkeeper: Server, api: Api, base: str, room: Room) -> None:
+    # Last of all that uses the module's clients: a killed server takes their connections with it.
+    name = start(api, base, id="lasting", command=COUNT)
+    seen = [b"", b""]
+    for kill in (lambda: os.kill(innkeeper.api_pid(), 9), innkeeper.kill):
+        with contextlib.ExitStack() as stack:
+            viewers = [stack.enter_context(terminal(innkeeper, base, name, offset=str(len(one)))) for one in seen]
+            for number, viewer in enumerate(viewers):
+                # The one who comes second sees what came before too; both see more while they look.
+                viewer.until("\n", after=viewer.until("0\r\n"))
+                assert viewer.said == [{"type": "offset", "offset": len(seen[number])}]
+            kill()
+            for number, viewer in enumerate(viewers):
+                assert viewer.end() == (1006, "")
+                seen[number] += viewer.seen
+        if innkeeper.process is None:
+            innkeeper.start()
+        until(lambda: _answers(innkeeper, base))
+    client = innkeeper.client()
+    # It runs on, whoever looks or does not.
+    row = client.get(f"{base}/pty/sessions/{name}").json()
+    assert (row["alive"], row["viewers"]) == (True, 0) and row["offset"] > max(map(len, seen))
+    assert Room(client, room.profile_id, room.room_id).output("touch stop") == ""
+    for number, before in enumerate(seen):
+        with terminal(innkeeper, base, name, offset=str(len(before))) as viewer:
+            assert viewer.end() == (1000, "")
+            seen[number] += viewer.seen
+    lines = seen[0].decode().splitlines()
+    assert seen[0] == seen[1] and lines == [*map(str, range(len(lines) - 1)), f"end-{len(lines) - 1}"]
+    assert client.delete(f"{base}/pty/sessions/{name}").status_code == 200
+
+
+def _answers(innkeeper: Server, base: str) -> bool:
+    try:
+        return innkeeper.client().get(f"{base}/pty/sessions").status_code == 200
+    except Exception:
+        return False

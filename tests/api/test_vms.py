@@ -6,13 +6,27 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from innkeeper.control import expiry, organizations, provisioning, sessions, vms
+from innkeeper.control import (
+    executions,
+    expiry,
+    organizations,
+    ports,
+    provisioning,
+    sessions,
+    terminals,
+    trees,
+    vm_executions,
+    vms,
+)
+from innkeeper.control.vm_entry import VmEntry
 from innkeeper.core.host_verbs import EnsureMachine, Execute
 from innkeeper.core.terminal_verbs import StartTerminal
 from innkeeper.core.vm import parse_vm_id, vm_id
@@ -360,6 +374,66 @@ async def test_events_are_told_as_they_happen_until_the_vm_is_no_more(api: Any) 
     for wrong in ({"headers": {"Last-Event-ID": "7"}}, {"params": {"after": "x"}}):
         assert (await api.client.get(f"{path}/stream", **wrong)).status_code in (400, 422)
     assert (await api.client.get("/v1/vms/vm_x/events/stream")).status_code == 404
+
+
+@asynccontextmanager
+async def following(api: Any, entry: VmEntry) -> AsyncIterator[None]:
+    request = executions.ExecutionRequest("x", merge=False)
+    row = await vm_executions.begin(api.world.control, api.world.me, entry, "exec", request)
+    async with aclosing(vm_executions.follow(api.world.control, row, entry, offset=0)) as output:
+        await anext(output)
+        yield
+
+
+@asynccontextmanager
+async def connected(api: Any, entry: VmEntry) -> AsyncIterator[None]:
+    async def stay(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(stay, "127.0.0.1", 0)
+    async with server:
+        api.world.host.ports.servers[80] = server.sockets[0].getsockname()[1]
+        async with ports.connect(api.world.control, api.world.me, entry, 80):
+            yield
+
+
+WORK: dict[str, Callable[[Any, VmEntry], AbstractAsyncContextManager[Any]]] = {
+    "execution": lambda api, entry: executions.start(
+        api.world.control, api.world.me, entry, executions.ExecutionRequest("x")
+    ),
+    "stream of an execution": following,
+    "terminal": lambda api, entry: terminals.attach(api.world.control, api.world.me, entry, "t"),
+    "watch": lambda api, entry: trees.watch(api.world.control, api.world.me, entry, b"/tmp", recursive=False),
+    "connection": connected,
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+async def test_what_goes_on_for_somebody_keeps_a_vm(api: Any, work: str) -> None:
+    name = (await make(api, idle_seconds=60, vm_lifetime_seconds=3_600))["vm_id"]
+    control, instance_id = api.world.control, parse_vm_id(name)[0]
+    entry = control.live.by_instance(instance_id)
+    api.world.host.terminals.add(instance_id, "t")
+
+    def pass_time() -> None:
+        # As if it had been announced, and the moment were over.
+        api.world.host.machines[instance_id]["idle_seconds"] = 1_000.0
+        entry.announced_idle = time.time() - 1
+        entry.last_active -= 1_000
+
+    async with WORK[work](api, entry):
+        assert entry.open_streams == 1
+        pass_time()
+        assert await expiry.expire(control) == []
+        assert not entry.doomed
+    assert entry.open_streams == 0
+    # It was used until now.
+    assert await expiry.expire(control) == []
+    pass_time()
+    await expiry.expire(control)
+    await api.world.until(lambda: control.live.by_instance(instance_id) is None)
+    found = await record(api, name)
+    assert (found["end_reason"], (await events(api, name))[-1]) == ("idle", ("ending", "idle"))
 
 
 async def test_idleness_knows_of_work_and_leases(api: Any) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from tests import leaks
@@ -18,7 +18,7 @@ from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, runn
 
 from innkeeper.bus.contract import Call, Data, Message
 from innkeeper.core import terminal_verbs as verbs
-from innkeeper.core.host_verbs import to_wire
+from innkeeper.core.host_verbs import Execute, ListMachines, SignalExecution, to_wire
 from innkeeper.errors import (
     ConflictError,
     InstanceFailedError,
@@ -338,6 +338,26 @@ async def test_it_outlives_the_daemon(tmp_path_factory: pytest.TempPathFactory) 
 
 async def _ended(host: Host, instance: UUID, name: str) -> bool:
     return not (await rows(host, instance))[name]["alive"]
+
+
+async def test_what_runs_by_itself_keeps_a_guest_from_being_idle(host: Host, instance: UUID) -> None:
+    """A terminal that nobody looks at, and a command that nobody waits for: the machine says of itself that it is in use."""
+
+    async def idle() -> float:
+        machines = (await host.request(ListMachines()))["machines"]
+        return next(float(one["idle_seconds"]) for one in machines if one["instance_id"] == str(instance))
+
+    name = await start(host, instance, programs=(("sleep", "1000"),))
+    await asyncio.sleep(0.2)
+    assert await idle() == 0.0
+    await host.request(verbs.EndTerminal(instance, name))
+    await eventually(idle)
+    execution = uuid4()
+    await host.request(Execute(instance, execution, "sleep 1000", 600, detach=True))
+    await asyncio.sleep(0.2)
+    assert await idle() == 0.0
+    await host.request(SignalExecution(instance, execution, 9))
+    await eventually(idle)
 
 
 async def test_a_broken_link_is_not_noticed(host: Host, instance: UUID) -> None:
