@@ -219,8 +219,8 @@ def test_the_connection_comes_back_and_nothing_is_missed(innkeeper: Server, room
         # The API process comes again, and the program was never gone. Then all of the server goes.
         at = user.until("0\r\n", after=at)
         for other in (leaving, impatient):
-            other.type("echo again-$((1+1))\r")
-            other.until("again-2")
+            # Until it is there again: what is typed before that is dropped.
+            other.press("echo again-$((1+1))\r", "again-2")
         innkeeper.kill()
         at = user.until("trying again", after=at)
         # Nobody has to wait for it.
