@@ -225,6 +225,41 @@ async def test_what_cannot_be_made_leaves_nothing(api: Any) -> None:
     await make(api)
 
 
+async def test_what_somebody_was_told_of_is_not_forgotten(api: Any) -> None:
+    """One waits for the VM, another has its id already when it turns out that there is no room for it."""
+    ended = await make(api)
+    session_id = ended["session_id"]
+    assert (await api.client.delete(f"/v1/vms/{ended['vm_id']}")).is_success
+    api.world.host.asked.clear()
+    api.world.host.hold.clear()
+    waiting = asyncio.ensure_future(api.client.post("/v1/vms", json={"session_id": session_id}))
+    await api.world.until(lambda: ensured(api))
+    told = (await api.client.post("/v1/vms?wait=false", json={"session_id": session_id})).json()
+    assert told["status"] == "creating"
+    api.world.host.ensure_error = UnavailableError("full")
+    api.world.host.hold.set()
+    assert (await waiting).status_code == 503
+    assert (await record(api, told["vm_id"]))["status"] == "error"
+
+
+async def test_a_change_that_could_not_be_stored_is_none(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await make(api, metadata={"a": "b"})
+    path = f"/v1/vms/{made['vm_id']}"
+    before = await record(api, made["vm_id"])
+
+    async def full(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.world.control.database, "write", full)
+        assert (await api.client.patch(path, json={"metadata": {"c": "d"}})).status_code == 503
+        assert (await api.client.post(f"{path}/hold", json={"seconds": 60, "reason": "r"})).status_code == 503
+    after = await record(api, made["vm_id"])
+    assert [after[name] for name in ("metadata", "hold_until", "expires_at")] == [
+        before[name] for name in ("metadata", "hold_until", "expires_at")
+    ]
+
+
 async def test_changes(api: Any) -> None:
     made = await make(api, env={"A": "b"})
     path = f"/v1/vms/{made['vm_id']}"

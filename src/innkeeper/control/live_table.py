@@ -24,7 +24,7 @@ class Entry:
     on in the guest for somebody outside.
     """
 
-    __slots__ = ("host", "instance", "key", "last_active", "open_streams", "spec", "staged_env")
+    __slots__ = ("host", "instance", "key", "last_active", "open_streams", "spec", "staged_env", "told")
 
     kind: ClassVar[str]
     """What users call it, in audit events and messages."""
@@ -38,6 +38,8 @@ class Entry:
         self.open_streams = 0
         # Variables for what is begun from now on; never stored.
         self.staged_env: dict[str, str] = {}
+        # Whether a client has been given its id before it was ready: then it is not forgotten when it does not come up.
+        self.told = False
 
     @property
     def ready(self) -> bool:

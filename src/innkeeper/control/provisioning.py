@@ -118,15 +118,15 @@ async def commit(
     return lease
 
 
-async def start(control: Control, entry: Entry, lease: UUID, *, told: bool = False) -> None:
-    """Bring a committed instance up for the first time. Where that cannot be done now, nothing is left of it, unless somebody was told of it already.
+async def start(control: Control, entry: Entry, lease: UUID) -> None:
+    """Bring a committed instance up for the first time. Where that cannot be done now, nothing is left of it, unless somebody was told of it meanwhile.
 
     Raises:
         NoHostError: it cannot be made now.
         InstanceFailedError: it is there and failed.
 
     """
-    await _ensure(control, entry, lease, new=not told)
+    await _ensure(control, entry, lease, new=True)
 
 
 async def organization_of(control: Control, organization_id: UUID) -> Organization | None:
@@ -261,7 +261,7 @@ def _follow(entry: Entry, body: dict[str, Any]) -> None:
 async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exception, *, new: bool) -> None:
     """Store why the instance did not come up, and raise what its callers are told."""
     unavailable = isinstance(error, UnavailableError) and not isinstance(error, InstanceFailedError)
-    if unavailable and new:
+    if unavailable and new and not entry.told:
         # Nobody was told of it: no handle is left behind, and what the host may have begun is an orphan that it cleans away.
         control.live.remove(entry)
         control.metrics.instances_refused += 1

@@ -290,6 +290,7 @@ async def _begin(control: Control, principal: Principal, session: Session, reque
     while True:
         entry, flight = control.live.find(key), control.flights.get(key)
         if entry is not None and not lifecycle.ends(control, entry) and (entry.ready or flight is not None):
+            entry.told = True
             return _vm(entry).view
         if flight is None:
             flight = control.flights.start(key, "up", work)
@@ -319,8 +320,9 @@ async def _provision(
         return _vm(found)
     entry, lease = await _create(control, principal, session, request, new=new)
     if committed is not None:
+        entry.told = True
         committed()
-    await provisioning.start(control, entry, lease, told=committed is not None)
+    await provisioning.start(control, entry, lease)
     return entry
 
 
@@ -394,10 +396,18 @@ async def _reserve_memory(control: Control, entry: VmEntry, memory_mb: int) -> N
 async def _store_change(
     control: Control, principal: Principal, entry: VmEntry, vm: Vm, verb: str, details: dict[str, str]
 ) -> None:
+    before = entry.vm
+    # At once: whoever changes it next begins with this.
     entry.change_vm(vm)
+    try:
+        await control.database.write(store.update, vm)
+    except Exception:
+        # A full disk. What is not kept is not in force either, unless somebody changed it again meanwhile.
+        if entry.vm is vm:
+            entry.change_vm(before)
+        raise
     control.later.audit(audit.event(principal, f"vm.{verb}", "instance", vm.instance_id, details))
     control.expiry_hint.set()
-    await control.database.write(store.update, vm)
 
 
 async def _stored(control: Control, instance_id: UUID) -> VmView | None:
