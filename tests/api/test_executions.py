@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from innkeeper.control import vm_executions
 from innkeeper.core.host_verbs import Execute, SignalExecution
 from innkeeper.errors import InvalidRequestError
 
@@ -129,6 +131,44 @@ async def test_a_task_is_found_by_its_id(api: Any) -> None:
     await api.client.delete(f"/v1/vms/{begun['vm_id']}")
     gone = await api.client.get(f"/v1/executions/{begun['task_id']}")
     assert (gone.status_code, gone.json()["code"]) == (404, "execution_not_found")
+
+
+async def events(api: Any, execution_id: str, **headers: str) -> list[tuple[str | None, str, str]]:
+    """(id, stream, text) of each piece of output."""
+    answer = await api.client.get(f"/v1/executions/{execution_id}/stream", headers=headers)
+    found = []
+    for frame in answer.text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in frame.splitlines() if not line.startswith(":"))
+        if lines.get("event") == "output":
+            body = json.loads(lines["data"])
+            found.append((lines.get("id"), body["stream"], body["data"]))
+    return found
+
+
+async def test_who_comes_back_within_a_character_misses_and_repeats_nothing(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = (await api.client.post("/execute_async", json={"command": "1", "session_id": await session(api)})).json()
+    follow = vm_executions.follow
+    pieces = [(0, 1, b"a\xe2\x82"), (3, 1, b"\xacb"), (5, 1, b"c\xc3"), (7, 2, b"d")]
+
+    async def in_pieces(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        for piece in pieces:
+            yield piece
+        async for item in follow(*args, **options):
+            if isinstance(item, vm_executions.ExecutionState):
+                yield item
+
+    monkeypatch.setattr(vm_executions, "follow", in_pieces)
+    found = await events(api, begun["task_id"])
+    assert found == [
+        ("1", "stdout", "a"),
+        ("5", "stdout", "\u20acb"),
+        ("6", "stdout", "c"),
+        # Nobody could go on after this one without the half of a character before it.
+        (None, "stderr", "d"),
+        ("8", "stdout", "\ufffd"),
+    ]
 
 
 async def test_programs_in_a_vm(api: Any) -> None:

@@ -38,9 +38,9 @@ class Utf8Pieces:
         return self._decoder.decode(data)
 
     @property
-    def unfinished(self) -> bool:
-        """Whether a character has begun and not ended."""
-        return bool(self._decoder.getstate()[0])
+    def unfinished(self) -> int:
+        """The bytes of a character that has begun and not ended."""
+        return len(self._decoder.getstate()[0])
 
     def end(self) -> str:
         """What was left of an unfinished character."""

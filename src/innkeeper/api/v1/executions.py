@@ -272,7 +272,7 @@ def _started(row: ExecutionRow, entry: VmEntry) -> TaskStarted:
 
 
 async def _frames(control: Control, row: ExecutionRow, entry: VmEntry, offset: int) -> AsyncIterator[bytes]:
-    """The events of one execution. An event's id is the offset after it, as long as no character is cut in two there."""
+    """The events of one execution. An event's id is the offset after its last character, as long as none of the other channel is cut in two before."""
     pieces = (Utf8Pieces(), Utf8Pieces())
     expected = offset
     try:
@@ -295,12 +295,12 @@ async def _frames(control: Control, row: ExecutionRow, entry: VmEntry, offset: i
                     yield sse.frame("gap", {"from": expected, "to": at}, event_id=at)
                 expected = at + len(data)
                 stderr = channel == vm_executions.STDERR
-                if text := pieces[stderr].feed(data):
-                    whole = not any(one.unfinished for one in pieces)
+                this, other = pieces[stderr], pieces[not stderr]
+                if text := this.feed(data):
                     yield sse.frame(
                         "output",
                         {"stream": "stderr" if stderr else "stdout", "data": text},
-                        event_id=expected if whole else None,
+                        event_id=None if other.unfinished else expected - this.unfinished,
                     )
     except Exception as error:
         # The status line is gone: the error travels as an event.
