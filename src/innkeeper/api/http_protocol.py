@@ -170,6 +170,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refused = True
             self.drop()
             return
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_MAX_BYTES:
+            # It came in one read, so that the count of what leads to nothing did not see it on its way.
+            self._refuse(
+                431, "Request Header Fields Too Large", "invalid_request", "The request's header is too large."
+            )
+            return
         if self.parser.should_upgrade() and self._has_body():
             # The parser leaves the body of such a request to be read as the next request: a way to smuggle one.
             self._refuse(400, "Bad Request", "invalid_request", "A request with a body cannot ask for an upgrade.")

@@ -95,6 +95,7 @@ def test_only_the_unix_socket_is_the_operator(tmp_path: Path) -> None:
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: " + b"a" * 200_000, b"431"),
         (b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 20_000, b"431"),
         (b"GET /" + b"a" * 200_000, b"431"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 70_000 + b"\r\n\r\n", b"431"),
         (b"not http at all\r\n\r\n", b"400"),
         ("GET /é HTTP/1.1\r\nHost: x\r\n\r\n".encode(), b"400"),
     ],
