@@ -1,8 +1,12 @@
 """Settings of the whole suite."""
 
+import contextlib
+import fcntl
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests import leaks
@@ -14,6 +18,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that is marked `alone` runs while no other worker of this run does anything: it measures what one guest does to another."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return (yield)
+    place = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()), f"innkeeper-tests-{run}")
+    alone = item.get_closest_marker("alone") is not None
+    with contextlib.ExitStack() as held:
+        gate, room = (held.enter_context(place.with_suffix(f".{name}").open("ab")) for name in ("gate", "room"))
+        # Whoever wants to be alone keeps the gate shut, so that those who follow each other quickly do not keep it out.
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(gate, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="module", autouse=True)

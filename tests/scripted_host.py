@@ -74,6 +74,8 @@ class ScriptedHost:
         self.acknowledged = 0
         self.hold = asyncio.Event()
         self.hold.set()
+        self.hold_collection = asyncio.Event()
+        self.hold_collection.set()
         self.hold_execute = asyncio.Event()
         self.hold_execute.set()
         self.output = [b"hello\n"]
@@ -381,7 +383,7 @@ class ScriptedHost:
         return {}
 
     async def _collect_images(self, request: verbs.CollectImages, call: ServerCall) -> dict[str, Any]:
-        await self.hold.wait()
+        await self.hold_collection.wait()
         return {"removed": ["0" * 64], "freed_bytes": 7}
 
     async def _list_images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:

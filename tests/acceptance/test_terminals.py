@@ -217,7 +217,8 @@ def test_viewers_of_a_killed_server_go_on_where_they_were(innkeeper: Server, api
                 assert viewer.said == [{"type": "offset", "offset": len(seen[number])}]
             kill()
             for number, viewer in enumerate(viewers):
-                assert viewer.end() == (1006, "")
+                # The API process goes with its host, and may have the time to say so.
+                assert viewer.end() in ((1006, ""), (4502, "The connection to the host was lost"))
                 seen[number] += viewer.seen
         if innkeeper.process is None:
             innkeeper.start()

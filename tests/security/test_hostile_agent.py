@@ -14,7 +14,7 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host import executions
 from innkeeper.host.daemon import install_agent
 
-pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone, NEEDS_RUNSC]
 
 QUICK = ["pings", "strays", "json", "bytes", "reconnect", "dials"]
 FULL = [

@@ -16,7 +16,7 @@ from server_fixture import Room, Server, server
 from tests.integration.daemon_fixture import NEEDS_RUNSC
 from tests.security.neighbour import ATTEMPTS, GROWTH_MIB, Side, median_seconds, proportional_mib
 
-pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone, NEEDS_RUNSC]
 
 CLIENT_SECONDS = 4
 MANY_CONNECTIONS = 10_000

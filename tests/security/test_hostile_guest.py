@@ -14,7 +14,7 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host.drivers.gvisor_spec import PIDS_MAX, SENTRY_MEMORY_MB
 from innkeeper.host.linux.cgroup import CgroupTree
 
-pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone, NEEDS_RUNSC]
 
 MEMORY_MB = 512
 ATTACKS = {

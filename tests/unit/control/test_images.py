@@ -125,14 +125,14 @@ async def test_an_image_in_use_stays_and_says_by_what(world: World) -> None:
 
 async def test_an_image_gets_no_digest_while_a_host_removes_those_that_it_was_not_told_to_keep(world: World) -> None:
     """The maker's call would end then, and with it the host's reason to keep the file."""
-    world.host.hold.clear()
+    world.host.hold_collection.clear()
     collecting = asyncio.ensure_future(images.collect_everywhere(world.control))
     while not world.host.count(CollectImages):
         await asyncio.sleep(0)
     making = asyncio.ensure_future(make(world, "app", "d1"))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(making), 0.3)
-    world.host.hold.set()
+    world.host.hold_collection.set()
     await asyncio.gather(collecting, making)
     await images.collect_everywhere(world.control)
     asked = [request.keep for request in world.host.asked if isinstance(request, CollectImages)]

@@ -1,7 +1,7 @@
 import dataclasses
 import json
 import types
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import pytest
@@ -51,6 +51,8 @@ def strategy(kind):
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return st.one_of([strategy(one) for one in arguments])
+    if origin is Literal:
+        return st.sampled_from(arguments)
     if origin is tuple:
         return st.lists(strategy(arguments[0]), max_size=2).map(tuple)
     if origin is dict:
