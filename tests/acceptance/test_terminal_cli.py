@@ -149,7 +149,8 @@ def test_ctrl_c_at_a_prompt_and_resizing(innkeeper: Server, room: str) -> None:
         at = user.until("$((1+1))", after=at)
         user.press("\x03", "$ ", after=at)
         at = ready("first")
-        user.type("echo begun; sleep 1000; echo went-$((1+1))\r")
+        # What says that it has begun is what has the terminal then: a shell that is only just starting it would take the key for itself.
+        user.type("sh -c 'echo begun; exec sleep 1000'; echo went-$((1+1))\r")
         user.press("\x03", "$ ", after=user.until("begun\r\n", after=at))
         ready("second")
         user.type("trap 'echo caught-$((1+1))' INT\r")
