@@ -115,7 +115,9 @@ class GarbageCollector:
 
     def _old_agents(self) -> list[Path]:
         """Agents of earlier versions of the server that no machine's plan names."""
-        plans = "".join(_text(path) for path in self.directories.machines.glob("*/**/config.json"))
+        # Not glob: a machine's folder may go while it is looked through.
+        folders = os.walk(self.directories.machines)
+        plans = "".join(_text(Path(folder, "config.json")) for folder, _, files in folders if "config.json" in files)
         return [
             path
             for path in sorted(self.agent_dir.parent.iterdir())
