@@ -20,6 +20,25 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+# Tests that start servers and guests meet a machine that others use, too. One that fails is run once more, with what it shares with its
+# module made anew, and is listed either way. An attack has no second try (where it is not a measurement): to succeed once is to succeed.
+SECOND_TRY = ("contracts", "integration", "faults", "acceptance")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(folder).parts[0] in SECOND_TRY or item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How the first try of each test that had a second one failed: a defect, of the test or of what it tests."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"first try of {report.nodeid} ({report.when})", sep="_")
+        terminalreporter.line(report.longreprtext)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test that is marked `alone` runs while no other worker of this run does anything: it measures what one guest does to another."""

@@ -113,6 +113,15 @@ class Server:
         needle = machine_id.encode()
         return [pid for pid in all_pids() if needle in command_line(pid) and b"runsc" in command_line(pid)]
 
+    def kill_sandbox(self, machine_id: str) -> None:
+        """`kill -9` of all processes of one guest; the first one's end may be the others'."""
+        pids = self.sandbox_pids(machine_id)
+        assert pids, f"no sandbox of {machine_id}"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: all(ended(pid) for pid in pids))
+
     def machine_of(self, instance_id: str) -> str:
         """The machine's id on the host, by the room's instance id as /v1 shows it."""
         return self._machine(self.internal_id(instance_id))

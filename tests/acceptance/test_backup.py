@@ -65,7 +65,7 @@ def made() -> Iterator[Made]:
             until(lambda: int(busy.output("cat last 2>/dev/null || echo 0")) > 50)
             # Its disk is on its own: no machine holds it.
             gone.output("echo stopped > file")
-            kill_sandbox(running, backup.rooms["gone"])
+            running.kill_sandbox(running.machine_of(backup.rooms["gone"]))
             backup.written_before = int(busy.output("cat last"))
             began = time.monotonic()
             done = running.inn("backup", str(backup.archive), "--json")
@@ -79,14 +79,6 @@ def made() -> Iterator[Made]:
             yield backup
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def kill_sandbox(running: Server, instance: str) -> None:
-    pids = running.sandbox_pids(running.machine_of(instance))
-    assert pids
-    for pid in pids:
-        os.kill(pid, 9)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 @pytest.fixture

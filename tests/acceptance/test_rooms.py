@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 from uuid import UUID, uuid4
@@ -130,8 +129,7 @@ def test_a_destroyed_room_is_gone_and_its_name_begins_anew(room: Room) -> None:
 def test_a_failed_room_restarts_on_its_disk(innkeeper: Server, api: Api, room: Room) -> None:
     instance = room.create()["instance_id"]
     room.output("echo kept > kept.txt; sync")
-    for pid in innkeeper.sandbox_pids(innkeeper.machine_of(instance)):
-        os.kill(pid, signal.SIGKILL)
+    innkeeper.kill_sandbox(innkeeper.machine_of(instance))
     until(lambda: api.client.get(f"/v1/rooms/{instance}").json()["status"] == "failed")
     # Only asking for the room wakes it: a look at a file says what happened.
     refused = room.file("/home/user/kept.txt")
@@ -145,8 +143,7 @@ def test_a_failed_room_restarts_on_its_disk(innkeeper: Server, api: Api, room: R
 def test_a_failed_room_is_restarted_by_a_command_too(innkeeper: Server, api: Api, room: Room) -> None:
     instance = room.create()["instance_id"]
     room.output("echo kept > kept.txt; sync")
-    for pid in innkeeper.sandbox_pids(innkeeper.machine_of(instance)):
-        os.kill(pid, signal.SIGKILL)
+    innkeeper.kill_sandbox(innkeeper.machine_of(instance))
     until(lambda: api.client.get(f"/v1/rooms/{instance}").json()["status"] == "failed")
     assert room.output("cat kept.txt") == "kept"
 

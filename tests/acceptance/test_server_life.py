@@ -178,9 +178,7 @@ def test_no_secret_of_a_whole_life_is_in_any_log(living: Server) -> None:
     api.client.delete(f"/v1/tokens/{made['id']}")
     assert mine.post("true").status_code == 401
     assert living.process is not None
-    mine_machine = living.machine_of(room.create()["instance_id"])
-    for pid in living.sandbox_pids(mine_machine):
-        os.kill(pid, signal.SIGKILL)
+    living.kill_sandbox(living.machine_of(room.create()["instance_id"]))
     until(lambda: room.post("true").status_code == 200)
     room.delete()
     os.kill(living.api_pid(), signal.SIGKILL)

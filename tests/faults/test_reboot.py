@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ def reboot(running: Server) -> None:
     """All that a reboot ends: processes, control groups, mounts, loop devices, namespaces, firewall tables."""
     running.kill()
     for pid in census.runsc_pids(running.home):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     asyncio.run(_reboot(running.home, running.server_id))
 
 
