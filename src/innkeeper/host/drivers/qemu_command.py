@@ -1,0 +1,124 @@
+"""The command line of a microVM. Pure; the same for QEMU 7.2 and 10.
+
+Nothing in it is a secret or a path of the host: files come as descriptors, so that QEMU's user needs no right to any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+KERNEL_ARGUMENTS = ("quiet", "loglevel=0", "panic=-1", "reboot=t")
+# CONFIG_HZ of Debian's kernels.
+KERNEL_HZ = 250
+LINK_PORT = "innkeeper.link"
+# Translated code of a guest, beside its memory. Without a size QEMU takes up to a gigabyte, as the host is large.
+TCG_CACHE_MIB = 64
+# QEMU itself (30 MiB measured) and what it needs for requests to disks and the network.
+OVERHEAD_MIB = 96
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Accelerator(StrEnum):
+    """What runs a guest's instructions: the processor's virtualization, or QEMU's translator."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlan:
+    """What a microVM is started with. `kernel` and `initramfs` are paths as QEMU sees them; the rest but sizes are descriptors that it inherits.
+
+    `tsc_khz` is the rate of the host's time stamp counter; TCG needs it. Without an `image` or a `disk` the guest has none.
+    """
+
+    name: str
+    accelerator: Accelerator
+    memory_mb: int
+    vcpu_count: int
+    kernel: str
+    initramfs: str
+    control: int
+    link: int
+    image: int | None = None
+    disk: int | None = None
+    tap: int | None = None
+    mac: str | None = None
+    tsc_khz: int | None = None
+
+
+def host_memory_mb(plan: VmPlan) -> int:
+    """What the machine may take of the host's memory, QEMU's own included."""
+    cache = TCG_CACHE_MIB if plan.accelerator is Accelerator.TCG else 0
+    return plan.memory_mb + OVERHEAD_MIB + cache
+
+
+def kernel_arguments(accelerator: Accelerator, tsc_khz: int | None) -> str:
+    """The guest kernel's command line: the same for every guest of a host, since templates are shared.
+
+    Raises ValueError where TCG lacks the rate of the counter: a microVM has no other clock to measure it by, and hangs at random.
+    """
+    words = list(KERNEL_ARGUMENTS)
+    if accelerator is Accelerator.TCG:
+        if tsc_khz is None:
+            raise ValueError("TCG needs the rate of the host's time stamp counter")
+        words += [f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 1000 // KERNEL_HZ}", "no_timer_check"]
+    return " ".join(words)
+
+
+def qemu_command(qemu: str, plan: VmPlan) -> list[str]:
+    """The arguments that start the VM at once."""
+    # fmt: off
+    command = [
+        qemu, "-name", plan.name,
+        "-nodefaults", "-no-user-config", "-display", "none", "-serial", "none", "-no-reboot",
+        "-sandbox", SANDBOX,
+        # Virtio 1; QEMU's default for this transport is the older layout.
+        "-global", "virtio-mmio.force-legacy=off",
+        "-M", "microvm,isa-serial=off,pit=off,pic=off,memory-backend=ram",
+        *_processor(plan),
+        "-object", f"memory-backend-ram,id=ram,size={plan.memory_mb}M",
+        "-m", f"{plan.memory_mb}M", "-smp", str(plan.vcpu_count),
+        "-kernel", plan.kernel, "-initrd", plan.initramfs, "-append", kernel_arguments(plan.accelerator, plan.tsc_khz),
+        "-chardev", f"socket,id=control,fd={plan.control},server=on,wait=off", "-mon", "chardev=control,mode=control",
+    ]
+    # fmt: on
+    if plan.image is not None:
+        # Shared by every guest of the image: no lock, which the second one would not get.
+        command += _disk("image", plan.image, "read-only=on", "file.locking=off")
+    if plan.disk is not None:
+        command += _disk("disk", plan.disk, "discard=unmap", "detect-zeroes=unmap")
+    # fmt: off
+    command += [
+        "-device", "virtio-scsi-device,id=scsi0",
+        "-device", "virtio-serial-device,id=serial0,max_ports=2",
+        "-chardev", f"socket,id=link,fd={plan.link},server=on,wait=off",
+        "-device", f"virtserialport,bus=serial0.0,nr=1,chardev=link,name={LINK_PORT}",
+    ]
+    if plan.tap is not None:
+        command += [
+            "-netdev", f"tap,id=net0,fd={plan.tap},vhost=off",
+            "-device", f"virtio-net-device,netdev=net0,mac={plan.mac}",
+        ]
+    # fmt: on
+    return [*command, "-object", "rng-builtin,id=rng0", "-device", "virtio-rng-device,rng=rng0"]
+
+
+def _processor(plan: VmPlan) -> list[str]:
+    if plan.accelerator is Accelerator.KVM:
+        return ["-accel", "kvm", "-cpu", "host"]
+    # `max`: today's Python packages want SSE4.2, which the default processor has not.
+    return ["-accel", f"tcg,tb-size={TCG_CACHE_MIB}", "-cpu", "max"]
+
+
+def _disk(name: str, descriptor: int, *options: str) -> list[str]:
+    number = {"image": 1, "disk": 2}[name]
+    node = f"driver=raw,node-name={name},file.driver=file,file.filename=/dev/fdset/{number}"
+    # fmt: off
+    return [
+        "-add-fd", f"fd={descriptor},set={number}",
+        "-blockdev", ",".join((node, *options)),
+        "-device", f"virtio-blk-device,drive={name},serial={name}",
+    ]
+    # fmt: on
