@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import secrets
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +21,7 @@ from innkeeper.core.instance import BootStep, InstanceState
 from innkeeper.errors import InnkeeperError, InstanceNotFoundError, NoHostError, NotFoundError, UnavailableError
 from innkeeper.host.admission import Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
+from innkeeper.host.departures import Departures
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.file_changes import FileChanges
@@ -62,7 +61,6 @@ class Fleet:
         usage: UsageLedger,
     ) -> None:
         self._metrics = metrics
-        self._usage = usage
         self._directories = directories
         self._builder = builder
         self._admission = admission
@@ -72,18 +70,15 @@ class Fleet:
         self._by_instance: dict[UUID, Machine] = {}
         # Called with a machine that was used before: it may hold commands that nobody follows.
         self.resume: Callable[[Machine], None] = lambda _: None
-        # Every machine from its start until nothing of it is left.
-        self._held: set[Machine] = set()
         self._locks: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starts = asyncio.Semaphore(max_starts)
         self._building_mb = 0
         self._waiting_cold = 0
         self._touched = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._departures = Departures(directories=directories, builder=builder, changes=changes, usage=usage)
         self.warm = WarmPools(
             build=self._build_warm,
-            discard=self._discard,
+            discard=self._departures.discard,
             busy=lambda: self._waiting_cold > 0 or time.monotonic() - self._touched < QUIET_SECONDS,
             parallel=max_starts,
             on_ready=on_pool_ready,
@@ -112,8 +107,8 @@ class Fleet:
             disk = self._directories.disk_of(instance_id)
             if disk is None:
                 self._locks.pop(instance_id, None)
-            elif (leaving := self._leaving.get(disk)) is not None:
-                await asyncio.wait([leaving])
+            else:
+                await self._departures.gone(disk)
             yield self._by_instance.get(instance_id)
 
     def machines(self) -> list[Machine]:
@@ -126,11 +121,11 @@ class Fleet:
 
     def held(self) -> set[Machine]:
         """Every machine of which something exists, those on their way down included."""
-        return set(self._held)
+        return set(self._departures.held)
 
     def images_in_use(self) -> frozenset[str] | None:
         """Digests of the images below disks and machines; None when that is not known of every disk, and so no image may go."""
-        in_use = {machine.record.shape.image_digest for machine in self._held}
+        in_use = {machine.record.shape.image_digest for machine in self._departures.held}
         for instance_id in self.disks():
             try:
                 digest = self._directories.image_of(instance_id)
@@ -143,7 +138,7 @@ class Fleet:
 
     def owned_disks(self) -> set[str]:
         """Names of the disks that instances and machines own. Raises UnavailableError when a record cannot be read."""
-        return self._directories.owned_disks() | {machine.record.disk for machine in self._held}
+        return self._directories.owned_disks() | {machine.record.disk for machine in self._departures.held}
 
     def journals_of(self, machine: Machine) -> Path:
         """The folder of the journals of a machine's instance."""
@@ -218,9 +213,9 @@ class Fleet:
                     log.warning("a warm guest could not be claimed", machine=warm.id, error=str(error))
                 else:
                     return warm, CLAIMED
-        elif disk is not None and (leaving := self._leaving.get(disk)) is not None:
+        elif disk is not None:
             # Mounted twice, a disk shows the second mount what was there before the first one wrote back, and is ruined.
-            await asyncio.wait([leaving])
+            await self._departures.gone(disk)
         self._waiting_cold += 1
         try:
             async with self._starts:
@@ -241,7 +236,7 @@ class Fleet:
             if disk is None:
                 self._abandon(machine, request.instance_id)
             else:
-                self._leave(machine)
+                self._departures.leave(machine)
             raise
         return machine, COLD if disk is None else RESTARTED
 
@@ -258,7 +253,7 @@ class Fleet:
             "image_digest": record.shape.image_digest,
         }
         write_json(folder / INSTANCE_RECORD, instance)
-        self._later(asyncio.to_thread(_sync, folder / INSTANCE_RECORD))
+        self._departures.later(asyncio.to_thread(_sync, folder / INSTANCE_RECORD))
         machine.record.instance_id = request.instance_id
         machine.record.save_claim(machine.state_dir)
         async with machine.in_use():
@@ -270,7 +265,7 @@ class Fleet:
         assert machine.record.instance_id is not None  # noqa: S101 - bound before
         self._by_instance[machine.record.instance_id] = machine
         if watch:
-            self._later(self._watch_changes(machine))
+            self._departures.later(self._watch_changes(machine))
 
     async def _watch_changes(self, machine: Machine) -> None:
         """Have a baseline before the first command, which makes it itself when it is faster. In a thread: it takes up to 5 ms, and nobody waits for it."""
@@ -322,7 +317,7 @@ class Fleet:
                 spare = self.warm.evict() if for_instance else None
                 if spare is None:
                     raise
-                self._later(self._discard(spare))
+                self._departures.later(self._departures.discard(spare))
             else:
                 return
 
@@ -335,7 +330,7 @@ class Fleet:
             await self._changes.prepare_ahead(machine)
             await machine.freeze()
         except BaseException:
-            await self._discard(machine)
+            await self._departures.discard(machine)
             raise
         return machine
 
@@ -343,7 +338,7 @@ class Fleet:
 
     def _watch(self, machine: Machine) -> None:
         """Notice the end of a machine and an agent that breaks the protocol."""
-        self._held.add(machine)
+        self._departures.held.add(machine)
         links = itertools.count()
         told = [-REDIAL_LOG_SECONDS]
 
@@ -373,39 +368,7 @@ class Fleet:
         if instance_id is not None and self._by_instance.get(instance_id) is machine:
             del self._by_instance[instance_id]
             self._on_failure(instance_id, reason)
-        self._leave(machine)
-
-    def _leave(self, machine: Machine) -> None:
-        """Release a machine beside what goes on; its disk is not mounted again before that is done."""
-        disk = machine.record.disk
-        if disk in self._leaving:
-            return
-        task = self._later(self._discard(machine))
-        self._leaving[disk] = task
-        task.add_done_callback(lambda _: self._leaving.pop(disk, None))
-
-    def _later(self, work: Any) -> asyncio.Task[None]:
-        async def run() -> None:
-            try:
-                await work
-            except (InnkeeperError, OSError, TimeoutError):
-                log.exception("cleaning up failed; the next start does it again")
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _discard(self, machine: Machine) -> None:
-        if machine.failure is None:
-            machine.failure = "The machine was taken away"
-        self._changes.release(machine)
-        self._note_usage(machine)
-        await self._builder.discard(machine)
-        self._held.discard(machine)
-
-    def _note_usage(self, machine: Machine) -> None:
-        self._usage.note_end(machine.record, machine.driver.usage(machine.id))
+        self._departures.leave(machine)
 
     async def destroy(self, instance_id: UUID, *, keep_disk: bool) -> None:
         """See DestroyMachine."""
@@ -413,61 +376,30 @@ class Fleet:
             machine = self._by_instance.pop(instance_id, None)
             if machine is None:
                 # One that failed, or whose end did not succeed before.
-                machine = next((held for held in self._held if held.record.instance_id == instance_id), None)
+                machine = next((held for held in self._departures.held if held.record.instance_id == instance_id), None)
             disk = None
             if not keep_disk:
                 with contextlib.suppress(InnkeeperError):
                     disk = self._directories.disk_of(instance_id)
-                self._trash(instance_id)
+                self._departures.trash(instance_id)
             if machine is not None:
-                await self._end(machine)
+                await self._departures.end(machine)
             elif disk is not None:
-                self._later(self._remove_disk(disk))
+                self._departures.later(self._departures.remove_disk(disk))
             if not keep_disk:
-                self._later(asyncio.to_thread(self._empty_trash))
+                self._departures.empty_trash()
         if not keep_disk:
             self._locks.pop(instance_id, None)
-
-    async def _end(self, machine: Machine) -> None:
-        """Stop a machine; returns when its guest no longer runs, and the rest is released beside."""
-        machine.failure = machine.failure or "The machine was destroyed"
-        leaving = self._leaving.get(machine.record.disk)
-        if leaving is not None:
-            await asyncio.wait([leaving])
-            return
-        self._note_usage(machine)
-        try:
-            await machine.driver.stop(machine.id)
-        finally:
-            self._leave(machine)
-
-    async def _remove_disk(self, disk: str) -> None:
-        leaving = self._leaving.get(disk)
-        if leaving is not None:
-            await asyncio.wait([leaving])
-        await self._builder.remove_disk(disk)
-
-    def _trash(self, instance_id: UUID) -> None:
-        """Unlink an instance's records in one step each; what they named is removed now or at the next start."""
-        for parent in (self._directories.instances, self._directories.changes):
-            with contextlib.suppress(FileNotFoundError):
-                # A name of its own each time: one that an earlier failure left must not be in the way.
-                trash = self._directories.trash / f"{parent.name}-{instance_id}-{secrets.token_hex(4)}"
-                (parent / str(instance_id)).rename(trash)
-
-    def _empty_trash(self) -> None:
-        for entry in self._directories.trash.iterdir():
-            shutil.rmtree(entry, ignore_errors=True)
 
     def _abandon(self, machine: Machine, instance_id: UUID) -> None:
         """Give up a machine whose instance has nothing else yet, with the records that name its disk."""
         try:
-            self._trash(instance_id)
+            self._departures.trash(instance_id)
         finally:
-            self._leave(machine)
+            self._departures.leave(machine)
             # A guest that ended while it was claimed has left its disk to the instance that was to have it.
-            self._later(self._remove_disk(machine.record.disk))
-            self._later(asyncio.to_thread(self._empty_trash))
+            self._departures.later(self._departures.remove_disk(machine.record.disk))
+            self._departures.empty_trash()
 
     # --- start and end of the daemon -------------------------------------------------------------------------------
 
@@ -487,9 +419,8 @@ class Fleet:
         if keep_running:
             await asyncio.gather(*(machine.close(stop=False) for machine in everything))
         else:
-            await asyncio.gather(*(self._discard(machine) for machine in everything))
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.gather(*(self._departures.discard(machine) for machine in everything))
+        await self._departures.settle()
 
 
 def _sync(path: Path) -> None:
