@@ -305,6 +305,7 @@ type lines struct {
 	t    *testing.T
 	call *linktest.Call
 	rest string
+	last string // what the last expected event made or changed
 }
 
 // follow opens a watch and waits until it stands.
@@ -352,8 +353,18 @@ func (l *lines) next(dir string) string {
 func (l *lines) expect(dir string, wanted ...string) {
 	l.t.Helper()
 	for _, want := range wanted {
-		if got := l.next(dir); got != want {
+		got := l.next(dir)
+		// One change is told twice where the watch looked in the middle of it, as it does on a busy machine.
+		for got != want && l.last != "" && got == "modified "+l.last {
+			got = l.next(dir)
+		}
+		if got != want {
 			l.t.Fatalf("%q came, not %q", got, want)
+		}
+		kind, path, _ := strings.Cut(got, " ")
+		l.last = ""
+		if kind == "created" || kind == "modified" {
+			l.last = path
 		}
 	}
 }
