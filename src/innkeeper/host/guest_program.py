@@ -51,8 +51,8 @@ class GuestProgram:
     ) -> dict[str, Any]:
         """The agent's `exited` message, when it has come. A link that breaks meanwhile is picked up again where the journal stands.
 
-        `keep` gets the output, `skip` the offset at which it goes on where the guest dropped some, `begun` the word that it runs; `pause` is awaited after
-        each piece, and the guest's writer waits with it.
+        `keep` gets the output, `skip` the offset at which it goes on where the guest dropped some; `begun` is called with each link's first word, which is
+        that it runs; `pause` is awaited after each piece, and the guest's writer waits with it.
 
         Raises:
             InstanceFailedError: the machine has ended, or the guest was started again and knows the program no more.
@@ -79,6 +79,7 @@ class GuestProgram:
         pause: Callable[[], Awaitable[None]] | None,
     ) -> dict[str, Any]:
         stream, machine = self._opened(), self.machine
+        spoken = False
         while (event := await stream.next_event()) is not None:
             if isinstance(event, Data):
                 keep(event)
@@ -88,7 +89,10 @@ class GuestProgram:
             elif isinstance(event, Message):
                 if event.body.get("exited"):
                     return event.body
-                begun()
+                # Once: a guest may say something 20,000 times a second.
+                if not spoken:
+                    spoken = True
+                    begun()
                 offset = event.body.get("offset")
                 if type(offset) is int:
                     skip(offset)

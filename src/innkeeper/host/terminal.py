@@ -243,6 +243,11 @@ class Terminal:
         if self.alive and self._resizing is None:
             self._resizing = self.machine.start_task(self._send_size())
 
+    def relinked(self) -> None:
+        """A new link carries it: whether the guest heard over the one before what was said last is not known."""
+        self.told = None
+        self.resize(self.size)
+
     async def _send_size(self) -> None:
         try:
             while self.alive and self.told != self.size and self.program.linked:

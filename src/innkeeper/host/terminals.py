@@ -180,8 +180,7 @@ class Terminals:
                 exited = await terminal.program.follow(
                     keep=terminal.heard,
                     skip=terminal.skip_to,
-                    # A size that was said while the link was broken.
-                    begun=lambda: terminal.resize(terminal.size),
+                    begun=terminal.relinked,
                     pause=lambda: self._wait_for_viewers(terminal),
                 )
                 machine.user_processes = checked_integer(exited, "user_processes")
