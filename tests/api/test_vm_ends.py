@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -53,6 +54,25 @@ async def test_nothing_is_promised_of_a_vm_that_ends(api: Any) -> None:
         ]
     assert [answer.status_code for answer in answers] == [404] * 4
     assert (await ends).json()["end_reason"] == "deleted"
+
+
+async def test_a_change_that_waits_while_the_end_is_decided_does_not_take_its_reason_away(api: Any) -> None:
+    made = await make(api)
+    path, gate, control = f"/v1/vms/{made['vm_id']}", threading.Event(), api.world.control
+    await control.later.flush(control)
+    held = asyncio.create_task(control.database.write(lambda _: gate.wait(20)))
+    await api.world.until(lambda: control.database.load.waiting == 1)
+    # More memory is written before anything else of the change is.
+    changing = asyncio.create_task(api.client.patch(path, json={"memory_mb": 1024, "metadata": {"a": "b"}}))
+    await api.world.until(lambda: control.database.load.waiting == 2)
+    ends = asyncio.create_task(api.client.delete(path))
+    await api.world.until(lambda: control.database.load.waiting == 3)
+    gate.set()
+    await held
+    assert (await ends).json()["end_reason"] == "deleted"
+    assert (await changing).status_code == 404
+    record = (await api.client.get(path)).json()
+    assert (record["status"], record["end_reason"]) == ("killed", "deleted")
 
 
 async def test_a_session_gets_its_next_vm_when_the_one_before_has_ended(api: Any) -> None:

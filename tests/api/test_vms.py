@@ -279,6 +279,25 @@ async def test_changes(api: Any) -> None:
     assert (await record(api, made["vm_id"]))["memory_mb"] == 2048
 
 
+async def test_no_change_ends_a_vm_before_its_lease(api: Any) -> None:
+    made = await make(api, vm_lifetime_seconds=100)
+    path = f"/v1/vms/{made['vm_id']}"
+
+    async def left() -> float:
+        ends_at = datetime.fromisoformat((await record(api, made["vm_id"]))["expires_at"])
+        return (ends_at - datetime.now(UTC)).total_seconds()
+
+    assert (await api.client.post(f"{path}/hold", json={"seconds": 2_000})).is_success
+    assert (await api.client.patch(path, json={"vm_lifetime_seconds": 60})).is_success
+    assert await left() > 1_500
+    # Nor does who only asks for the session's VM again.
+    await make(api, session_id=made["session_id"], vm_lifetime_seconds=60)
+    assert await left() > 1_500
+    assert (await api.client.post(f"{path}/hold", json={"seconds": 0})).is_success
+    assert (await api.client.patch(path, json={"vm_lifetime_seconds": 60})).is_success
+    assert await left() < 1_500
+
+
 async def test_more_memory_is_the_organizations_to_give(api: Any) -> None:
     control = api.world.control
     first, second = await make(api, memory_mb=1024), await make(api, memory_mb=1024)

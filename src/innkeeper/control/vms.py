@@ -160,7 +160,8 @@ async def change(control: Control, principal: Principal, vm_id: str, changes: Ma
     check(control, principal, wanted)
     if wanted.memory_mb is not None:
         await _reserve_memory(control, entry, wanted.memory_mb)
-        if entry.doomed:
+        # Whoever began to end it meanwhile writes its reason, which this must not write over.
+        if lifecycle.ends(control, entry):
             raise VmNotFoundError
     vm = entry.vm
     if wanted.metadata is not None:
@@ -168,7 +169,9 @@ async def change(control: Control, principal: Principal, vm_id: str, changes: Ma
     if "idle_seconds" in changes:
         vm = dataclasses.replace(vm, idle_seconds=wanted.idle_seconds)
     if (lifetime := wanted.vm_lifetime_seconds) is not None:
-        vm = dataclasses.replace(vm, lifetime_seconds=lifetime, expires_at=clock.now() + timedelta(seconds=lifetime))
+        ends_at = clock.now() + timedelta(seconds=lifetime)
+        # Not before a lease, which may be somebody else's.
+        vm = dataclasses.replace(vm, lifetime_seconds=lifetime, expires_at=max(ends_at, vm.hold_until or ends_at))
     await _store_change(control, principal, entry, vm, "change", {"fields": ",".join(sorted(changes))})
     return entry.view
 
