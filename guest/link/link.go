@@ -4,7 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"net"
+	"io"
 	"sync"
 	"time"
 )
@@ -34,11 +34,25 @@ type Identity struct {
 	BootID      string `json:"boot_id"`
 	// LastError says why the link before this one ended, as the agent saw it.
 	LastError string `json:"last_error,omitempty"`
+	// BootError is all that a guest has to say that could not boot.
+	BootError *BootError `json:"boot_error,omitempty"`
+}
+
+// BootError is the step at which a guest's boot failed, and why.
+type BootError struct {
+	Step    string `json:"step"`
+	Message string `json:"message"`
+}
+
+// Connection is what a link runs over: a socket, or a port for the time of one link.
+type Connection interface {
+	io.ReadWriteCloser
+	SetReadDeadline(deadline time.Time) error
 }
 
 // Link is one connection to the host.
 type Link struct {
-	connection net.Conn
+	connection Connection
 	handler    Handler
 
 	writing sync.Mutex
@@ -54,18 +68,31 @@ type Link struct {
 const helloTimeout = 10 * time.Second
 
 // Serve says HELLO, answers frames until the connection ends, and breaks off what is open then.
-func Serve(connection net.Conn, identity Identity, handler Handler) error {
+func Serve(connection Connection, identity Identity, handler Handler) error {
 	l := &Link{connection: connection, handler: handler, streams: map[uint32]*Stream{}}
 	defer l.breakOff()
 	return l.run(identity)
 }
 
-func (l *Link) run(identity Identity) error {
+// SayHello says HELLO and nothing else, and waits until the host ends the connection.
+func SayHello(connection Connection, identity Identity) {
+	defer connection.Close()
+	l := &Link{connection: connection}
+	if l.hello(identity) == nil {
+		_, _ = io.Copy(io.Discard, connection)
+	}
+}
+
+func (l *Link) hello(identity Identity) error {
 	payload, err := json.Marshal(identity)
 	if err != nil {
 		return err
 	}
-	if err := l.write(AppendFrame(nil, Frame{0, Hello, payload})); err != nil {
+	return l.write(AppendFrame(nil, Frame{0, Hello, payload}))
+}
+
+func (l *Link) run(identity Identity) error {
+	if err := l.hello(identity); err != nil {
 		return err
 	}
 	// Larger than any usual burst of small frames, smaller than a bulk frame, whose payload is then read in place.
