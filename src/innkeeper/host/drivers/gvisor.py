@@ -8,9 +8,7 @@ import json
 import os
 import re
 import resource
-import signal
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -20,9 +18,10 @@ from innkeeper.core.leak import LeakKind
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.drivers.contract import Capabilities, MachinePlan
 from innkeeper.host.drivers.gvisor_spec import oci_spec
+from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
+from innkeeper.host.drivers.strays import Strays
 from innkeeper.host.linux import command
-from innkeeper.host.linux.cgroup import CgroupTree, Group, Usage
-from innkeeper.host.linux.pidfd import PidFd
+from innkeeper.host.linux.cgroup import CgroupTree, Usage
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -31,7 +30,6 @@ MOUNT_AND_RUN = 'mount --all --fstab "$1" && shift && exec "$@"'
 MOUNT_TABLE = "mounts"
 START_TIMEOUT_SECONDS = 30
 SANDBOX_PID = "sandbox.pid"
-STRAY_SECONDS = 10.0
 _BUNDLE = re.compile(rb"/machines/([^/\0]+)/")
 
 
@@ -39,28 +37,6 @@ class StartFailedError(InnkeeperError):
     """The sandbox could not be started."""
 
     code = "start_failed"
-
-
-@dataclass(slots=True)
-class GvisorMachine:
-    """A running sandbox; its sentry is watched through a pidfd."""
-
-    machine_id: str
-    group: Group
-    pid: int
-    exited: asyncio.Future[None]
-    watcher: asyncio.Task[None] | None = None
-    oom_kills_before: int = field(default=0)
-
-    def ran_out_of_memory(self) -> bool:
-        """Whether the kernel took a process of it: the sentry, or a stub, which holds a guest process's memory and is often the larger one."""
-        return self.group.usage().oom_kills > self.oom_kills_before
-
-    def why(self) -> str:
-        """The best known reason for its end."""
-        if self.ran_out_of_memory():
-            return "The guest ran out of memory"
-        return "The sandbox ended"
 
 
 class GvisorDriver:
@@ -88,7 +64,8 @@ class GvisorDriver:
         self._tree = tree
         self._parent = tree.server_root(group_name)
         self._reason = reason
-        self._machines: dict[str, GvisorMachine] = {}
+        self._machines = ProcessMachines(self._parent, pid_file=SANDBOX_PID, ended="The sandbox ended")
+        self._strays = Strays(b"--root=" + os.fsencode(root), _BUNDLE)
         self._nofile = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
     @property
@@ -109,12 +86,11 @@ class GvisorDriver:
             "--network=sandbox",
         ]
 
-    async def start(self, plan: MachinePlan) -> GvisorMachine:
+    async def start(self, plan: MachinePlan) -> ProcessMachine:
         """Start a sandbox; returns when its init runs."""
-        group = self._parent.child(plan.machine_id)
         bundle = plan.state_dir / "bundle"
         bundle.mkdir(mode=0o700, exist_ok=True)
-        spec = oci_spec(plan, cgroup_path=group.path, nofile=self._nofile)
+        spec = oci_spec(plan, cgroup_path=self._parent.child(plan.machine_id).path, nofile=self._nofile)
         (bundle / "config.json").write_text(json.dumps(spec))
         (bundle / MOUNT_TABLE).write_text(mount_table(plan.agent_dir, plan.link_dir))
         pid_file = plan.state_dir / SANDBOX_PID
@@ -130,7 +106,7 @@ class GvisorDriver:
         # The group is runsc's to make: one that exists already gets no limits from it, and the guest then sees the host's memory as its own.
         try:
             await self._run_quietly(run, bundle / MOUNT_TABLE)
-            machine = self._watch(plan.machine_id, group, int(pid_file.read_text()))
+            machine = self._machines.watch(plan.machine_id, int(pid_file.read_text()))
         except BaseException:
             await asyncio.shield(self.stop(plan.machine_id))
             raise
@@ -153,26 +129,13 @@ class GvisorDriver:
             log.warning("runsc run failed", status=command.describe_status(status), machine=run[-1])
             raise StartFailedError
 
-    def _watch(self, machine_id: str, group: Group, pid: int) -> GvisorMachine:
-        loop = asyncio.get_running_loop()
-        machine = GvisorMachine(machine_id, group, pid, loop.create_future(), oom_kills_before=group.usage().oom_kills)
-        machine.watcher = loop.create_task(_wait_exited(machine))
-        self._machines[machine_id] = machine
-        return machine
-
-    async def adopt(self, machine_id: str, state_dir: Path) -> GvisorMachine | None:
+    async def adopt(self, machine_id: str, state_dir: Path) -> ProcessMachine | None:
         """Take over a sandbox that survived a restart of the daemon."""
-        pid = self.running_pid(machine_id, state_dir)
-        return None if pid is None else self._watch(machine_id, self._parent.child(machine_id), pid)
+        return self._machines.adopt(machine_id, state_dir)
 
     def running_pid(self, machine_id: str, state_dir: Path) -> int | None:
         """The sandbox's process, or None when it does not run."""
-        try:
-            pid = int((state_dir / SANDBOX_PID).read_text())
-        except (OSError, ValueError):
-            return None
-        # The pid alone proves nothing after a reboot: it must be in this machine's group.
-        return pid if pid in self._parent.child(machine_id).procs() else None
+        return self._machines.running_pid(machine_id, state_dir)
 
     async def freeze(self, machine_id: str) -> None:
         """Freeze the sandbox's processes: systrap burns 4 % of a core even when it is idle."""
@@ -192,13 +155,7 @@ class GvisorDriver:
         `runsc delete` is not used: it takes 1.7 s where an orphan is reaped late, and hangs on a frozen sandbox. Killing while frozen, thawing and
         removing the three files takes 20 ms.
         """
-        group = self._parent.child(machine_id)
-        if group.exists():
-            await group.kill_all()
-            await group.remove()
-        machine = self._machines.pop(machine_id, None)
-        if machine is not None:
-            await machine.exited
+        await self._machines.end(machine_id)
         for path in self._runtime_files(machine_id):
             path.unlink(missing_ok=True)
 
@@ -234,50 +191,12 @@ class GvisorDriver:
             for name, machine_id in self._runtime_state()
             if machine_id not in keep
         ]
-        for process, line in self._strays(keep):
-            with process:
-                machine_id = min(_machines_in(line), default="unknown")
-                found.append((LeakKind.PROCESS, f"{process.pid} {_words(line)}", machine_id))
+        found += [(LeakKind.PROCESS, process, machine_id) for process, machine_id in self._strays.names(keep)]
         return found
 
     async def end_strays(self, keep: Set[str]) -> int:
         """See Driver. A `runsc run` whose daemon was killed goes on, outside of any group until late; it is known by our state directory."""
-        strays = [process for process, _ in self._strays(keep)]
-        try:
-            for process in strays:
-                process.send_signal(signal.SIGKILL)
-            async with asyncio.timeout(STRAY_SECONDS):
-                for process in strays:
-                    await process.wait()
-        finally:
-            for process in strays:
-                process.close()
-        return len(strays)
-
-    def _strays(self, keep: Set[str]) -> list[tuple[PidFd, bytes]]:
-        return [stray for pid in _pids() if (stray := self._stray(pid, keep)) is not None]
-
-    def _stray(self, pid: int, keep: Set[str]) -> tuple[PidFd, bytes] | None:
-        """A process and its command line, if it is one of runsc's for this server and names no machine of `keep`.
-
-        And root's, since anybody may have such a command line.
-        """
-        path, mark = Path(f"/proc/{pid}"), os.fsencode(f"--root={self._root}")
-        try:
-            if mark not in (path / "cmdline").read_bytes():
-                return None
-            process = PidFd(pid)
-        except OSError:
-            return None
-        try:
-            # Again, now that the pid cannot become another process's.
-            line = (path / "cmdline").read_bytes()
-            if mark in line.split(b"\0") and path.stat().st_uid == 0 and not _machines_in(line) & keep:
-                return process, line
-        except OSError:
-            pass
-        process.close()
-        return None
+        return await self._strays.end(keep)
 
     def usage(self, machine_id: str) -> Usage:
         """See the contract."""
@@ -285,37 +204,12 @@ class GvisorDriver:
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of the machines (they run on), or stop them all and remove the server's group."""
-        for machine in list(self._machines.values()):
-            if not keep_running:
-                await self.stop(machine.machine_id)
-            elif machine.watcher is not None:
-                machine.watcher.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await machine.watcher
-        # A machine that was let go of is nobody's here any more: its end would be waited for in vain.
-        self._machines.clear()
-        if not keep_running:
-            await self._parent.remove()
-
-
-def _machines_in(line: bytes) -> set[str]:
-    """The machines that a command line of runsc names, by their bundles."""
-    return {name.decode(errors="replace") for name in _BUNDLE.findall(line)}
-
-
-def _words(line: bytes) -> str:
-    return line.replace(b"\0", b" ").decode(errors="replace")[:120].strip()
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names only, thousands of them
-
-
-async def _wait_exited(machine: GvisorMachine) -> None:
-    # Cancelled when the daemon lets go of a machine that runs on: then it has not exited, and nobody may be told so.
-    with contextlib.suppress(ProcessLookupError), PidFd(machine.pid) as pidfd:
-        await pidfd.wait()
-    machine.exited.set_result(None)
+        if keep_running:
+            await self._machines.let_go()
+            return
+        for machine_id in self._machines:
+            await self.stop(machine_id)
+        await self._parent.remove()
 
 
 def mount_table(*read_only: Path) -> str:
