@@ -14,6 +14,7 @@ import (
 	"innkeeper/guest/account"
 	"innkeeper/guest/exec"
 	"innkeeper/guest/link"
+	"innkeeper/guest/network"
 	"innkeeper/guest/sudo"
 )
 
@@ -37,6 +38,7 @@ type request struct {
 	Sudo       *bool             `json:"sudo"`
 	SpareShell *bool             `json:"spare_shell"`
 	Warm       []string          `json:"warm"`
+	Network    *network.Settings `json:"network"`
 }
 
 type answer struct {
@@ -109,6 +111,11 @@ func setSystem(wanted *request) error {
 			return link.Errorf("bad_request", "configure: entropy_b64: %v", err)
 		}
 		addEntropy(entropy)
+	}
+	if wanted.Network != nil {
+		if err := network.Apply(*wanted.Network); err != nil {
+			return err
+		}
 	}
 	if wanted.TimeUnixNs != nil {
 		now := syscall.NsecToTimeval(*wanted.TimeUnixNs)
