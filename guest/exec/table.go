@@ -35,6 +35,8 @@ type Table struct {
 	over     []*Process // ended ones, oldest first
 	spares   spares
 
+	others []func() int
+
 	kernelMu sync.Mutex
 	kernels  map[string]*session
 	shown    []shown // oldest first
@@ -80,9 +82,15 @@ func (t *Table) UserProcesses() int {
 	return users
 }
 
+// AlsoOwn adds a process of the agent's to those that keep no guest awake; 0 is none. To be called before anything is served.
+func (t *Table) AlsoOwn(pid func() int) { t.others = append(t.others, pid) }
+
 // OwnPids are processes that belong to the agent itself, and interpreters that wait for a cell.
 func (t *Table) OwnPids() map[int]bool {
 	pids := t.spares.pids()
+	for _, pid := range t.others {
+		pids[pid()] = true
+	}
 	t.kernelPids(pids)
 	return pids
 }
