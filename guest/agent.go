@@ -1,12 +1,8 @@
 package main
 
 import (
-	"net"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -23,31 +19,34 @@ import (
 )
 
 const (
-	redialFirst    = 10 * time.Millisecond
-	redialLongest  = 100 * time.Millisecond
-	generationPoll = 10 * time.Millisecond
-	defaultGrace   = 2000
-	stacksLimit    = 64 << 10 // as JSON it has to fit a frame
+	defaultGrace = 2000
+	stacksLimit  = 64 << 10 // as JSON it has to fit a frame
 )
+
+// source is where links come from.
+type source interface {
+	// Next waits for the next connection to the host; the one before has ended.
+	Next() link.Connection
+}
 
 // agent joins the link to the packages that serve its verbs.
 type agent struct {
-	socket   string
+	links    source
 	identity link.Identity
 	began    time.Time
 	children *reaper.Table
 	table    *exec.Table
 	settings *configure.Settings
 	verbs    map[string]link.Handler
-
-	mu         sync.Mutex
-	connection net.Conn
-	quiesced   bool
-	generation string // what the file said when the agent went quiet
+	end      func() // of the agent, with which the guest ends
 }
 
-func newAgent(socket, bootID string) (*agent, error) {
+func newAgent(links source) (*agent, error) {
 	syscall.Umask(0o022)
+	bootID, err := randomName()
+	if err != nil {
+		return nil, err
+	}
 	children := reaper.New()
 	logins := account.NewLogins(children)
 	table, err := exec.NewTable(children, logins)
@@ -55,7 +54,7 @@ func newAgent(socket, bootID string) (*agent, error) {
 		return nil, err
 	}
 	a := &agent{
-		socket: socket, began: time.Now(), children: children, table: table,
+		links: links, began: time.Now(), children: children, table: table, end: func() { os.Exit(0) },
 		identity: link.Identity{
 			Protocol: link.Protocol, MinProtocol: link.MinimumProtocol, Agent: version, BootID: bootID,
 		},
@@ -92,42 +91,21 @@ func newAgent(socket, bootID string) (*agent, error) {
 		"dial":        ports.Dial,
 		"ports":       ports.List,
 		"usage":       a.usage,
-		"quiesce":     a.quiesce,
 		"shutdown":    a.shutdown,
+	}
+	if quiet, ok := links.(interface {
+		Quiesce(*link.Stream, link.Request)
+	}); ok {
+		a.verbs["quiesce"] = quiet.Quiesce
 	}
 	return a, nil
 }
 
-// run dials, serves and redials for ever.
+// run serves one link after the other, for ever.
 func (a *agent) run() {
-	pause := redialFirst
 	for {
-		a.awaitGeneration()
-		connection, err := net.Dial("unix", a.socket)
-		if err != nil {
-			time.Sleep(pause)
-			if pause *= 2; pause > redialLongest {
-				pause = redialLongest
-			}
-			continue
-		}
-		a.mu.Lock()
-		a.connection = connection
-		a.mu.Unlock()
-		began := time.Now()
-		if err := link.Serve(connection, a.identity, a.serve); err != nil {
+		if err := link.Serve(a.links.Next(), a.identity, a.serve); err != nil {
 			a.identity.LastError = err.Error()
-		}
-		a.mu.Lock()
-		a.connection = nil
-		a.mu.Unlock()
-		// A host that accepts and hangs up must not make the agent spin.
-		if time.Since(began) > time.Second {
-			pause = redialFirst
-		}
-		time.Sleep(pause)
-		if pause *= 2; pause > redialLongest {
-			pause = redialLongest
 		}
 	}
 }
@@ -143,39 +121,6 @@ func (a *agent) serve(stream *link.Stream, request link.Request) {
 
 func (a *agent) usage(stream *link.Stream, _ link.Request) {
 	stream.Succeed(usage.Collect(a.began, a.table.OwnPids()))
-}
-
-// quiesce lets go of the link, without which a checkpoint of the guest is impossible.
-func (a *agent) quiesce(stream *link.Stream, _ link.Request) {
-	generation := a.readGeneration()
-	a.mu.Lock()
-	a.quiesced, a.generation = true, generation
-	connection := a.connection
-	a.mu.Unlock()
-	stream.Succeed(struct{}{})
-	if connection != nil {
-		_ = connection.Close()
-	}
-}
-
-func (a *agent) awaitGeneration() {
-	for {
-		a.mu.Lock()
-		if a.quiesced && a.readGeneration() != a.generation {
-			a.quiesced = false
-		}
-		quiesced := a.quiesced
-		a.mu.Unlock()
-		if !quiesced {
-			return
-		}
-		time.Sleep(generationPoll)
-	}
-}
-
-func (a *agent) readGeneration() string {
-	content, _ := os.ReadFile(filepath.Join(filepath.Dir(a.socket), "generation"))
-	return strings.TrimSpace(string(content))
 }
 
 // stacks says where every goroutine is, as far as it fits, for whoever has to find out why an agent does not answer something else.
@@ -202,7 +147,7 @@ func (a *agent) shutdown(stream *link.Stream, open link.Request) {
 	a.endAll(time.Duration(grace) * time.Millisecond)
 	syscall.Sync()
 	stream.Succeed(struct{}{})
-	os.Exit(0)
+	a.end()
 }
 
 // endProcesses ends what commands left behind, as a step of an image build does when it is over.

@@ -1,4 +1,5 @@
-// Command inn-agent is PID 1 of every guest. Under the name sudo it is the guest's sudo; `inn-agent scan` lists file changes.
+// Command inn-agent is PID 1 of every guest, of a microVM's from its kernel's first step on. Under the name sudo it is the guest's sudo;
+// `inn-agent scan` lists file changes.
 package main
 
 import (
@@ -8,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"innkeeper/guest/boot"
 	"innkeeper/guest/changes"
+	"innkeeper/guest/link"
 	"innkeeper/guest/sudo"
 )
 
@@ -18,6 +21,10 @@ var version = "dev"
 const defaultLink = "/.innkeeper/link/agent.sock"
 
 func main() {
+	if boot.Needed() {
+		serveMachine()
+		return
+	}
 	if filepath.Base(os.Args[0]) == "sudo" {
 		os.Exit(sudo.Main(os.Args[1:]))
 	}
@@ -39,15 +46,31 @@ func main() {
 	if socket == "" {
 		socket = defaultLink
 	}
-	identity := make([]byte, 8)
-	if _, err := rand.Read(identity); err != nil {
-		fmt.Fprintln(os.Stderr, "inn-agent: no randomness:", err)
-		os.Exit(1)
-	}
-	agent, err := newAgent(socket, hex.EncodeToString(identity))
+	agent, err := newAgent(newSocketSource(socket))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "inn-agent:", err)
 		os.Exit(1)
 	}
 	agent.run()
+}
+
+// serveMachine is the life of a microVM's first process.
+func serveMachine() {
+	identity := link.Identity{Protocol: link.Protocol, MinProtocol: link.MinimumProtocol, Agent: version}
+	guest := boot.Start(identity)
+	agent, err := newAgent(guest.Port)
+	if err != nil {
+		guest.Fail(identity, err)
+	}
+	agent.inMachine(guest)
+	agent.run()
+}
+
+// randomName is 16 hexadecimal digits.
+func randomName() (string, error) {
+	name := make([]byte, 8)
+	if _, err := rand.Read(name); err != nil {
+		return "", fmt.Errorf("no randomness: %w", err)
+	}
+	return hex.EncodeToString(name), nil
 }

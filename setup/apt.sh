@@ -10,7 +10,7 @@ server_packages=(
 )
 # A checkout is built besides: the guest agent, the Python environment.
 build_packages=(golang-go python3-venv curl)
-test_packages=(git procps shellcheck apt-utils docker-registry musl-tools openssh-client chromium)
+test_packages=(git procps shellcheck apt-utils docker-registry musl-tools openssh-client chromium qemu-system-x86)
 bench_packages=(bubblewrap crun)
 # apt-ftparchive, which indexes the bundle.
 package_packages=(apt-utils)

@@ -74,13 +74,15 @@ func Serve(connection Connection, identity Identity, handler Handler) error {
 	return l.run(identity)
 }
 
-// SayHello says HELLO and nothing else, and waits until the host ends the connection.
-func SayHello(connection Connection, identity Identity) {
+// SayHello says HELLO and nothing else, and waits until the host has closed its end: then it says true. Otherwise the connection broke.
+func SayHello(connection Connection, identity Identity) bool {
 	defer connection.Close()
 	l := &Link{connection: connection}
-	if l.hello(identity) == nil {
-		_, _ = io.Copy(io.Discard, connection)
+	if l.hello(identity) != nil {
+		return false
 	}
+	_, err := io.Copy(io.Discard, connection)
+	return err == nil
 }
 
 func (l *Link) hello(identity Identity) error {

@@ -19,6 +19,7 @@ TEMPORARY = (
     "instances/*/*.new",
     "images/*.new",
     "images/sources/*.new",
+    "kernels/*/*.new",
     "pool/steps/*.new",
     ".inventory-*",
     ".pool-*",
@@ -28,6 +29,7 @@ TEMPORARY = (
     "images/.build-*",
     "pool/steps/.copy-*",
     "pool/templates/.template-*",
+    "kernels/.fetch-*",
 )
 
 

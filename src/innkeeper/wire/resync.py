@@ -25,7 +25,7 @@ def new_reset() -> bytes:
 async def begin_link(
     connection: socket.socket, *, timeout_seconds: float, patience_seconds: float = FIRST_PATIENCE_SECONDS
 ) -> bytes:
-    """Have the agent begin a new link on a connected, non-blocking socket; the first bytes of that link, as far as they came already.
+    """Have the agent begin a new link on a connected, non-blocking socket; the first bytes of that link, which go to `Link.data_received` before its transport.
 
     Raises:
         TimeoutError: no answer within `timeout_seconds`.

@@ -1,0 +1,14 @@
+package main
+
+import (
+	"innkeeper/guest/boot"
+	"innkeeper/guest/changes"
+)
+
+// inMachine gives the agent what only a microVM's guest has: the host cannot see its files, and its end is the machine's.
+func (a *agent) inMachine(guest *boot.Guest) {
+	scans := changes.NewVerb(a.children, changes.Place{Upper: guest.Upper, Lowers: guest.Lowers, Private: guest.Private}, boot.Binary)
+	a.table.AlsoOwn(scans.Pid)
+	a.verbs["changes"] = scans.Changes
+	a.end = boot.PowerOff
+}

@@ -1,0 +1,109 @@
+"""Debian's kernel for virtual machines, as apt has it: fetched and unpacked into a folder. Nothing is installed, and nothing of it runs on the host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from innkeeper.host.disks.image_build import build_environment
+from innkeeper.host.kernels.modules import ModuleMissingError, load_order, module_name, read_module
+from innkeeper.host.linux import command
+
+ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
+FETCH_SECONDS = 600.0
+UNPACK_SECONDS = 120.0
+RECORD = "kernel.json"
+IMAGE = "vmlinuz"
+MODULES = "modules"
+_DEPENDS = re.compile(r"^\s*Depends: (linux-image-\S+)$", re.MULTILINE)
+_CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
+
+
+class KernelUnavailable(RuntimeError):  # noqa: N818  # reads as a sentence where it is raised
+    """There is no kernel for microVMs and none can be fetched; the message says why, and what to do."""
+
+    code = "kernel_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPackage:
+    """A package with a kernel: `linux-image-6.1.0-56-cloud-amd64`, `6.1.192-2`."""
+
+    package: str
+    version: str
+
+    @property
+    def release(self) -> str:
+        """What `uname -r` says in the guest."""
+        return self.package.removeprefix("linux-image-").removesuffix("-unsigned")
+
+
+async def newest_package() -> KernelPackage:
+    """The package that apt would install now. Raises KernelUnavailable."""
+    architecture = ARCHITECTURES.get(os.uname().machine)
+    if architecture is None:
+        raise KernelUnavailable(f"Debian has no cloud kernel for {os.uname().machine}")
+    every = f"linux-image-cloud-{architecture}"
+    try:
+        depends = await command.run(["apt-cache", "depends", "--important", every], timeout_seconds=UNPACK_SECONDS)
+        package = _DEPENDS.search(depends.stdout.decode())
+        policy = depends
+        if package is not None:
+            policy = await command.run(["apt-cache", "policy", package[1]], timeout_seconds=UNPACK_SECONDS)
+    except command.CommandFailed as error:
+        raise KernelUnavailable(f"apt does not say which {every} there is ({error}); run: apt-get update") from error
+    version = _CANDIDATE.search(policy.stdout.decode())
+    if package is None or version is None:
+        raise KernelUnavailable(f"apt knows no package {every}; run: apt-get update")
+    return KernelPackage(package[1], version[1])
+
+
+async def unpack_package(wanted: KernelPackage, folder: Path, workspace: Path) -> None:
+    """Fetch it into the empty `workspace`, and put its image, its modules in their order and a record of them into the new `folder`.
+
+    apt has checked the signature. Raises KernelUnavailable, OSError.
+    """
+    tree = workspace / "tree"
+    # apt downloads as a user of its own, who may not write here.
+    fetch = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", f"{wanted.package}={wanted.version}"]
+    try:
+        await command.run(fetch, cwd=workspace, env=build_environment(os.environ), timeout_seconds=FETCH_SECONDS)
+        package = await asyncio.to_thread(_only_package, workspace)
+        await command.run(["dpkg-deb", "--extract", str(package), str(tree)], timeout_seconds=UNPACK_SECONDS)
+        modules = await asyncio.to_thread(_modules_folder, tree, wanted.release)
+        # The package comes without the list of what needs what: that is made where it is installed.
+        await command.run(["depmod", "--basedir", str(tree), wanted.release], timeout_seconds=UNPACK_SECONDS)
+        await asyncio.to_thread(_keep, wanted, tree / "boot", modules, folder)
+    except (command.CommandFailed, ModuleMissingError, ValueError, FileNotFoundError) as error:
+        raise KernelUnavailable(f"{wanted.package} {wanted.version}: {error}") from error
+
+
+def _only_package(workspace: Path) -> Path:
+    (package,) = workspace.glob("*.deb")
+    return package
+
+
+def _keep(wanted: KernelPackage, boot: Path, modules: Path, folder: Path) -> None:
+    """Put what is used of a package into the new folder, the record last."""
+    order = load_order((modules / "modules.dep").read_text(), (modules / "modules.builtin").read_text())
+    folder.mkdir(mode=0o700)
+    (boot / f"vmlinuz-{wanted.release}").rename(folder / IMAGE)
+    (folder / MODULES).mkdir()
+    for number, path in enumerate(order):
+        (folder / MODULES / f"{number:02}-{module_name(path)}.ko").write_bytes(read_module(modules / path))
+    (folder / RECORD).write_text(json.dumps(asdict(wanted)))
+
+
+def _modules_folder(tree: Path, release: str) -> Path:
+    """Where the package has its modules. Found under both names afterwards, as depmod knows only one of them, which one depends on its own release."""
+    old, new = tree / "lib" / "modules", tree / "usr" / "lib" / "modules"
+    there, missing = (old, new) if old.exists() else (new, old)
+    if not missing.exists():
+        missing.parent.mkdir(parents=True, exist_ok=True)
+        missing.symlink_to(there.resolve())
+    return there / release

@@ -1,0 +1,143 @@
+"""The kernels of one server, each with the initramfs for its agent: made once, found again by what is in them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from innkeeper.host.kernels.initramfs import LAYOUT, initramfs
+from innkeeper.host.kernels.kernel_package import IMAGE, MODULES, RECORD, KernelPackage, newest_package, unpack_package
+from innkeeper.host.linux.hold import held_folder
+
+WORKSPACE = ".fetch-"
+_PREFIX, _SUFFIX = "initramfs-", ".gz"
+_FOLDER = "{package}_{version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An unpacked kernel: `image` is what QEMU loads, `modules` what the initramfs is made with, in the order of their names."""
+
+    package: KernelPackage
+    directory: Path
+
+    @property
+    def image(self) -> Path:
+        """A bzImage."""
+        return self.directory / IMAGE
+
+    @property
+    def modules(self) -> list[Path]:
+        """`NN-name.ko`, uncompressed."""
+        return sorted((self.directory / MODULES).glob("*.ko"))
+
+
+@dataclass(frozen=True, slots=True)
+class BootFiles:
+    """What a microVM is started with. `identity` stands for the content of both: a memory image of a guest fits no others."""
+
+    kernel: Path
+    initramfs: Path
+    identity: str
+
+
+class KernelStore:
+    """Kernels below `<host_dir>/kernels`. Holds no state of its own, so servers and tests may share one."""
+
+    def __init__(self, host_dir: Path) -> None:
+        self.directory = host_dir / "kernels"
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def kernels(self) -> list[Kernel]:
+        """Every kernel that is here, the one that was fetched last at the end."""
+        found = []
+        for record in self.directory.glob(f"*/{RECORD}"):
+            try:
+                found.append(
+                    (record.stat().st_mtime_ns, Kernel(KernelPackage(**json.loads(record.read_text())), record.parent))
+                )
+            except (OSError, ValueError, TypeError):
+                # Removed meanwhile. It is written before its folder has this name, so there is no half of one.
+                continue
+        return [kernel for _, kernel in sorted(found, key=lambda item: item[0])]
+
+    async def fetch(self, *, progress: Callable[[str], None]) -> Kernel:
+        """The newest kernel that apt knows, fetched unless it is here: 27 MB. Raises KernelUnavailable, OSError."""
+        wanted = await newest_package()
+        target = self.directory / _FOLDER.format(package=wanted.package, version=wanted.version.replace(":", "%3a"))
+        if not target.exists():
+            progress(f"kernel for microVMs: fetching {wanted.package} {wanted.version}")
+            with held_folder(self.directory, WORKSPACE) as workspace:
+                fresh = workspace / "kernel"
+                await unpack_package(wanted, fresh, workspace)
+                await asyncio.to_thread(_sync_tree, fresh)
+                try:
+                    fresh.rename(target)
+                except OSError:
+                    # Somebody else was faster.
+                    if not target.exists():
+                        raise
+                _sync(self.directory)
+        return Kernel(wanted, target)
+
+    async def boot_files(self, kernel: Kernel, agent: Path) -> BootFiles:
+        """What a guest of that kernel is booted with, with this agent as its init; made where it is not here yet, in a second. Raises OSError."""
+        return await asyncio.to_thread(_boot_files, kernel, agent)
+
+    def collect(self, in_use: frozenset[str]) -> int:
+        """Remove what no identity of `in_use` stands for, but for the newest kernel; how many bytes that were."""
+        freed = 0
+        for kernel in self.kernels()[:-1]:
+            if not any(_initramfs_of(kernel, identity).exists() for identity in in_use):
+                freed += sum(path.stat().st_size for path in kernel.directory.rglob("*") if path.is_file())
+                # First out of sight: half of a kernel must not look like one.
+                (kernel.directory / RECORD).unlink()
+                shutil.rmtree(kernel.directory)
+        for path in self.directory.glob(f"*/{_PREFIX}*{_SUFFIX}"):
+            if path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) not in in_use:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+
+def _initramfs_of(kernel: Kernel, identity: str) -> Path:
+    return kernel.directory / f"{_PREFIX}{identity}{_SUFFIX}"
+
+
+def _boot_files(kernel: Kernel, agent: Path) -> BootFiles:
+    program = agent.read_bytes()
+    digest = hashlib.sha256(program).hexdigest()
+    names = [path.name for path in kernel.modules]
+    identity = hashlib.sha256(
+        json.dumps([LAYOUT, kernel.package.package, kernel.package.version, names, digest]).encode()
+    ).hexdigest()
+    path = _initramfs_of(kernel, identity)
+    if not path.exists():
+        # The name without the number: the initramfs gives numbers itself.
+        modules = [(module.stem.partition("-")[2], module.read_bytes()) for module in kernel.modules]
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+        fresh.write_bytes(initramfs(program, modules))
+        _sync(fresh)
+        fresh.replace(path)
+        _sync(path.parent)
+    return BootFiles(kernel.image, path, identity)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
