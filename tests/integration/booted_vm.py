@@ -22,9 +22,12 @@ import pytest
 from tests.integration.daemon_fixture import built_agent
 from tests.integration.image_fixture import cache_directory, shipped_image
 
+from innkeeper.host.disks.image_build import build_environment
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, qemu_command
 from innkeeper.host.guest_link import GUEST_LIMITS, guest_error
-from innkeeper.host.kernels.kernel_store import BootFiles, KernelStore
+from innkeeper.host.kernels.kernel_package import KernelUnavailable
+from innkeeper.host.kernels.kernel_store import BootFiles, Kernel, KernelStore
+from innkeeper.host.linux import command
 from innkeeper.wire.link import Link
 from innkeeper.wire.resync import begin_link
 from innkeeper.wire.stream import Data
@@ -49,7 +52,7 @@ def boot_files() -> BootFiles:
     async def make() -> BootFiles:
         store = KernelStore(cache_directory())
         kernels = store.kernels()
-        kernel = kernels[-1] if kernels else await store.fetch(progress=print)
+        kernel = kernels[-1] if kernels else await _fetch(store)
         files = await store.boot_files(kernel, built_agent())
         _forget_unused(files.initramfs)
         return files
@@ -67,6 +70,16 @@ def boot_files() -> BootFiles:
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
+
+
+async def _fetch(store: KernelStore) -> Kernel:
+    """The newest kernel, also on a machine that was made without apt's lists, or long ago."""
+    try:
+        return await store.fetch(progress=print)
+    except KernelUnavailable as error:
+        print(error)
+        await command.run(["apt-get", "-q", "update"], env=build_environment(os.environ), timeout_seconds=300)
+        return await store.fetch(progress=print)
 
 
 def _forget_unused(used: Path) -> None:
