@@ -13,8 +13,9 @@ import pytest
 from tests.integration.daemon_fixture import Host, running_host
 
 from innkeeper.core import host_verbs as verbs
-from innkeeper.host import journal
+from innkeeper.host import kept_executions
 from innkeeper.host.garbage import STALE_SECONDS
+from innkeeper.host.kept_executions import Excess
 
 pytestmark = pytest.mark.anyio
 
@@ -92,17 +93,17 @@ async def test_garbage_goes_and_what_lives_stays(tmp_path: Path, monkeypatch: py
 
         # Journals beyond the limits go, the newest stays.
         executions = [(await host.ok(kept, f"echo {number}")).execution_id for number in range(3)]
-        monkeypatch.setattr(journal, "beyond_limits", _beyond)
+        monkeypatch.setattr(kept_executions, "beyond_limits", _beyond)
         assert await gc(host, remove=True) == {"journals": {str(kept), str(asleep)}}
         said, data = await host.output(kept, executions[-1])
         assert (data, said["exit_code"]) == (b"2\n", 0)
         assert (await host.status())["leaked"] == 0
 
 
-_limits = journal.beyond_limits
+_limits = kept_executions.beyond_limits
 
 
-def _beyond(*folders: Path, keep: frozenset[str], **_: int) -> dict[str, int]:
+def _beyond(*folders: Path, keep: frozenset[str], **_: int) -> Excess:
     """The limits as if an instance might keep one execution."""
     return _limits(*folders, keep=keep, max_executions=1)
 

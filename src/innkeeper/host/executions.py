@@ -33,7 +33,8 @@ from innkeeper.host.channels import STDOUT, Channels
 from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.guest_program import GuestProgram, checked_integer
-from innkeeper.host.journal import Journal, prune, read_output, unfinished
+from innkeeper.host.journal import Journal, read_output, unfinished
+from innkeeper.host.kept_executions import Excess, Headroom, prune, size_of
 from innkeeper.host.machine import Machine
 from innkeeper.host.metrics import CommandClock, HostMetrics
 from innkeeper.host.turns import Turns
@@ -44,7 +45,6 @@ log = structlog.stdlib.get_logger(__name__)
 # The agent enforces the timeout; an agent that does not is cut off this much later.
 OVERTIME_SECONDS = 15.0
 READ_STEP = 262_144
-PRUNE_EVERY = 64
 MAX_TIMEOUT_SECONDS = 3_600.0
 # Free disk under which no command begins: what it says, and the records of those that run, have to go somewhere.
 OUTPUT_RESERVE_BYTES = 16_777_216
@@ -142,7 +142,6 @@ class Executions:
         self._metrics = metrics
         self._changes = changes
         self._turns = turns
-        self._started = 0
         self._live: dict[UUID, Execution] = {}
         self._pruning: set[Path] = set()
 
@@ -337,9 +336,7 @@ class Executions:
                     journal.finish()
             journal.close()
             self._remove(execution)
-            self._started += 1
-            if self._started % PRUNE_EVERY == 0 or journal.record.total_bytes > READ_STEP:
-                execution.machine.start_task(self._prune(execution))
+            self._count(execution)
 
     async def _kill(self, execution: Execution) -> None:
         """End a command that nobody follows any more, with the whole of its process group."""
@@ -347,15 +344,39 @@ class Executions:
             await execution.program.signal(signal.SIGKILL)
         execution.program.let_go()
 
+    def _count(self, execution: Execution) -> None:
+        machine, instance_id = execution.machine, execution.request.instance_id
+        headroom = machine.headroom
+        headroom.take(
+            size_of(str(execution.request.execution_id), execution.directory, self._changes.folder(instance_id))
+        )
+        if headroom.used_up and execution.directory not in self._pruning:
+            machine.start_task(self._prune(execution))
+
     async def _prune(self, execution: Execution) -> None:
-        """Keep an instance's executions within their limits. In a thread, and one at a time: the folder may hold tens of thousands of files."""
-        running = frozenset(execution.machine.journals)
-        await self.prune_old(execution.request.instance_id, execution.directory, running=running, older_than=0.0)
+        """Keep an instance's executions within their limits."""
+        machine, instance_id = execution.machine, execution.request.instance_id
+        # So much later again, if this fails.
+        machine.headroom = Headroom()
+        try:
+            excess = await self._dropped(instance_id, execution.directory, frozenset(machine.journals), 0.0)
+        except OSError as error:
+            log.warning("old executions could not be removed", machine=machine.id, error=str(error))
+        else:
+            if excess is not None:
+                machine.headroom = excess.headroom
 
     async def prune_old(self, instance_id: UUID, directory: Path, *, running: frozenset[str], older_than: float) -> int:
         """Drop what ended before `older_than` (Unix time) of an instance's executions; how many went. `running` stay."""
+        excess = await self._dropped(instance_id, directory, running, older_than)
+        return 0 if excess is None else len(excess.sizes)
+
+    async def _dropped(
+        self, instance_id: UUID, directory: Path, running: frozenset[str], older_than: float
+    ) -> Excess | None:
+        """In a thread, and one at a time (None: one does it already): the folder may hold tens of thousands of files."""
         if directory in self._pruning:
-            return 0
+            return None
         self._pruning.add(directory)
         try:
             folders = (directory, self._changes.folder(instance_id))

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 from innkeeper.errors import InnkeeperError
-from innkeeper.host import journal, temporary
+from innkeeper.host import kept_executions, temporary
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
@@ -64,7 +64,7 @@ class GarbageCollector:
             return one.name in self._dead_disks() and await self.disks.remove_disk(one.name)
         if one.kind == "journals":
             folders, keep = self._journal_folders(one.name), self._running(one.name)
-            await asyncio.to_thread(journal.prune, *folders, keep=keep, older_than=self._oldest())
+            await asyncio.to_thread(kept_executions.prune, *folders, keep=keep, older_than=self._oldest())
             return True
         path = self.directories.host / one.name
         if one.kind == "baseline" and path.name not in {entry.name for entry in self._dead_baselines()}:
@@ -128,7 +128,7 @@ class GarbageCollector:
         for instance_id in self.fleet.disks():
             name = str(instance_id)
             folders, keep = self._journal_folders(name), self._running(name)
-            over = journal.beyond_limits(*folders, keep=keep, older_than=self._oldest())
+            over = kept_executions.beyond_limits(*folders, keep=keep, older_than=self._oldest()).sizes
             if over:
                 yield Garbage("journals", name, sum(over.values()))
 

@@ -21,11 +21,6 @@ from innkeeper.errors import ExecutionNotFoundError
 from innkeeper.host.channels import STDERR, STDOUT, Channels, ChannelWriter
 from innkeeper.host.linux.sparse import punch_hole
 
-INSTANCE_BYTES = 512 * 1_048_576
-# Records without output are small but not free: a room that runs a million commands keeps the newest of them.
-INSTANCE_EXECUTIONS = 10_000
-# Everything that an execution leaves: the last one is its file changes, which the scanner writes. Earlier versions left `.new`.
-SUFFIXES = (".json", ".new", ".running", ".head", ".tail", ".channels", ".results", ".changes")
 # What a guest may claim to have dropped while nobody read it: once for each link that broke, and not more than this in all. Each claim costs work on the
 # host's disk, and offsets stay far below 2**63.
 SKIPS_MAX = 64
@@ -308,64 +303,3 @@ def read_output(
                 if len(data) < wanted and at + len(data) == kept.tail_bytes:
                     data += os.pread(tail.fileno(), wanted - len(data), 0)
     return OutputSlice(offset, data, total, gap)
-
-
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds; nothing when the instance was destroyed meanwhile."""
-    try:
-        return list(os.scandir(directory))
-    except FileNotFoundError:
-        return []
-
-
-def beyond_limits(
-    *directories: Path,
-    keep: frozenset[str],
-    max_bytes: int = INSTANCE_BYTES,
-    max_executions: int = INSTANCE_EXECUTIONS,
-    older_than: float = 0.0,
-) -> dict[str, int]:
-    """The oldest executions of an instance beyond its limits, and those from before `older_than` (Unix time), with the bytes that they take in all its folders.
-
-    None of `keep` (running) is among them. May take a second.
-    """
-    sizes: dict[str, tuple[float, int]] = {}
-    for directory in directories:
-        for entry in _entries(directory):
-            stem, _, suffix = entry.name.partition(".")
-            if f".{suffix}" not in SUFFIXES:
-                continue
-            try:
-                info = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                # Renamed or removed since the directory was read.
-                continue
-            newest, size = sizes.get(stem, (0.0, 0))
-            sizes[stem] = (max(newest, info.st_mtime), size + info.st_blocks * 512)
-    used, count = sum(size for _, size in sizes.values()), len(sizes)
-    beyond: dict[str, int] = {}
-    for stem, (newest, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
-        if used <= max_bytes and count <= max_executions and newest >= older_than:
-            break
-        if stem not in keep:
-            beyond[stem] = size
-            used, count = used - size, count - 1
-    return beyond
-
-
-def prune(
-    *directories: Path,
-    keep: frozenset[str],
-    max_bytes: int = INSTANCE_BYTES,
-    max_executions: int = INSTANCE_EXECUTIONS,
-    older_than: float = 0.0,
-) -> int:
-    """Drop what is `beyond_limits`; how many executions went. May take a second."""
-    beyond = beyond_limits(
-        *directories, keep=keep, max_bytes=max_bytes, max_executions=max_executions, older_than=older_than
-    )
-    for stem in beyond:
-        for directory in directories:
-            for suffix in SUFFIXES:
-                (directory / f"{stem}{suffix}").unlink(missing_ok=True)
-    return len(beyond)

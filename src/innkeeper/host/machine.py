@@ -22,6 +22,7 @@ from innkeeper.host.disks.disk_health import has_stopped
 from innkeeper.host.drivers.contract import Driver, RunningMachine
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.journal import Journal
+from innkeeper.host.kept_executions import Headroom
 from innkeeper.host.output_pace import OutputPace
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Machine:
     # By name: those that run, and the last ones that ended.
     terminals: dict[str, Terminal] = field(default_factory=dict)
     output_pace: OutputPace = field(default_factory=OutputPace)
+    headroom: Headroom = field(default_factory=Headroom)
     _transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TRANSFERS))
     _freeze_timer: asyncio.TimerHandle | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)

@@ -1,4 +1,3 @@
-import os
 from uuid import uuid4
 
 import pytest
@@ -11,7 +10,6 @@ from innkeeper.host.journal import (
     SKIPPED_BYTES_MAX,
     SKIPS_MAX,
     Journal,
-    prune,
     read_output,
     read_record,
     unfinished,
@@ -198,47 +196,6 @@ def test_files_that_are_gone_read_as_nothing(tmp_path):
     assert read_output(tmp_path, one.record, 0, 10).data == b""
     assert read_output(tmp_path, one.record, 50, 10).data == b""
     one.close()
-
-
-def finished(directory, count):
-    ids = []
-    for number in range(count):
-        one, execution_id, _ = written(directory, [20])
-        one.finish()
-        one.close()
-        ids.append(str(execution_id))
-        for path in directory.glob(f"{execution_id}.*"):
-            os.utime(path, (number, number))
-    return ids
-
-
-def left(directory):
-    return {path.name.partition(".")[0] for path in directory.iterdir()}
-
-
-def test_the_oldest_go_first_and_those_that_run_stay(tmp_path):
-    ids = finished(tmp_path, 6)
-    prune(tmp_path, keep=frozenset({ids[0]}), max_executions=3)
-    assert left(tmp_path) == {ids[0], ids[4], ids[5]}
-    prune(tmp_path, keep=frozenset(), max_executions=3)
-    assert left(tmp_path) == {ids[0], ids[4], ids[5]}
-
-
-def test_bytes_count_too(tmp_path):
-    ids = finished(tmp_path, 4)
-    size = sum(path.stat().st_blocks * 512 for path in tmp_path.glob(f"{ids[0]}.*"))
-    prune(tmp_path, keep=frozenset(), max_bytes=2 * size)
-    assert left(tmp_path) == set(ids[2:])
-
-
-def test_a_file_that_vanishes_while_others_are_counted_is_no_fault(tmp_path, monkeypatch):
-    ids = finished(tmp_path, 2)
-    entries = list(os.scandir(tmp_path))
-    for path in tmp_path.glob(f"{ids[0]}.*"):
-        path.unlink()
-    monkeypatch.setattr(journal.os, "scandir", lambda _: iter(entries))
-    prune(tmp_path, keep=frozenset(), max_executions=1)
-    assert left(tmp_path) == {ids[1]}
 
 
 def test_a_guest_that_claims_too_often_or_too_much_to_have_dropped_output_is_not_believed(tmp_path):
