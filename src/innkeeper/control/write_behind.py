@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -98,19 +98,22 @@ class WriteBehind:
             active = control.live.take_touched()
             if not (states or events or vm_events or rows or token_use or active):
                 return
-            for write in _parts(states, events, vm_events, rows, token_use, active):
+            for write, batch in _parts(states, events, vm_events, rows, token_use, active):
                 # One bad part must not take the others with it.
                 try:
                     control.metrics.stale_writes += await control.database.write(write)
                 except UnavailableError as error:
-                    # A full disk. States and times are found out again; who did what is not.
+                    # A full disk. States and times are found out again; who did what, what happened and what was begun are not.
                     control.metrics.failed_writes += 1
                     self._events = [*events, *self._events][-KEPT_EVENTS:]
+                    self._vm_events = [*vm_events, *self._vm_events][-KEPT_EVENTS:]
+                    self._executions = [*rows, *self._executions][-KEPT_EVENTS:]
                     log.error("a write behind failed", error=error.message)
                     return
                 except sa.exc.SQLAlchemyError:
                     control.metrics.failed_writes += 1
                     log.exception("a write behind failed")
+                batch.clear()
 
 
 def _parts(
@@ -120,7 +123,9 @@ def _parts(
     rows: list[ExecutionRow],
     token_use: dict[UUID, datetime],
     active: dict[UUID, datetime],
-) -> list[Callable[[sa.Connection], int]]:
+) -> list[tuple[Callable[[sa.Connection], int], list[Any] | dict[UUID, Any]]]:
+    """What is written together, each with what need not be kept for a next attempt once it is."""
+
     def write_states(connection: sa.Connection) -> int:
         stale = 0
         for instance, lease in states:
@@ -150,16 +155,15 @@ def _parts(
         vms.insert_events(connection, *vm_events)
         return 0
 
-    parts: list[Callable[[sa.Connection], int]] = []
+    parts: list[tuple[Callable[[sa.Connection], int], list[Any] | dict[UUID, Any]]] = []
     if states:
-        parts.append(write_states)
+        parts.append((write_states, states))
     if token_use or active:
-        parts.append(write_times)
+        parts.append((write_times, token_use))
     if vm_events:
-        parts.append(write_vm_events)
+        parts.append((write_vm_events, vm_events))
     if rows:
-        parts.append(write_executions)
-    # Last: where one part fails for want of space, the events are kept for the next time.
+        parts.append((write_executions, rows))
     if events:
-        parts.append(write_events)
+        parts.append((write_events, events))
     return parts
