@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 from collections.abc import Callable
@@ -29,9 +30,10 @@ class Operations:
     def __init__(self, control: Control, metrics: HttpMetrics, document: Callable[[], dict[str, Any]]) -> None:
         self._control = control
         self._metrics = metrics
-        # Made when somebody first asks: it takes longer than everything else that a start of the edge does.
+        # Made when somebody first asks, since it takes longer than everything else that a start of the edge does; and beside what goes on, since
+        # everybody would wait for it, and who asks needs no token.
         self._document = document
-        self._openapi: bytes | None = None
+        self._openapi: asyncio.Task[bytes] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -47,11 +49,14 @@ class Operations:
             )
         elif path == "/openapi.json":
             if self._openapi is None:
-                self._openapi = json.dumps(self._document()).encode()
-            response = Response(self._openapi, media_type="application/json")
+                self._openapi = asyncio.create_task(asyncio.to_thread(self._made))
+            response = Response(await asyncio.shield(self._openapi), media_type="application/json")
         else:
             response = await self._metrics_page(scope)
         await response(scope, receive, send)
+
+    def _made(self) -> bytes:
+        return json.dumps(self._document()).encode()
 
     async def _metrics_page(self, scope: Scope) -> Response:
         if not (_is_loopback(scope) and bearer_token(scope) is None):
