@@ -94,6 +94,8 @@ async def test_what_cannot_be_made_is_refused_and_leaves_nothing(host: Host) -> 
     with pytest.raises(InnkeeperError):
         await host.ensure_answer(instance, user="no-such-user")
     assert await host.listed(instance) is None
+    # Nor in the daemon's memory: who asks again and again while the host is full would make it grow.
+    await eventually(lambda: len(host.daemon.fleet._locks) == 0)
 
 
 async def test_an_instance_takes_the_place_of_a_spare_guest(tmp_path_factory: pytest.TempPathFactory) -> None:

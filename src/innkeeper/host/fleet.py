@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import os
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from innkeeper.host.departures import Departures
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.file_changes import FileChanges
+from innkeeper.host.instance_locks import InstanceLocks
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Steps
 from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
@@ -70,7 +70,7 @@ class Fleet:
         self._by_instance: dict[UUID, Machine] = {}
         # Called with a machine that was used before: it may hold commands that nobody follows.
         self.resume: Callable[[Machine], None] = lambda _: None
-        self._locks: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = InstanceLocks()
         self._starts = asyncio.Semaphore(max_starts)
         self._building_mb = 0
         self._waiting_cold = 0
@@ -103,11 +103,9 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def held_still(self, instance_id: UUID) -> AsyncIterator[Machine | None]:
         """The instance's machine, or None, while no machine of it is made, taken away or on its way out."""
-        async with self._locks[instance_id]:
+        async with self._locks.hold(instance_id):
             disk = self._directories.disk_of(instance_id)
-            if disk is None:
-                self._locks.pop(instance_id, None)
-            else:
+            if disk is not None:
                 await self._departures.gone(disk)
             yield self._by_instance.get(instance_id)
 
@@ -166,7 +164,7 @@ class Fleet:
     async def ensure(self, request: EnsureMachine, on_step: OnStep) -> dict[str, Any]:
         """See EnsureMachine."""
         self._touched = time.monotonic()
-        async with self._locks[request.instance_id]:
+        async with self._locks.hold(request.instance_id):
             machine = self._by_instance.get(request.instance_id)
             claimed = False
             if machine is None or machine.failure is not None:
@@ -372,7 +370,7 @@ class Fleet:
 
     async def destroy(self, instance_id: UUID, *, keep_disk: bool) -> None:
         """See DestroyMachine."""
-        async with self._locks[instance_id]:
+        async with self._locks.hold(instance_id):
             machine = self._by_instance.pop(instance_id, None)
             if machine is None:
                 # One that failed, or whose end did not succeed before.
@@ -388,8 +386,6 @@ class Fleet:
                 self._departures.later(self._departures.remove_disk(disk))
             if not keep_disk:
                 self._departures.empty_trash()
-        if not keep_disk:
-            self._locks.pop(instance_id, None)
 
     def _abandon(self, machine: Machine, instance_id: UUID) -> None:
         """Give up a machine whose instance has nothing else yet, with the records that name its disk."""
