@@ -81,7 +81,7 @@ def test_gnu_tar_reads_it(tmp_path: Path, disk: Path) -> None:
     assert (out / "manifest.json").read_bytes() == b"{}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("any")

@@ -39,7 +39,9 @@ def joined(pieces):
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(PIECES, st.integers(0, 30), st.integers(1, 7))
 def test_outputs_come_back_apart_and_in_order(tmp_path, pieces, restart, step):
     directory = tmp_path

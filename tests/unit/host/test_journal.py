@@ -61,7 +61,7 @@ def expected(whole, offset, limit):
     return offset, whole[offset:last], gap
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(PIECES, st.integers(0, 300), st.integers(0, 80), st.integers(-1, 11))
 def test_every_slice_is_what_a_plain_list_would_give(tmp_path_factory, pieces, offset, limit, restart_at):
     directory = tmp_path_factory.getbasetemp() / "journals"
@@ -73,7 +73,7 @@ def test_every_slice_is_what_a_plain_list_would_give(tmp_path_factory, pieces, o
     one.close()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(PIECES, st.integers(1, 50))
 def test_reading_on_gives_all_that_is_kept(tmp_path_factory, pieces, limit):
     directory = tmp_path_factory.getbasetemp() / "journals"

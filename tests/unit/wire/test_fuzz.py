@@ -105,19 +105,19 @@ async def survive(data, piece):
     assert (link._streams, link._served, faults) == ({}, {}, [])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=300), st.integers(1, 64))
 def test_random_bytes(data, piece):
     asyncio.run(survive(data, piece))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(FRAMES, st.integers(1, 64))
 def test_random_frames(data, piece):
     asyncio.run(survive(data, piece))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(mutated(), st.integers(1, 64))
 def test_valid_frames_with_faults(data, piece):
     asyncio.run(survive(data, piece))
