@@ -16,8 +16,10 @@ const (
 	nonceBytes = 16
 	magicBytes = 32
 	resetBytes = magicBytes + nonceBytes
-	// How long a payload that ends in a RESET has to stand still before it is one.
-	standstill = 500 * time.Millisecond
+	// How long a payload that ends in a RESET has to stand still before it is one: that many looks, each for so long. A machine that stood still itself finds
+	// at the next look what came meanwhile.
+	standstillLooks = 5
+	standstillLook  = 100 * time.Millisecond
 	// For bytes that only tell the host of the link: where it does not take them it is not there.
 	noticeTimeout = time.Second
 	// While the host's end is closed a read returns at once, and nothing tells when it opens.
@@ -158,7 +160,7 @@ func (c *portConnection) Read(buffer []byte) (int, error) {
 	if !p.is(c) {
 		return 0, errClosed
 	}
-	count, err := p.read(buffer, c.deadline)
+	count, err := c.read(buffer)
 	if err != nil {
 		return 0, err
 	}
@@ -177,24 +179,49 @@ func (c *portConnection) Read(buffer []byte) (int, error) {
 }
 
 // read takes what is pending first, and waits no longer than for a standstill where that would mean a RESET.
-func (p *Port) read(buffer []byte, deadline time.Time) (int, error) {
+func (c *portConnection) read(buffer []byte) (int, error) {
+	p := c.port
 	if len(p.pending) > 0 {
 		count := copy(buffer, p.pending)
 		p.pending = append(p.pending[:0], p.pending[count:]...)
 		return count, nil
 	}
-	suspect := p.frames.left > 0 && len(p.tail) == resetBytes && bytes.HasPrefix(p.tail, resetMagic)
-	if suspect {
-		_ = p.device.SetReadDeadline(time.Now().Add(standstill))
+	looks := 0
+	if p.frames.left > 0 && len(p.tail) == resetBytes && bytes.HasPrefix(p.tail, resetMagic) {
+		looks = standstillLooks
 	}
-	count, err := p.device.Read(buffer)
-	if suspect {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			p.pending = append(p.pending, p.tail...)
-			return 0, errReset
+	for ; looks > 0; looks-- {
+		if err := c.bound(time.Now().Add(standstillLook)); err != nil {
+			return 0, err
 		}
-		_ = p.device.SetReadDeadline(deadline)
+		count, err := p.device.Read(buffer)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if looks == 1 && p.is(c) {
+				p.pending = append(p.pending, p.tail...)
+				return 0, errReset
+			}
+			continue
+		}
+		if closed := c.bound(c.deadline); closed != nil {
+			return 0, closed
+		}
+		return p.heard(count, err)
 	}
+	return p.heard(p.device.Read(buffer))
+}
+
+// bound sets the deadline of reads, unless the connection is closed: the one that Close has set interrupts them for good.
+func (c *portConnection) bound(deadline time.Time) error {
+	c.port.mu.Lock()
+	defer c.port.mu.Unlock()
+	if c.port.current != c {
+		return errClosed
+	}
+	return c.port.device.SetReadDeadline(deadline)
+}
+
+// heard passes on what a read returned.
+func (p *Port) heard(count int, err error) (int, error) {
 	if errors.Is(err, io.EOF) {
 		p.betray = false // the host closed its end
 	}
@@ -235,7 +262,7 @@ func (c *portConnection) Write(data []byte) (int, error) {
 // SetReadDeadline bounds the reads that begin from now on.
 func (c *portConnection) SetReadDeadline(deadline time.Time) error {
 	c.deadline = deadline
-	return c.port.device.SetReadDeadline(deadline)
+	return c.bound(deadline)
 }
 
 // Close ends the connection, interrupts whoever reads or writes, and leaves the device open.
