@@ -70,7 +70,7 @@ def test_every_check_of_doctor_is_explained():
         "nft",
         "iproute2",
     }
-    names |= {"kvm", "forwarding", "ip_forward", "platform"}
+    names |= {"qemu", "tsc", "kvm", "forwarding", "ip_forward", "platform"}
     for name in names:
         assert f"`{name}`" in text, name
 

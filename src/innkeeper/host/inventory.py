@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.errors import UnavailableError
-from innkeeper.host.linux import command
-from innkeeper.host.probes import kvm
 from innkeeper.host.probes.check import Check, Findings, findings_from_dict
 from innkeeper.host.probes.control_groups import probe_control_groups
 from innkeeper.host.probes.filesystems import probe_filesystems
@@ -27,10 +24,10 @@ from innkeeper.host.probes.firewall import check_forwarding
 from innkeeper.host.probes.machine import is_root, machine_checks, nearest_existing
 from innkeeper.host.probes.network import check_ip_forward, probe_network
 from innkeeper.host.probes.sandbox import faster, locate_runsc, probe_sandbox
+from innkeeper.host.probes.virtual_machines import locate_qemu, probe_virtual_machines
 from innkeeper.settings import Settings
 
-FORMAT = 2
-KVM_SECONDS = 3
+FORMAT = 3
 
 Probe = Callable[[Settings], Awaitable[Findings]]
 
@@ -132,18 +129,8 @@ async def _network(_: Settings) -> Findings:
     return await probe_network()
 
 
-async def _kvm(_: Settings) -> Findings:
-    try:
-        answer = await command.run([sys.executable, "-I", "-S", kvm.__file__], timeout_seconds=KVM_SECONDS)
-        found = json.loads(answer.stdout)
-    except command.CommandTimedOut:
-        found = {"ok": False, "detail": f"/dev/kvm exists but a tiny guest did not end within {KVM_SECONDS} s"}
-    except (command.CommandFailed, ValueError):
-        found = {"ok": False, "detail": "/dev/kvm exists but trying a tiny guest failed"}
-    good = found["ok"] is True
-    return Findings(
-        (Check("kvm", True if good else None, f"{found['detail']}; the gVisor driver does not need it"),), {"kvm": good}
-    )
+async def _virtual_machines(_: Settings) -> Findings:
+    return await probe_virtual_machines()
 
 
 PROBES: Mapping[str, Probe] = {
@@ -151,7 +138,7 @@ PROBES: Mapping[str, Probe] = {
     "control groups": _control_groups,
     "file systems": _filesystems,
     "network": _network,
-    "kvm": _kvm,
+    "kvm": _virtual_machines,
 }
 
 
@@ -172,19 +159,25 @@ async def _probe_all(settings: Settings, *, quick: bool, only: tuple[str, ...] =
 
 def _key(settings: Settings) -> dict[str, Any]:
     """What the remembered findings depend on."""
-    runsc: list[Any] = []
-    located = locate_runsc(settings.runsc)
-    if located is not None:
-        status = os.stat(located)  # noqa: PTH116 - follows the link to the real binary
-        runsc = [os.path.realpath(located), status.st_size, status.st_mtime_ns]
     kernel = os.uname()
     return {
         "format": FORMAT,
         "kernel": [kernel.release, kernel.version, kernel.machine],
-        "runsc": runsc,
+        "runsc": _identity(locate_runsc(settings.runsc)),
+        "qemu": _identity(locate_qemu()),
+        # A module that is loaded later makes it appear.
+        "kvm": os.path.exists("/dev/kvm"),  # noqa: PTH110
         "platform": settings.runsc_platform,
         "state": os.stat(nearest_existing(settings.host_dir)).st_dev,  # noqa: PTH116
     }
+
+
+def _identity(program: str | None) -> list[Any]:
+    """What a program's file is known by; empty for none."""
+    if program is None:
+        return []
+    status = os.stat(program)  # noqa: PTH116 - follows the link to the real binary
+    return [os.path.realpath(program), status.st_size, status.st_mtime_ns]
 
 
 def _load(path: Path, key: Mapping[str, Any]) -> dict[str, Findings]:

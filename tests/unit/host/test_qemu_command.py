@@ -38,7 +38,7 @@ def test_tcg_gets_the_rate_of_the_counter_and_a_bounded_cache():
     assert values(command, "-accel") == ["tcg,tb-size=64"]
     assert values(command, "-cpu") == ["max"]
     assert values(command, "-append") == [
-        "quiet loglevel=0 panic=-1 reboot=t tsc_early_khz=2596120 lpj=10384480 no_timer_check"
+        "quiet loglevel=0 panic=-1 reboot=t tsc_early_khz=2596120 tsc=reliable lpj=10384480 no_timer_check"
     ]
     with pytest.raises(ValueError, match="time stamp counter"):
         qemu_command("qemu", replace(PLAN, tsc_khz=None))
@@ -69,7 +69,7 @@ def test_disks_come_as_descriptors_in_the_order_that_the_guest_counts_them():
         "virtio-blk-device,drive=disk,serial=disk",
         "virtio-scsi-device,id=scsi0",
         "virtio-serial-device,id=serial0,max_ports=2",
-        "virtserialport,bus=serial0.0,nr=1,chardev=link,name=innkeeper.link",
+        "virtserialport,id=link0,bus=serial0.0,nr=1,chardev=link,name=innkeeper.link",
         "virtio-net-device,netdev=net0,mac=02:ab:cd:00:00:01",
         "virtio-rng-device,rng=rng0",
     ]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from innkeeper.errors import InnkeeperError
+from innkeeper.host.linux import unix_socket
 from innkeeper.wire.frames import ProtocolError, parse_object
 
 GREETING_SECONDS = 10.0
@@ -78,15 +78,8 @@ class Qmp:
 
         Raises QmpLostError when nobody listens or QEMU does not greet in time, QmpError for a greeting that is none.
         """
-        # The path of a unix socket holds 107 bytes at most; through the directory's descriptor any state directory fits.
         try:
-            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                reader, writer = await asyncio.open_unix_connection(
-                    f"/proc/self/fd/{directory}/{path.name}", limit=MAX_LINE_BYTES
-                )
-            finally:
-                os.close(directory)
+            reader, writer = await asyncio.open_unix_connection(sock=unix_socket.connect(path), limit=MAX_LINE_BYTES)
         except OSError as error:
             raise QmpLostError(f"QEMU's control socket cannot be reached: {error.strerror}") from error
         session = cls(reader, writer, on_event)
