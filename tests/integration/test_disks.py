@@ -1,5 +1,6 @@
 """Disks for real: loops, ext4, overlay, the reflink pool; and that nothing of them stays behind."""
 
+import asyncio
 import errno
 import os
 import secrets
@@ -150,6 +151,33 @@ async def test_the_pool_is_found_again_with_what_is_in_it(pool: DiskPool, tmp_pa
     again = await open_pool(tmp_path)
     assert again.disks().keys() == {"x"}
     assert (again.directory, again.backing) == (pool.directory, pool.backing)
+
+
+async def test_a_pool_that_another_namespace_has_mounted_as_well_is_let_go_of_and_its_directory_stays(
+    pool: DiskPool, tmp_path: Path
+) -> None:
+    # As an image's build has it: the copy of the mount would keep the pool's file busy.
+    other = await asyncio.create_subprocess_exec(
+        "unshare", "--mount", "--propagation", "private", "sh", "-c", "echo copied; read line",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert other.stdout is not None and await other.stdout.readline() == b"copied\n"
+        await pool.close()
+        assert not mounts.is_mounted(pool.directory)
+        # A full disk would have no room to make it again at the next start.
+        assert found(tmp_path) == {"pool", "pool.xfs"}
+        assert pool.backing is not None
+        async with asyncio.timeout(20):
+            await loop_device.wait_unused(pool.backing)
+        assert other.returncode is None
+    finally:
+        other.kill()
+        await other.communicate()
+
+
+def found(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
 
 
 async def test_free_space_is_the_lesser_of_the_pool_and_what_is_behind_it(tmp_path: Path) -> None:

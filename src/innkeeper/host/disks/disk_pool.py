@@ -83,10 +83,13 @@ class DiskPool:
         """Unmount the pool where it is one of ours; disks still in use keep it alive until they are unmounted."""
         if self.backing:
             await mounts.umount_tree(self.directory)
-            # Removing a mount point takes the copies of the mount with it that other namespaces have: that of an image's build would keep the pool's
-            # file busy until the build ends, and no server could open the pool again before that.
+            # A mount point that goes takes the copies of the mount with it that other namespaces have: that of an image's build would keep the pool's
+            # file busy until the build ends, and no server could open the pool again before that. Replaced, not removed: on a full disk
+            # the next start could not make it again. There the old one stays.
             with contextlib.suppress(OSError):
-                self.directory.rmdir()
+                fresh = _replacement(self.directory)
+                fresh.mkdir(mode=0o700, exist_ok=True)
+                fresh.rename(self.directory)
 
 
 async def open_pool(host_dir: Path, *, size_mib: int | None = None) -> DiskPool:
@@ -97,6 +100,8 @@ async def open_pool(host_dir: Path, *, size_mib: int | None = None) -> DiskPool:
     """
     directory, backing = host_dir / "pool", host_dir / "pool.xfs"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileNotFoundError):
+        _replacement(directory).rmdir()
     if mounts.is_mounted(directory):
         return DiskPool(directory, backing=backing)
     if not backing.exists():
@@ -111,6 +116,10 @@ async def open_pool(host_dir: Path, *, size_mib: int | None = None) -> DiskPool:
         # In a thread: after a crash XFS replays its log first.
         await asyncio.to_thread(mounts.mount, device.path, directory, "xfs", flags, POOL_OPTIONS)
     return DiskPool(directory, backing=backing)
+
+
+def _replacement(directory: Path) -> Path:
+    return directory.with_name("pool.next")
 
 
 def default_size_mib(free_bytes: int) -> int:
