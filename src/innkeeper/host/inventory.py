@@ -21,7 +21,7 @@ from innkeeper.host.probes.check import Check, Findings, findings_from_dict
 from innkeeper.host.probes.control_groups import probe_control_groups
 from innkeeper.host.probes.filesystems import probe_filesystems
 from innkeeper.host.probes.firewall import check_forwarding
-from innkeeper.host.probes.machine import is_root, machine_checks, nearest_existing
+from innkeeper.host.probes.machine import agent_path, is_root, machine_checks, nearest_existing
 from innkeeper.host.probes.network import check_ip_forward, probe_network
 from innkeeper.host.probes.sandbox import faster, locate_runsc, probe_sandbox
 from innkeeper.host.probes.virtual_machines import locate_qemu, probe_virtual_machines
@@ -129,8 +129,8 @@ async def _network(_: Settings) -> Findings:
     return await probe_network()
 
 
-async def _virtual_machines(_: Settings) -> Findings:
-    return await probe_virtual_machines()
+async def _virtual_machines(settings: Settings) -> Findings:
+    return await probe_virtual_machines(settings.host_dir, agent_path(settings))
 
 
 PROBES: Mapping[str, Probe] = {
@@ -165,6 +165,8 @@ def _key(settings: Settings) -> dict[str, Any]:
         "kernel": [kernel.release, kernel.version, kernel.machine],
         "runsc": _identity(locate_runsc(settings.runsc)),
         "qemu": _identity(locate_qemu()),
+        # The one that KVM is tried by: its folders are made and removed here.
+        "guest kernels": _identity_of_folder(settings.host_dir / "kernels"),
         # A module that is loaded later makes it appear.
         "kvm": os.path.exists("/dev/kvm"),  # noqa: PTH110
         "platform": settings.runsc_platform,
@@ -178,6 +180,14 @@ def _identity(program: str | None) -> list[Any]:
         return []
     status = os.stat(program)  # noqa: PTH116 - follows the link to the real binary
     return [os.path.realpath(program), status.st_size, status.st_mtime_ns]
+
+
+def _identity_of_folder(folder: Path) -> int:
+    """What changes when something is put into a folder, or taken out; 0 for none."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _load(path: Path, key: Mapping[str, Any]) -> dict[str, Findings]:

@@ -58,9 +58,12 @@ RECORDED = {
 def test_kvm_is_judged_by_what_it_does_and_not_by_being_there(host):
     seen, verdict = RECORDED[host]
     assert kvm.judge(seen) == verdict
-    check = check_kvm(seen)
-    assert (check.ok, check.blocks) == (True if verdict[0] else None, False)
-    assert check.detail.startswith(verdict[1])
+    for booted in (None, "", "a guest did not come up within 3 s"):
+        check = check_kvm(seen, booted)
+        # The decider is a guest that boots; that none was tried proves nothing.
+        assert (check.ok, check.blocks) == (True if verdict[0] and booted == "" else None, False)
+        assert check.detail.startswith(verdict[1])
+        assert (not booted or booted in check.detail) == (verdict[0] or not booted)
 
 
 @pytest.mark.anyio
@@ -71,8 +74,8 @@ async def test_what_this_machine_shows_can_be_judged():
 
 
 def test_a_module_that_is_not_loaded_has_its_line_to_paste():
-    assert check_kvm({"exists": False, "machine": "x86_64", "hardware": True}).fix == virtual_machines.LOAD_FIX
-    assert check_kvm({"exists": False, "machine": "x86_64", "hardware": False}).fix is None
+    assert check_kvm({"exists": False, "machine": "x86_64", "hardware": True}, None).fix == virtual_machines.LOAD_FIX
+    assert check_kvm({"exists": False, "machine": "x86_64", "hardware": False}, None).fix is None
 
 
 @pytest.mark.parametrize(

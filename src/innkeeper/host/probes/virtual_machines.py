@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from innkeeper.host.drivers.accelerator import MINIMUM_VERSION, QEMU, Qemu, ask_version, tsc_khz
+from innkeeper.host.drivers.accelerator import MINIMUM_VERSION, QEMU, Qemu, ask_version, tsc_khz, why_not
+from innkeeper.host.drivers.qemu_command import Accelerator
+from innkeeper.host.kernels.kernel_store import KernelStore
 from innkeeper.host.linux import command
 from innkeeper.host.probes import kvm
 from innkeeper.host.probes.check import Check, Findings
@@ -26,15 +28,36 @@ def locate_qemu() -> str | None:
     return shutil.which(QEMU, path=TOOL_PATH)
 
 
-async def probe_virtual_machines() -> Findings:
-    """Facts: `kvm`, `qemu` {path, version} or None, `tsc_khz` or None."""
+async def probe_virtual_machines(host_dir: Path, agent: Path) -> Findings:
+    """Facts: `kvm`, `qemu` {path, version} or None, `tsc_khz` or None. A kernel that is in `host_dir` is booted where KVM may run it."""
     path = locate_qemu()
     qemu = None if path is None else await ask_version(path)
     rate = tsc_khz(Path("/proc/cpuinfo").read_text())  # noqa: ASYNC240 - the kernel makes it up in a millisecond
     seen = await observe_kvm()
-    good, _ = kvm.judge(seen)
-    facts = {"kvm": good, "qemu": None if qemu is None else {"path": qemu.path, "version": qemu.text}, "tsc_khz": rate}
-    return Findings((check_qemu(path, qemu), check_tsc(rate), check_kvm(seen)), facts)
+    booted = None
+    if kvm.judge(seen)[0] and qemu is not None and qemu.new_enough:
+        booted = await boot_by_kvm(qemu, host_dir, agent)
+    check = check_kvm(seen, booted)
+    facts = {
+        "kvm": check.ok is True,
+        "qemu": None if qemu is None else {"path": qemu.path, "version": qemu.text},
+        "tsc_khz": rate,
+    }
+    return Findings((check_qemu(path, qemu), check_tsc(rate), check), facts)
+
+
+async def boot_by_kvm(qemu: Qemu, host_dir: Path, agent: Path) -> str | None:
+    """How a real boot by KVM went: empty when the guest came up, else why not; None where there is no kernel to boot."""
+    # Looking at a host must not change it: no folder is made for kernels.
+    if not (host_dir / "kernels").is_dir() or not agent.is_file():  # noqa: ASYNC240
+        return None
+    store = KernelStore(host_dir)
+    kernels = store.kernels()
+    if not kernels:
+        return None
+    files = await store.boot_files(kernels[-1], agent)
+    reason = await why_not(qemu.path, Accelerator.KVM, kernel=files.kernel, initramfs=files.initramfs)
+    return reason or ""
 
 
 async def observe_kvm() -> Mapping[str, Any]:
@@ -74,8 +97,17 @@ def check_tsc(rate: int | None) -> Check:
     return Check("tsc", True, f"{rate / 1000:.3f} MHz")
 
 
-def check_kvm(seen: Mapping[str, Any]) -> Check:
-    """Whether KVM may run a guest."""
+def check_kvm(seen: Mapping[str, Any], booted: str | None) -> Check:
+    """Whether KVM runs a guest. `booted`: see `boot_by_kvm`; the one proof there is, so without it nothing runs by KVM."""
     good, why = kvm.judge(seen)
     fix = LOAD_FIX if not seen["exists"] and seen.get("hardware") else None
-    return Check("kvm", True if good else None, f"{why}; the gVisor driver does not need it", fix)
+    if good:
+        why += (
+            f", but a real one did not boot: {booted}"
+            if booted
+            else "; boots a real one"
+            if booted == ""
+            else "; no real one was tried"
+        )
+    proven = good and booted == ""
+    return Check("kvm", True if proven else None, f"{why}; the gVisor driver does not need it", fix)
