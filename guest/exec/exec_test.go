@@ -131,12 +131,12 @@ func TestTimeoutKillsTheGroupAndKeepsTheOutput(t *testing.T) {
 	_, verbs := start(t)
 	h := linktest.New(t, verbs)
 	began := time.Now()
-	outcome := h.Do(command(`"merge":true,"timeout_ms":100,"shell":"echo before; sleep 20 & wait"`))
+	outcome := h.Do(command(`"merge":true,"timeout_ms":2000,"shell":"echo before; sleep 120 & wait"`))
 	message := outcome.Message("exited")
 	if outcome.Output != "before\n" || exitCode(t, outcome) != 124 || message["timed_out"] != true || message["signal"] != 9.0 {
 		t.Error(outcome)
 	}
-	if time.Since(began) > 5*time.Second {
+	if time.Since(began) > time.Minute {
 		t.Error("the background child survived")
 	}
 }

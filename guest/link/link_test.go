@@ -115,7 +115,7 @@ func TestViolationsCloseTheLink(t *testing.T) {
 			if !errors.Is(err, link.ErrProtocol) {
 				t.Errorf("%s: %v", name, err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Errorf("%s: the link stayed open", name)
 		}
 	}

@@ -105,7 +105,7 @@ async def test_stop_leaves_nothing_whatever_state_it_meets(server: Lab, guest: G
         await exited(guest)
     began = time.monotonic()
     await server.driver.stop(guest.id)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert traces(server, [guest.id]) == []
     assert all(gone(pid) for pid in pids)
     await exited(guest)

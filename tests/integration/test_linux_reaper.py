@@ -94,7 +94,7 @@ async def main():
 asyncio.run(main())
 """
     completed = await command.run([sys.executable, "-c", script], timeout_seconds=30)
-    assert float(completed.stdout.splitlines()[-1]) < 500
+    assert float(completed.stdout.splitlines()[-1]) < 20_000
 
 
 async def test_waiting_for_a_process_that_is_not_a_child() -> None:
@@ -110,7 +110,7 @@ async def test_waiting_for_a_process_that_is_not_a_child() -> None:
         assert process.send_signal(signal.SIGKILL)
         await process.wait()
         await waiting
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         assert process.exited
     process.close()
 

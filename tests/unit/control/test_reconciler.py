@@ -130,7 +130,7 @@ async def test_a_ready_state_that_was_never_written_is_found_out(world: World) -
 
     await world.control.database.write(forget)
     world.control.reconcile_hint.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await world.control.database.read(state) != "ready":
             await asyncio.sleep(0.01)
     assert world.host.count(EnsureMachine) == 1

@@ -329,7 +329,7 @@ async def test_the_real_agent_refuses_a_version_that_it_does_not_know(tmp_path, 
     async with endpoint(tmp_path / "link") as end, real_agent(tmp_path / "link"):
         end.on_link(links.append)
         await end.link(timeout_seconds=10)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.shield(links[0].closed)
 
 
@@ -357,7 +357,7 @@ async def test_who_waits_for_the_agent_of_a_guest_that_ended_hears_of_it_at_once
         waiting = asyncio.ensure_future(made.link(timeout_seconds=60))
         await asyncio.sleep(0)
         made.give_up("The sandbox ended")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with pytest.raises(InstanceFailedError, match="The sandbox ended"):
                 await waiting
             with pytest.raises(InstanceFailedError):

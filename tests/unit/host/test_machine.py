@@ -124,7 +124,7 @@ async def test_it_never_freezes_while_it_is_used(machine):
         await asyncio.sleep(5 * SOON)
         await machine.freeze()
         assert machine.driver.did == []
-    assert machine.idle_seconds < 1
+    assert machine.idle_seconds < 60
 
 
 async def test_use_during_freezing_waits_and_thaws(machine):

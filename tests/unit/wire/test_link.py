@@ -426,7 +426,7 @@ async def test_a_flood_of_frames_is_taken_at_its_pace_and_in_order():
     assert (50 <= len(answered) < 150, wire.reading) == (True, False)
     # What the transport had read before it heard of the pause.
     link.data_received(raw(Kind.PING, 0, b"lastlast"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(answered) < 201:
             await asyncio.sleep(0.01)
             answered += wire.take()
