@@ -192,6 +192,9 @@ class Executions:
     def resume(self, machine: Machine, directory: Path) -> None:
         """Go on with the commands that an earlier daemon began in the machine. Whoever asked for them is gone; their journals are not."""
         assert machine.record.instance_id is not None  # noqa: S101 - only instances run commands
+        if any(directory.glob("*")):
+            # How much there is by now nobody knows: a guest that ends itself again and again must not begin anew each time with room for more.
+            machine.headroom = Headroom(0, 0)
         for execution_id in unfinished(directory):
             journal = Journal.resume(directory, execution_id)
             # The agent still holds the real time limit.

@@ -81,34 +81,61 @@ class Machine:
 
     def __init__(self):
         self.id, self.journals, self.headroom, self.begun = "m", {}, Headroom(), []
+        self.record = SimpleNamespace(instance_id=uuid4())
 
     def start_task(self, work):
         self.begun.append(work)
 
 
-async def test_commands_that_write_much_have_the_folders_looked_through_seldom(tmp_path, monkeypatch):
-    """Of a full instance that takes as long as many a neighbour's command, for each of a guest's own that says a little more than usual."""
-    journals, changes = tmp_path / "journals", tmp_path / "changes"
-    journals.mkdir()
-    looked = []
+@pytest.fixture
+def looked(monkeypatch):
+    """What was looked through; an instance keeps 30 executions, and 20 more until it is looked at again."""
+    found = []
 
     def noted(*folders, **limits):
-        looked.append(folders)
+        found.append(folders)
         return prune(*folders, **limits, max_executions=30, max_bytes=1 << 30)
 
     monkeypatch.setattr(executions, "prune", noted)
-    # So that 500 are enough to see it.
     monkeypatch.setattr(kept_executions, "OVER_EXECUTIONS", 20)
-    machine = Machine()
-    table = Executions(changes=SimpleNamespace(folder=lambda _: changes), turns=Turns(1), metrics=HostMetrics())
+    return found
+
+
+@pytest.fixture
+def table(tmp_path):
+    changes = SimpleNamespace(folder=lambda _: tmp_path / "changes")
+    return Executions(changes=changes, turns=Turns(1), metrics=HostMetrics())
+
+
+async def run(table, machine, journals, number):
+    """A command from its record to what comes after it."""
+    execution_id = finished(journals, 1, size=1_000)[0]
+    for path in journals.glob(f"{execution_id}.*"):
+        os.utime(path, (number, number))
+    request = SimpleNamespace(execution_id=execution_id, instance_id=machine.record.instance_id)
+    table._count(Execution(request, machine, None, journals))
+    while machine.begun:
+        await machine.begun.pop()
+
+
+async def test_commands_that_write_much_have_the_folders_looked_through_seldom(tmp_path, looked, table):
+    """Of a full instance that takes as long as many a neighbour's command, for each of a guest's own that says a little more than usual."""
+    journals, machine = tmp_path / "journals", Machine()
+    journals.mkdir()
     for number in range(500):
-        execution_id = finished(journals, 1, size=1_000)[0]
-        for path in journals.glob(f"{execution_id}.*"):
-            os.utime(path, (number, number))
-        request = SimpleNamespace(execution_id=execution_id, instance_id=uuid4())
-        table._count(Execution(request, machine, None, journals))
-        while machine.begun:
-            await machine.begun.pop()
+        await run(table, machine, journals, number)
         assert len(left(journals)) <= max(50, kept_executions.UNSEEN_EXECUTIONS)
     assert 1 < len(looked) < 50
     assert 30 <= len(left(journals)) <= 50
+
+
+async def test_a_guest_that_starts_again_and_again_leaves_no_more_than_others(tmp_path, looked, table):
+    journals = tmp_path / "journals"
+    journals.mkdir()
+    for start in range(40):
+        machine = Machine()
+        table.resume(machine, journals)
+        for number in range(5):
+            await run(table, machine, journals, start * 5 + number)
+        assert len(left(journals)) <= 50
+    assert len(looked) >= 39
