@@ -25,19 +25,22 @@ type Cell struct {
 
 // cell is a process whose work is done by an interpreter that outlives it.
 type cell struct {
-	name     string
-	code     string
-	env      map[string]string
-	stop     chan struct{} // closed when its time is over before its turn came
-	stopped  bool
-	done     chan struct{}
-	fresh    bool // its interpreter was started for it
-	lost     bool // its interpreter ended with it
-	running  *session
-	reply    kernel.Reply
-	exitCode int
-	signal   *int
-	at       time.Time
+	name        string
+	code        string
+	env         map[string]string
+	stop        chan struct{} // closed when it is called off before its turn came
+	stopped     bool
+	done        chan struct{}
+	fresh       bool // its interpreter was started for it
+	lost        bool // its interpreter ended with it
+	running     *session
+	begun       bool // its interpreter has it, so that an interrupt is for nobody else
+	interrupted bool // an interrupt waits for that
+	reply       kernel.Reply
+	exitCode    int
+	signal      *int
+	at          time.Time
+	over        bool
 }
 
 // session is a named interpreter. Its turn is taken by one cell after another.
@@ -167,7 +170,7 @@ func (t *Table) runCell(p *Process, at *session, made *plan, d *descriptors) {
 		return
 	}
 	files := [3]uintptr{d.child[0].Fd(), d.child[1].Fd(), d.child[2].Fd()}
-	reply, err := at.kernel.Run(p.ID, c.code, at.take(c.env), files)
+	reply, err := at.kernel.Run(p.ID, c.code, at.take(c.env), files, p.cellBegun)
 	d.release()
 	if err != nil {
 		// It ended by itself, or said what makes no sense: nothing that it says later can be told apart any more.
@@ -203,7 +206,10 @@ func (s *session) take(env map[string]string) map[string]string {
 func (p *Process) endCell(at *session, reply kernel.Reply) {
 	p.mu.Lock()
 	c := p.cell
-	c.reply, c.exitCode, c.running, c.at = reply, reply.ExitCode, nil, time.Now()
+	c.reply, c.exitCode, c.running, c.at, c.over = reply, reply.ExitCode, nil, time.Now(), true
+	if c.signal != nil {
+		c.exitCode = 128 + *c.signal
+	}
 	if c.lost {
 		ended := p.child.Exit()
 		c.exitCode = ended.Code()
@@ -236,7 +242,7 @@ func (p *Process) expireCell() {
 		close(c.stop)
 	}
 	p.mu.Unlock()
-	p.signalCell(syscall.SIGINT, false)
+	_ = p.signalCell(syscall.SIGINT, false)
 	for _, step := range []struct {
 		after  time.Duration
 		number syscall.Signal
@@ -245,17 +251,51 @@ func (p *Process) expireCell() {
 		case <-c.done:
 			return
 		case <-time.After(step.after):
-			p.signalCell(step.number, true)
+			_ = p.signalCell(step.number, true)
 		}
 	}
 }
 
-// signalCell reaches the interpreter while it runs this cell; another cell's is left alone.
-func (p *Process) signalCell(number syscall.Signal, group bool) {
+// signalCell reaches the interpreter while it runs this cell, another cell's is left alone; a cell whose turn has not come is called off.
+func (p *Process) signalCell(number syscall.Signal, group bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cell.running != nil {
-		_ = p.table.children.Signal(p.cell.running.kernel.Child, number, group)
+	c := p.cell
+	switch {
+	case c.over:
+		return syscall.ESRCH
+	case c.running == nil:
+		return c.callOff(number)
+	case number == syscall.SIGINT && !group && !c.begun:
+		// The interpreter may be starting, which an interrupt would end, or between two cells, where it does nothing.
+		c.interrupted = true
+		return nil
+	}
+	return p.table.children.Signal(c.running.kernel.Child, number, group)
+}
+
+// callOff keeps the cell from ever beginning, as if the signal had ended it. The process's lock is held.
+func (c *cell) callOff(number syscall.Signal) error {
+	switch number {
+	case syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGURG, syscall.SIGWINCH:
+		return link.Errorf("bad_request", "signal: the cell waits for its turn, and %d ends nothing", int(number))
+	}
+	if !c.stopped {
+		ended := int(number)
+		c.stopped, c.signal = true, &ended
+		close(c.stop)
+	}
+	return nil
+}
+
+// cellBegun is called when the interpreter has the cell.
+func (p *Process) cellBegun() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.cell
+	c.begun = true
+	if c.interrupted {
+		_ = p.table.children.Signal(c.running.kernel.Child, syscall.SIGINT, false)
 	}
 }
 

@@ -190,6 +190,71 @@ func TestSignalsReachTheCellThatTheyAreFor(t *testing.T) {
 	}
 }
 
+func TestASignalCallsOffACellWhoseTurnHasNotCome(t *testing.T) {
+	s := open(t)
+	s.run("n = 0")
+	first := s.host.Open(s.request("print('begun')\nimport time\nwhile not n: time.sleep(0.05)\nprint('first', n)", ""))
+	for first.Next().Kind != link.Data {
+	}
+	for _, c := range []struct {
+		number   int
+		expected string
+	}{{2, "||130|fresh=false lost=false timed_out=false"}, {9, "||137|fresh=false lost=false timed_out=false"}, {15, "||143|fresh=false lost=false timed_out=false"}} {
+		waiting := s.host.Open(s.request("n += 100", ""))
+		if waiting.Next().Kind != link.Message {
+			t.Fatal("it has not started")
+		}
+		id := fmt.Sprintf("e%d", serial)
+		signal := func(number int) linktest.Outcome {
+			return s.host.Do(fmt.Sprintf(`"verb":"signal","id":%q,"signal":%d`, id, number))
+		}
+		// What would not end it cannot reach it, and says so.
+		if outcome := signal(18); outcome.Code != "bad_request" {
+			t.Error(outcome)
+		}
+		if outcome := signal(c.number); outcome.Code != "" {
+			t.Error(outcome)
+		}
+		outcome := waiting.Finish()
+		if found := said(outcome); found != c.expected {
+			t.Error(c.number, found)
+		}
+		if found := outcome.Message("exited")["signal"]; found != float64(c.number) {
+			t.Error(c.number, found)
+		}
+		if outcome := signal(c.number); outcome.Code != "no_such_process" {
+			t.Error(outcome)
+		}
+	}
+	// The cell whose turn it is has heard nothing of all that.
+	first.Send(link.Message, `{"signal":2}`)
+	if found := said(first.Finish()); found != "|KeyboardInterrupt|130|fresh=false lost=false timed_out=false" {
+		t.Error(found)
+	}
+	if found := said(s.run("n")); !strings.HasPrefix(found, "0\n|") {
+		t.Error(found)
+	}
+}
+
+func TestAnInterruptWaitsUntilItsCellHasBegun(t *testing.T) {
+	for attempt := 0; attempt < 3; attempt++ {
+		// An interpreter of its own each time, which is only starting when the signal comes.
+		s := open(t)
+		call := s.host.Open(s.request("x = 1\nwhile True: pass", ""))
+		if call.Next().Kind != link.Message {
+			t.Fatal("it has not started")
+		}
+		call.Send(link.Message, `{"signal":2}`)
+		outcome := call.Finish()
+		if message := outcome.Message("exited"); message["exit_code"] != 130.0 || message["cell"].(map[string]any)["lost"] != false {
+			t.Error(said(outcome))
+		}
+		if found := said(s.run("1")); found != "1\n||0|fresh=false lost=false timed_out=false" {
+			t.Error(found)
+		}
+	}
+}
+
 func TestResults(t *testing.T) {
 	s := open(t)
 	fetch := func(outcome linktest.Outcome, code string) linktest.Outcome {

@@ -97,8 +97,7 @@ func (p *Process) signal(number int, group bool) error {
 	}
 	if p.cell != nil {
 		// An interrupt is for the interpreter, which makes an exception of it; anything else is for all that it started, too.
-		p.signalCell(syscall.Signal(number), group && syscall.Signal(number) != syscall.SIGINT)
-		return nil
+		return p.signalCell(syscall.Signal(number), group && syscall.Signal(number) != syscall.SIGINT)
 	}
 	return p.table.children.Signal(p.child, syscall.Signal(number), group)
 }

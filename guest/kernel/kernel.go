@@ -27,6 +27,8 @@ const (
 	// Sizes of the id and of the results, exit code, processor time, threads, and whether results are missing.
 	replyHead  = 1 + 1 + 8 + 4 + 1 + 4
 	maxResults = 8 << 20
+	// What the interpreter says first of each cell.
+	hasBegun = 'b'
 )
 
 // ErrGone says that the interpreter ended, or broke the protocol and was ended for it.
@@ -83,9 +85,9 @@ func Start(children *reaper.Table, path string, argv []string, attributes syscal
 	return &Kernel{Child: child, control: connection.(*net.UnixConn)}, nil
 }
 
-// Run has a cell executed, with these variables set before, and returns its end. An id has at most 255 bytes. Only one may run at a time. ErrGone: there is no
-// interpreter any more.
-func (k *Kernel) Run(id, code string, env map[string]string, files [3]uintptr) (Reply, error) {
+// Run has a cell executed, with these variables set before, and returns its end. begun is called when the interpreter has it: an interrupt is for this cell
+// from then on. An id has at most 255 bytes. Only one may run at a time. ErrGone: there is no interpreter any more.
+func (k *Kernel) Run(id, code string, env map[string]string, files [3]uintptr, begun func()) (Reply, error) {
 	var variables []byte
 	for name, value := range env {
 		variables = append(append(append(append(variables, name...), '='), value...), 0)
@@ -102,6 +104,11 @@ func (k *Kernel) Run(id, code string, env map[string]string, files [3]uintptr) (
 	if _, err := k.control.Write(body); err != nil {
 		return Reply{}, ErrGone
 	}
+	var word [1]byte
+	if _, err := io.ReadFull(k.control, word[:]); err != nil || word[0] != hasBegun {
+		return Reply{}, ErrGone
+	}
+	begun()
 	reply, err := k.receive()
 	if err != nil || reply.ID != id {
 		return Reply{}, ErrGone

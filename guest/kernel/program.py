@@ -29,6 +29,7 @@ RESULT_BYTES = 4 << 20
 TEXT_CHARACTERS = 100000
 CELLS_REMEMBERED = 200
 INTERRUPTED = 130
+BEGUN = b"b"
 CO_COROUTINE = 0x80
 FLAGS = getattr(_ast, "PyCF_ALLOW_TOP_LEVEL_AWAIT", 0)
 # What an object may say of itself, in the order in which a client should prefer it.
@@ -104,6 +105,7 @@ def bundle(value):
         if isinstance(made, dict):
             data.update(made)
     except Exception:
+        # The object's own code: whatever it raises, the value has its other forms.
         pass
     for name, method in METHODS:
         if name in data:
@@ -116,11 +118,13 @@ def bundle(value):
             if made is not None:
                 data[name] = made
         except Exception:
+            # Likewise.
             pass
     try:
         if "image/png" not in data and isinstance(value, getattr(sys.modules.get("matplotlib.figure"), "Figure", ())):
             data["image/png"] = drawn(value)
     except Exception:
+        # A figure that cannot be drawn raises what its library likes, and still has its text.
         pass
     return data
 
@@ -189,13 +193,31 @@ class Imports:
 
 
 class Interrupts:
-    """SIGINT is for the cell: between cells it does nothing, so that one that comes late hits nobody."""
+    """SIGINT is for the cell: between cells it does nothing, so that one that comes late hits nobody; one that comes before the cell's first line waits for it."""
 
+    taken = False
     inside = False
+    early = False
 
     def handle(self, number, frame):
         if self.inside:
             raise KeyboardInterrupt
+        self.early = self.taken
+
+    def take(self):
+        """A cell is there."""
+        self.taken, self.early = True, False
+
+    def enter(self):
+        """Its code begins, here or in another shell."""
+        self.inside = True
+        if self.early:
+            self.early = False
+            raise KeyboardInterrupt
+
+    def leave(self):
+        """The cell is over."""
+        self.taken = self.early = False
 
 
 interrupts = Interrupts()
@@ -233,7 +255,7 @@ class PlainShell:
         linecache.cache.pop("<cell {}>".format(self.number - CELLS_REMEMBERED), None)
         try:
             try:
-                interrupts.inside = True
+                interrupts.enter()
                 try:
                     self.execute(code, name, more)
                 finally:
@@ -326,6 +348,7 @@ class IPython:
             try:
                 import IPython  # noqa: F401 - the rest happens beside the import
             except Exception:
+                # Not there, or broken in a way of its own: cells do without it.
                 self.tried = True
         return self.made
 
@@ -414,7 +437,7 @@ def ipython_shell(plain):
         def run(self, code):
             try:
                 try:
-                    interrupts.inside = True
+                    interrupts.enter()
                     outcome = self.run_cell(code, store_history=True)
                     show_figures()
                 finally:
@@ -496,8 +519,11 @@ class Kernel:
             self.streams()
             results.clear()
             _signal.signal(_signal.SIGINT, interrupts.handle)
+            interrupts.take()
+            self.control.sendall(BEGUN)
             before = os.times()
             status = self.run(code)
+            interrupts.leave()
             self.flush()
             if os.getpid() != self.pid:
                 os._exit(status)

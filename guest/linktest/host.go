@@ -115,7 +115,7 @@ func (c *Call) Grant(bytes uint32) {
 	c.host.Send(c.ID, link.Credit, payload[:])
 }
 
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // Next is the stream's next frame.
 func (c *Call) Next() link.Frame {

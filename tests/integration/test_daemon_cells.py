@@ -1,6 +1,7 @@
 """Cells, programs without a shell, and executions that nobody waits for, over the bus in real guests."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -171,6 +172,23 @@ async def test_an_execution_that_nobody_waits_for(host: Host, shared: UUID) -> N
         await host.request(bad)
 
 
+async def test_a_program_in_the_background_reads_its_input_when_it_likes(host: Host, shared: UUID) -> None:
+    # As much as a request to the API can bring.
+    data = bytes(range(256)) * 4_096
+    line = "until [ -e /tmp/go ]; do sleep 0.1; done; md5sum"
+    request = verbs.Execute(shared, uuid4(), line, 120, stdin=True, merge=False, detach=True)
+    async with host.bus.open(host.daemon.host_id, request.verb, to_wire(request)) as call:
+        await call.send_data(data)
+        await call.send_end()
+        async with asyncio.timeout(60):
+            assert await call.result() == {}
+    assert not (await host.output(shared, request.execution_id))[0]["ended"]
+    await host.run(shared, "touch /tmp/go")
+    found, record = await follow(host, shared, request.execution_id)
+    assert found == [(1, hashlib.md5(data).hexdigest().encode() + b"  -\n")]  # noqa: S324
+    assert (record["ended"], record["exit_code"]) == (True, 0)
+
+
 async def test_signals(host: Host, shared: UUID, kernel: str) -> None:
     async def begin(command: str, **more: object) -> UUID:
         request = verbs.Execute(shared, uuid4(), command, 30, merge=False, detach=True, **more)
@@ -195,6 +213,16 @@ async def test_signals(host: Host, shared: UUID, kernel: str) -> None:
     one = await begin("import time; print('begun'); time.sleep(60)", kernel=kernel)
     await host.request(verbs.SignalExecution(shared, one, 2))
     assert (await follow(host, shared, one))[1]["exit_code"] == 130
+    # One that waits for its turn is called off; the cell before it hears nothing.
+    one = await begin("import time; print('begun'); time.sleep(60)", kernel=kernel)
+    waiting = verbs.Execute(shared, uuid4(), "print('never')", 30, merge=False, detach=True, kernel=kernel)
+    await host.request(waiting)
+    await host.request(verbs.SignalExecution(shared, waiting.execution_id, 15))
+    found, record = await follow(host, shared, waiting.execution_id)
+    assert (found, record["exit_code"], record["signal"], record["kernel"]["lost"]) == ([], 143, 15, False)
+    assert not (await host.output(shared, one))[0]["ended"]
+    await host.request(verbs.SignalExecution(shared, one, 9))
+    assert (await follow(host, shared, one))[1]["exit_code"] == 137
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ class ExecutionVerbs:
         try:
             if request.detach:
                 if feeding is not None:
+                    # Waits for no program: what the API takes fits into the credit that a guest's agent gives, and lies there until it is read.
                     await asyncio.wait([feeding])
                 await execution.beginning()
                 return {}

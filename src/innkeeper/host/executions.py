@@ -23,6 +23,7 @@ from innkeeper.core.host_verbs import Execute
 from innkeeper.errors import (
     ConflictError,
     FileMissingError,
+    GuestError,
     InnkeeperError,
     InstanceFailedError,
     InvalidRequestError,
@@ -165,12 +166,18 @@ class Executions:
         return found if found is not None and found.request.instance_id == instance_id else None
 
     async def signal(self, instance_id: UUID, execution_id: UUID, number: int) -> None:
-        """Signal a running execution's process group. Raises ConflictError when it has ended."""
+        """Signal a running execution's process group. Raises ConflictError when it has ended, and before it has begun."""
         execution = self.live(instance_id, execution_id)
         if execution is None or execution.over:
             raise ConflictError("The execution has ended")
         async with execution.machine.in_use():
-            await execution.program.signal(number)
+            try:
+                await execution.program.signal(number)
+            except GuestError as error:
+                if error.guest_code != "no_such_process":
+                    raise
+                # The guest knows first how things stand.
+                raise ConflictError(f"The execution has {'ended' if execution.begun else 'not begun yet'}") from None
 
     def _add(self, execution: Execution) -> None:
         execution_id = execution.request.execution_id
