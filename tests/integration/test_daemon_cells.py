@@ -185,7 +185,7 @@ async def test_a_program_in_the_background_reads_its_input_when_it_likes(host: H
     assert not (await host.output(shared, request.execution_id))[0]["ended"]
     await host.run(shared, "touch /tmp/go")
     found, record = await follow(host, shared, request.execution_id)
-    assert found == [(1, hashlib.md5(data).hexdigest().encode() + b"  -\n")]  # noqa: S324
+    assert found == [(1, hashlib.md5(data).hexdigest().encode() + b"  -\n")]
     assert (record["ended"], record["exit_code"]) == (True, 0)
 
 

@@ -25,6 +25,7 @@ from innkeeper.api.port_proxy import app_paths
 from innkeeper.api.port_proxy.published import HostNames, PublishedPorts
 from innkeeper.api.rate_limit import AddressRateLimit
 from innkeeper.api.requests_at_once import RequestsAtOnce
+from innkeeper.api.revocations import Revocations
 from innkeeper.api.v1 import dialect
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
@@ -47,9 +48,11 @@ def build_app(control: Control) -> Edge:
     """The ASGI application over a running control side. It starts and stops nothing itself."""
 
     requests = RequestsAtOnce(control.settings.max_requests_per_organization)
+    revocations = Revocations(control.tokens)
 
     async def known(scope: Scope, *, accept_api_key: bool) -> Principal:
         principal = await authenticate(control, scope, accept_api_key=accept_api_key)
+        revocations.begin(scope, principal)
         if not scope.get(OPERATOR):
             requests.begin(scope, principal.organization_id)
         return principal
@@ -122,13 +125,14 @@ def build_app(control: Control) -> Edge:
         ),
     ]
     names = HostNames(control)
-    shared = Surface((), in_shape(gentility.error_shape), PublishedPorts(control, names), frozenset())
+    shared = Surface((), in_shape(gentility.error_shape), PublishedPorts(control, names, revocations), frozenset())
     return Edge(
         surfaces,
         published=lambda scope: None if names.label(scope) is None else shared,
         default_answer=in_shape(gentility.error_shape),
         metrics=metrics,
         requests=requests,
+        revocations=revocations,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,19 @@ from time import perf_counter
 from typing import Any
 
 import structlog
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from innkeeper.api import sse
+from innkeeper.api.body import header_values
 from innkeeper.api.errors import ClientDisconnectedError, ErrorAnswer, describe
 from innkeeper.api.metrics import HttpMetrics
 from innkeeper.api.raw_connection import TAKEN_OVER
 from innkeeper.api.raw_path import raw_path
 from innkeeper.api.requests_at_once import RequestsAtOnce
+from innkeeper.api.revocations import HELD, REVOKED, Revocations
 from innkeeper.control.lifecycle import INSTANCE_ID
-from innkeeper.errors import NotFoundError
+from innkeeper.errors import NotFoundError, UnauthorizedError
 
 log = structlog.get_logger("innkeeper.api")
 
@@ -27,6 +32,7 @@ ROUTE = "innkeeper.route"
 REQUEST_ID = "innkeeper.request_id"
 UNKNOWN_ROUTE = "(unknown)"
 CLIENT_CLOSED = 499
+GOODBYE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Edge:
         default_answer: ErrorAnswer,
         metrics: HttpMetrics,
         requests: RequestsAtOnce,
+        revocations: Revocations,
     ) -> None:
         pairs = [(prefix, surface) for surface in surfaces for prefix in surface.prefixes]
         # Everything that is served, from the tables that serve it.
@@ -60,6 +67,7 @@ class Edge:
         self._default_answer = default_answer
         self._metrics = metrics
         self._requests = requests
+        self._revocations = revocations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -76,13 +84,20 @@ class Edge:
         request_id = secrets.token_hex(8)
         scope[REQUEST_ID] = request_id
         status = 0
+        tells_events = False
         header = (b"x-request-id", request_id.encode())
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, tells_events
             if message["type"] == "http.response.start":
                 status = message["status"]
+                tells_events = any(
+                    value.startswith(sse.MEDIA_TYPE) for value in header_values(message["headers"], b"content-type")
+                )
                 message["headers"] = [*message["headers"], header]
+            held = scope.get(HELD)
+            if held is not None:
+                held.sends(message)
             await send(message)
 
         surface = self._published(scope)
@@ -101,7 +116,12 @@ class Edge:
             status = status or CLIENT_CLOSED
         except asyncio.CancelledError:
             status = status or CLIENT_CLOSED
-            raise
+            if not _was_cut(scope):
+                raise
+            failure = UnauthorizedError(REVOKED)
+            if tells_events and surface is not None:
+                await _say_last(surface.answer_error(failure, request_id), send)
+            # Else the connection is cut, as below.
         except Exception as error:
             # The last line: whatever it is, the client gets its dialect's shape.
             failure = error
@@ -112,6 +132,7 @@ class Edge:
             # Else the answer broke in the middle: returning without an end makes the server cut the connection, so the client sees it.
         finally:
             self._requests.end(scope)
+            self._revocations.end(scope)
             status = scope.get(TAKEN_OVER, status)
             self._metrics.in_flight.dec()
             seconds = perf_counter() - started
@@ -134,6 +155,20 @@ class Edge:
             log.warning("answer cut", error=describe(failure)[1], **fields)  # type: ignore[arg-type]
         else:
             log.info("request", **fields)
+
+
+def _was_cut(scope: Scope) -> bool:
+    """Whether the current task was cancelled because of a token that was revoked, and only for that."""
+    held, task = scope.get(HELD), asyncio.current_task()
+    return held is not None and held.was_cut and task is not None and task.uncancel() == 0
+
+
+async def _say_last(answer: Response, send: Send) -> None:
+    """End a stream of events by the error's, unless the client does not read it."""
+    frame = b"event: error\ndata: " + bytes(answer.body) + b"\n\n"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            await send({"type": "http.response.body", "body": frame, "more_body": False})
 
 
 def _collapse(scope: Scope) -> None:

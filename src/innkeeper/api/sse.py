@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 PING = b": ping\n\n"
 PING_SECONDS = 10.0
+MEDIA_TYPE = b"text/event-stream"
 HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", MEDIA_TYPE + b"; charset=utf-8"),
     (b"cache-control", b"no-store"),
     # nginx would hold the stream back otherwise.
     (b"x-accel-buffering", b"no"),
@@ -28,10 +31,25 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def answer(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """The answer that is made of these frames."""
-    headers = {name.decode(): value.decode() for name, value in HEADERS}
-    return StreamingResponse(frames, headers=headers, media_type=None)
+class EventStream(StreamingResponse):
+    """An answer made of frames. Their generator is closed with it, also where the client went away while a frame was being sent."""
+
+    def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
+        headers = {name.decode(): value.decode() for name, value in HEADERS}
+        super().__init__(frames, headers=headers, media_type=None)
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        async with aclosing(self._frames):
+            await super().__call__(scope, receive, send)
+
+
+async def log_frames(events: AsyncGenerator[dict[str, Any] | None, None]) -> AsyncGenerator[bytes, None]:
+    """The frames of a log of ours, whose entries name their event; None is a silence."""
+    async with aclosing(events):
+        async for entry in events:
+            yield PING if entry is None else frame(entry["event"], {k: v for k, v in entry.items() if k != "event"})
 
 
 def frame(event: str, data: dict[str, Any], *, event_id: int | str | None = None) -> bytes:

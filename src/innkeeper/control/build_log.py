@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +47,7 @@ class BuildLog:
         self.changed.set()
 
 
-async def follow(path: Path, live: BuildLog | None, *, after: int = 0) -> AsyncIterator[dict[str, Any] | None]:
+async def follow(path: Path, live: BuildLog | None, *, after: int = 0) -> AsyncGenerator[dict[str, Any] | None, None]:
     """The events after number `after`, each with its `number`, as they come until the `end`; of a build that is over, those that are there.
 
     None comes after every SILENCE_SECONDS without an event.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +219,7 @@ async def list_builds(control: Control, principal: Principal, *, name: str | Non
 
 async def events(
     control: Control, principal: Principal, build_id: UUID, *, after: int = 0
-) -> AsyncIterator[dict[str, Any] | None]:
+) -> AsyncGenerator[dict[str, Any] | None, None]:
     """What a build said after event number `after`, as it goes on, until its end; None now and then while it is silent. Raises NotFoundError."""
     await get(control, principal, build_id)
     live = control.builds.get(build_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -230,7 +230,7 @@ async def cancel(control: Control, principal: Principal, name: str) -> None:
 
 async def follow_log(
     control: Control, principal: Principal, name: str, *, after: int = 0
-) -> AsyncIterator[dict[str, Any] | None]:
+) -> AsyncGenerator[dict[str, Any] | None, None]:
     """What the newest import of an image said, and goes on saying: `step`, `output` and at last `end`, each with its number; None in times of silence.
 
     Raises:

@@ -12,7 +12,7 @@ _END: Any = object()
 
 
 async def with_silences(items: AsyncIterator[Item], *, seconds: float = SECONDS) -> AsyncGenerator[Item | None, None]:
-    """The items as they come, and None whenever none came for so long."""
+    """The items as they come, and None whenever none came for so long. Closing it closes them."""
     waiting: asyncio.Future[Item] | None = None
     try:
         while True:
@@ -29,3 +29,5 @@ async def with_silences(items: AsyncIterator[Item], *, seconds: float = SECONDS)
         if waiting is not None:
             waiting.cancel()
             await asyncio.wait({waiting})
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()

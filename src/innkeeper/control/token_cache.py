@@ -13,13 +13,17 @@ CACHE_MAX = 10_000
 
 
 class TokenCache:
-    """Principals by token digest, for 30 seconds. A revocation in this process is seen at once, one elsewhere when the entry ends."""
+    """Principals by token digest, for 30 seconds, and who is to hear of a token's end.
+
+    A revocation in this process is seen at once, one elsewhere when the entry ends.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._principals: dict[bytes, tuple[float, Principal]] = {}
         # Counts revocations, so that a look-up that was under way during one is not kept.
         self.generation = 0
+        self._held: dict[UUID, set[Callable[[], None]]] = {}
 
     def get(self, digest: bytes) -> Principal | None:
         """The principal of a digest, while it is fresh."""
@@ -39,7 +43,21 @@ class TokenCache:
             del self._principals[next(iter(self._principals))]
         self._principals[digest] = (self._clock() + CACHE_SECONDS, principal)
 
+    def hold(self, token_id: UUID, revoked: Callable[[], None]) -> None:
+        """Call `revoked` when the token is revoked in this process; `let_go` must follow."""
+        self._held.setdefault(token_id, set()).add(revoked)
+
+    def let_go(self, token_id: UUID, revoked: Callable[[], None]) -> None:
+        """What `hold` asked for is not wanted any more."""
+        holders = self._held.get(token_id)
+        if holders is not None:
+            holders.discard(revoked)
+            if not holders:
+                del self._held[token_id]
+
     def forget(self, token_id: UUID) -> None:
         """Drop a token that was revoked."""
         self.generation += 1
         self._principals = {digest: kept for digest, kept in self._principals.items() if kept[1].token_id != token_id}
+        for revoked in list(self._held.get(token_id, ())):
+            revoked()

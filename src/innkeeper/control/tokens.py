@@ -43,7 +43,7 @@ class NewToken:
 
 
 async def authenticate(control: Control, text: str) -> Principal:
-    """The principal that a token's text stands for.
+    """The principal that a token's text stands for, as of this moment: nothing is awaited between its look-up and the return.
 
     Raises:
         UnauthorizedError: unknown or revoked. A revocation by another process is seen within 30 seconds.
@@ -53,9 +53,12 @@ async def authenticate(control: Control, text: str) -> Principal:
         raise UnauthorizedError
     digest = token_digest(text)
     principal = control.tokens.get(digest)
-    if principal is None:
+    while principal is None:
         generation = control.tokens.generation
         found = await control.database.read(store.by_digest, digest)
+        if generation != control.tokens.generation:
+            # It may have been revoked since.
+            continue
         # The index compares digests of what was sent, so its timing tells nothing of a token; this makes that certain.
         if found is None or not hmac.compare_digest(found[1], digest) or found[0].revoked_at is not None:
             raise UnauthorizedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -167,7 +167,7 @@ async def results(control: Control, entry: VmEntry, execution_id: UUID, size: in
 
 async def follow(
     control: Control, row: ExecutionRow, entry: VmEntry, *, offset: int
-) -> AsyncIterator[tuple[int, int, bytes] | ExecutionState | None]:
+) -> AsyncGenerator[tuple[int, int, bytes] | ExecutionState | None, None]:
     """(offset, channel, bytes) from an offset on, None while nothing comes, and at last the state at its end. Raises ExecutionNotFoundError."""
     verb = FollowOutput(entry.instance.id, row.id, offset)
     entry.open_streams += 1

@@ -16,6 +16,7 @@ from innkeeper.api.port_proxy.answer import AnswerParser
 from innkeeper.api.port_proxy.fields import HOP_BY_HOP, Fields, connection_options, render
 from innkeeper.api.port_proxy.request import Framing, GuestRequest
 from innkeeper.api.raw_connection import TAKE_OVER, RawConnection
+from innkeeper.api.revocations import takes_over
 from innkeeper.control.ports import PortConnection
 from innkeeper.errors import BadAnswerError, InnkeeperError, NoAnswerError
 
@@ -221,6 +222,7 @@ class Exchange:
             b"HTTP/1.1 101 Switching Protocols", [*fields, (b"connection", b"Upgrade"), (b"upgrade", taken[0])]
         )
         self._watch.answered()
+        takes_over(self._scope)
         try:
             async with self._scope[TAKE_OVER](head) as client:
                 await _both(self._watch, self._tunnel(client))

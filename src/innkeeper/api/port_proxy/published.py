@@ -25,6 +25,7 @@ from innkeeper.api.port_proxy.fields import Fields
 from innkeeper.api.port_proxy.request import guest_request
 from innkeeper.api.raw_connection import TAKEN_OVER
 from innkeeper.api.raw_path import raw_path
+from innkeeper.api.revocations import Revocations
 from innkeeper.control import ports, shares, tokens
 from innkeeper.control.context import Control
 from innkeeper.control.shares import Target
@@ -57,9 +58,10 @@ class HostNames:
 class PublishedPorts:
     """The ASGI application of all shares. Its answers are the guests'; where there is none, a plain page that tells nothing of the inside."""
 
-    def __init__(self, control: Control, names: HostNames) -> None:
+    def __init__(self, control: Control, names: HostNames, revocations: Revocations) -> None:
         self._control = control
         self._names = names
+        self._revocations = revocations
         self._patience = Patience(control.settings.share_answer_seconds, control.settings.share_idle_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,6 +127,7 @@ class PublishedPorts:
             with contextlib.suppress(UnauthorizedError):
                 principal = await tokens.authenticate(self._control, token)
                 if shares.admits(target, principal):
+                    self._revocations.begin(scope, principal)
                     return None
         raise UnauthorizedError(PRIVATE)
 

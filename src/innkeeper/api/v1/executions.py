@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal as signals
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -125,7 +125,7 @@ def _add_reading(router: APIRouter, control: Control) -> None:
                 raise InvalidRequestError("Last-Event-ID: not one that this stream gave")
             offset = int(last_event_id)
         row, entry = await vm_executions.find(control, principal, _id(task_id))
-        return sse.answer(_frames(control, row, entry, offset))
+        return sse.EventStream(_frames(control, row, entry, offset))
 
     @router.get("/v1/executions/{task_id}/output")
     async def read_output(
@@ -271,12 +271,13 @@ def _started(row: ExecutionRow, entry: VmEntry) -> TaskStarted:
     )
 
 
-async def _frames(control: Control, row: ExecutionRow, entry: VmEntry, offset: int) -> AsyncIterator[bytes]:
+async def _frames(control: Control, row: ExecutionRow, entry: VmEntry, offset: int) -> AsyncGenerator[bytes, None]:
     """The events of one execution. An event's id is the offset after its last character, as long as none of the other channel is cut in two before."""
     pieces = (Utf8Pieces(), Utf8Pieces())
     expected = offset
+    told = vm_executions.follow(control, row, entry, offset=offset)
     try:
-        async for item in vm_executions.follow(control, row, entry, offset=offset):
+        async for item in told:
             if item is None:
                 yield sse.PING
             elif isinstance(item, ExecutionState):
@@ -306,6 +307,8 @@ async def _frames(control: Control, row: ExecutionRow, entry: VmEntry, offset: i
         # The status line is gone: the error travels as an event.
         _, code, message, _ = describe(error)
         yield sse.frame("error", error_shape(code, message))
+    finally:
+        await told.aclose()
 
 
 def _id(text: str) -> UUID:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -104,15 +103,7 @@ def add_build_routes(router: APIRouter, control: Control) -> None:
     ) -> StreamingResponse:
         """What a build says, from its beginning, as server-sent events `step`, `output`, `note` and `end`; the stream ends with the build."""
         events = await image_builds.events(control, principal, build_id, after=after)
-        return sse.answer(_frames(events))
-
-
-async def _frames(events: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[bytes]:
-    async for event in events:
-        if event is None:
-            yield sse.PING
-        else:
-            yield sse.frame(event["event"], {name: value for name, value in event.items() if name != "event"})
+        return sse.EventStream(sse.log_frames(events))
 
 
 def _answer(build: ImageBuild) -> ImageBuildAnswer:

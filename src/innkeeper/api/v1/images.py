@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -85,7 +84,7 @@ def add_image_routes(router: APIRouter, control: Control) -> None:
     ) -> StreamingResponse:
         """What the newest import of an image says, from its beginning, as server-sent events `step`, `output` and `end`; the stream ends with the import."""
         events = await image_imports.follow_log(control, principal, name, after=after)
-        return sse.answer(_frames(events))
+        return sse.EventStream(sse.log_frames(events))
 
     @router.delete("/v1/images/{name}/import", status_code=204)
     async def cancel_import(principal: CurrentPrincipal, name: str) -> Response:
@@ -119,14 +118,6 @@ def add_image_routes(router: APIRouter, control: Control) -> None:
         """Remove an image of the organization. 409 `conflict` while something uses it, saying what."""
         await images.remove(control, principal, name)
         return Response(status_code=204)
-
-
-async def _frames(events: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[bytes]:
-    async for event in events:
-        if event is None:
-            yield sse.PING
-        else:
-            yield sse.frame(event["event"], {name: value for name, value in event.items() if name != "event"})
 
 
 def registry_answer(view: RegistryView) -> RegistryAnswer:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,6 +17,7 @@ from innkeeper.api.edge import ROUTE
 from innkeeper.api.errors import MethodNotAllowedError, NoUpgradeError, describe
 from innkeeper.api.json_app import Authenticate
 from innkeeper.api.raw_path import decode_text, raw_path
+from innkeeper.api.revocations import until_revoked
 from innkeeper.api.v1.terminals import TerminalBase
 from innkeeper.api.websocket import WebSocket, WebSocketClosedError, WebSocketOffer
 from innkeeper.control import terminals
@@ -116,7 +118,8 @@ class TerminalSockets:
                     async with terminals.attach(
                         self._control, principal, entry, name, offset=offset or 0
                     ) as attachment:
-                        await _Session(socket, attachment, tells_offsets=offset is not None).run()
+                        session = _Session(socket, attachment, tells_offsets=offset is not None)
+                        await session.run(ends=until_revoked(scope))
                 except InnkeeperError as error:
                     await _close_for(socket, error)
 
@@ -129,11 +132,12 @@ class _Session:
         self._attachment = attachment
         self._tells_offsets = tells_offsets
 
-    async def run(self) -> None:
-        """Both ways until the program has ended or the client has gone. Raises the host's typed error."""
+    async def run(self, *, ends: Coroutine[Any, Any, None]) -> None:
+        """Both ways until the program has ended or the client has gone, or `ends` raises. Raises the host's typed error."""
         showing = asyncio.create_task(self._show())
         # A program that takes nothing more of what is typed keeps the client from being read.
-        tasks = (showing, asyncio.create_task(self._obey()), asyncio.create_task(self._socket.watch()))
+        others = (self._obey(), self._socket.watch(), ends)
+        tasks = (showing, *(asyncio.create_task(other) for other in others))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated
@@ -144,7 +144,7 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
         """
         known = _event_id("after", after) if last_event_id is None else _event_id("Last-Event-ID", last_event_id)
         events = await vm_events.follow(control, principal, vm_id, after=known)
-        return sse.answer(_frames(control, principal, vm_id, events))
+        return sse.EventStream(_frames(control, principal, vm_id, events))
 
 
 def request_of(body: VmShape) -> VmRequest:
@@ -219,7 +219,7 @@ def _event(one: VmEvent) -> VmEventAnswer:
 
 async def _frames(
     control: Control, principal: Principal, vm_id: str, events: AsyncIterator[VmEvent]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(with_silences(events)) as told:
             async for event in told:
