@@ -139,6 +139,19 @@ async def test_a_vm_and_a_session_of_an_attempt_that_was_cut_short_are_found(api
     assert (await post(api, "/v1/sessions/session", "s", memory_mb=512)).json() == session.json()
 
 
+async def test_a_share_of_an_attempt_that_was_cut_short_is_found(api: Any) -> None:
+    made = await post(api, "/v1/vms", "k", share={"port": 80, "is_public": True})
+    await cut_short(api)
+    again = await post(api, "/v1/vms", "k", share={"port": 80, "is_public": True})
+    assert again.json()["share"] == made.json()["share"]
+    assert [one["share_id"] for one in (await api.client.get("/v1/shares")).json()] == [
+        made.json()["share"]["share_id"]
+    ]
+    # Another key is another wish.
+    other = await post(api, "/v1/vms", "l", session_id=made.json()["session_id"], share={"port": 80})
+    assert other.json()["share"]["share_id"] != made.json()["share"]["share_id"]
+
+
 async def test_what_cannot_be_found_again_is_not_done_twice(api: Any) -> None:
     made = await post(api, "/v1/tokens", "k", name="t")
     assert (await post(api, "/v1/tokens", "k", name="t")).json() == made.json()

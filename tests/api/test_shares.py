@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import pytest
 
+from innkeeper.control import shares
 from innkeeper.core.share import NAME
-from innkeeper.errors import GuestError
+from innkeeper.errors import GuestError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -73,16 +74,26 @@ async def test_shares_end_with_their_vm(api: Any) -> None:
     assert list(api.world.control.shares) == []
 
 
-async def test_a_share_that_is_revoked_stays_so_whatever_is_changed_meanwhile(api: Any) -> None:
+async def test_a_share_that_is_revoked_stays_so_whatever_is_changed_meanwhile(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = await make(api, port=80, vm_id=(await make_vm(api))["vm_id"])
     path, gate = f"/v1/shares/{made['share_id']}", threading.Event()
     control = api.world.control
-    held = asyncio.create_task(control.database.write(lambda _: gate.wait(20)))
-    await api.world.until(lambda: control.database.load.waiting == 1)
+    write, asked = control.database.write, []
+
+    async def noted(work: Any, *arguments: Any, **more: Any) -> Any:
+        asked.append(work.__qualname__.partition(".")[0])
+        return await write(work, *arguments, **more)
+
+    held = asyncio.create_task(write(lambda _: gate.wait(60)))
+    await api.world.until(lambda: control.database.load.waiting >= 1)
+    # By name: what is written behind may come between.
+    monkeypatch.setattr(control.database, "write", noted)
     changing = asyncio.create_task(api.client.patch(path, json={"is_public": True}))
-    await api.world.until(lambda: control.database.load.waiting == 2)
+    await api.world.until(lambda: "set_public" in asked)
     revoking = asyncio.create_task(api.client.delete(path))
-    await api.world.until(lambda: control.database.load.waiting == 3)
+    await api.world.until(lambda: "revoke" in asked)
     gate.set()
     await held
     assert (await revoking).status_code == 200
@@ -184,3 +195,34 @@ async def test_a_guest_that_lies_about_its_ports(api: Any) -> None:
 
     api.world.host.ports._there = lie
     assert (await api.client.get(f"/v1/vms/{vm['vm_id']}/ports")).status_code == 503
+
+
+async def test_no_moment_has_more_shares_than_the_limit(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "SHARES_PER_INSTANCE", 3)
+    vm = (await api.client.post("/v1/vms", json={})).json()["vm_id"]
+    asked = (api.client.post("/v1/shares", json={"vm_id": vm, "port": 80 + number}) for number in range(8))
+    answers = await asyncio.gather(*asked)
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
+    assert len((await api.client.get("/v1/shares")).json()) == 3
+
+
+async def test_a_share_is_there_with_its_vm(api: Any) -> None:
+    """Who is told to come again finds both."""
+    control = api.world.control
+    control.settings = control.settings.model_copy(update={"room_wait_seconds": 0.05})
+    api.world.host.hold.clear()
+    assert (await api.client.post("/v1/vms", json={"share": {"port": 80}})).status_code == 504
+    [one] = (await api.client.get("/v1/shares")).json()
+    assert [vm["vm_id"] for vm in (await api.client.get("/v1/vms")).json()] == [one["vm_id"]]
+    api.world.host.hold.set()
+
+
+async def test_a_vm_that_could_not_be_made_leaves_nothing(api: Any) -> None:
+    api.world.host.ensure_error = UnavailableError("full")
+    assert (await api.client.post("/v1/vms", json={"share": {"port": 80}})).status_code == 503
+    for table in ("sessions", "shares"):
+        kept = await api.world.control.database.read(
+            lambda connection, table=table: connection.exec_driver_sql(f"select count(*) from {table}").scalar_one()
+        )
+        assert kept == 0, table
+    assert (await api.client.get("/v1/shares")).json() == []

@@ -260,6 +260,29 @@ async def test_a_change_that_could_not_be_stored_is_none(api: Any, monkeypatch: 
     ]
 
 
+@pytest.mark.parametrize("wait", ["true", "false"])
+async def test_of_two_that_ask_at_once_the_second_gets_what_it_asked_for_or_an_error(api: Any, wait: str) -> None:
+    session = (await api.client.post("/v1/sessions/session", json={})).json()["session_id"]
+
+    async def create(**body: Any) -> Any:
+        return await api.client.post("/v1/vms", params={"wait": wait}, json={"session_id": session, **body})
+
+    shapes = ({"memory_mb": 512}, {"memory_mb": 2048}, {"share": {"port": 80}}, {"metadata": {"a": 1}})
+    answers = await asyncio.gather(*(create(**shape) for shape in shapes))
+    small, large, shared, told = answers
+    [vm] = {answer.json()["vm_id"] for answer in answers if answer.status_code == 200}
+    assert api.world.host.count(EnsureMachine) == 1
+    # Whoever of them was first decided.
+    found = await record(api, vm)
+    for answer, memory_mb in ((small, 512), (large, 2048)):
+        assert answer.status_code == (200 if found["memory_mb"] == memory_mb else 409), (found, answer.text)
+        assert answer.status_code == 200 or "memory_mb" in answer.json()["detail"]
+    assert [shared.status_code, told.status_code, found["metadata"]] == [200, 200, {"a": 1}]
+    assert [one["share_id"] for one in (await api.client.get("/v1/shares")).json()] == [
+        shared.json()["share"]["share_id"]
+    ]
+
+
 async def test_changes(api: Any) -> None:
     made = await make(api, env={"A": "b"})
     path = f"/v1/vms/{made['vm_id']}"

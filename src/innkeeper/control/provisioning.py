@@ -264,6 +264,7 @@ async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exce
     if unavailable and new and not entry.told:
         # Nobody was told of it: no handle is left behind, and what the host may have begun is an orphan that it cleans away.
         control.live.remove(entry)
+        control.shares.remove_of(entry.instance.id)
         control.metrics.instances_refused += 1
         await control.database.write(_forget, entry.instance.id)
         control.reconcile_hint.set()

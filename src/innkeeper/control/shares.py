@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from innkeeper.control import audit, clock
 from innkeeper.control.access import require
 from innkeeper.control.live_table import Entry
-from innkeeper.core.share import LINK_SECONDS_MAX, Share, new_name, sign, signed_until
+from innkeeper.core.instance import Instance
+from innkeeper.core.share import LINK_SECONDS_MAX, Share, ShareRequest, new_name, sign, signed_until
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import InvalidRequestError, RateLimitedError, ShareNotFoundError
 from innkeeper.ids import uuid7
@@ -56,31 +57,48 @@ async def create(control: Control, principal: Principal, entry: Entry, port: int
         RateLimitedError: the instance has too many shares.
 
     """
+    return await ensure(control, principal, entry, ShareRequest(uuid7(), port, is_public))
+
+
+async def ensure(control: Control, principal: Principal, entry: Entry, wanted: ShareRequest) -> Share:
+    """The share of an instance that was asked for, as it is where it is there already. Raises as `create`."""
     require(principal, SCOPE)
-    if not 1 <= port <= 65_535:
-        raise InvalidRequestError("port: must be between 1 and 65535")
-    if sum(share.instance_id == entry.instance.id for share in control.shares) >= SHARES_PER_INSTANCE:
-        raise RateLimitedError(f"The {entry.kind} has {SHARES_PER_INSTANCE} shares, which is the limit.")
-    share = Share(uuid7(), entry.instance.organization_id, entry.instance.id, new_name(), port, is_public, clock.now())
+    known = control.shares.get(wanted.id)
+    if known is not None and known.instance_id == entry.instance.id:
+        return known
+    share = plan(entry.instance, wanted)
 
     def write(connection: sa.Connection) -> None:
-        store.insert(connection, share)
-        audit_events.insert(
-            connection,
-            audit.event(
-                principal,
-                "share.create",
-                "share",
-                share.id,
-                {"instance_id": str(share.instance_id), "port": str(port), "is_public": _word(is_public)},
-            ),
-        )
+        # Here, where whoever asks at the same moment is before or after.
+        if store.count(connection, share.instance_id) >= SHARES_PER_INSTANCE:
+            raise RateLimitedError(f"The {entry.kind} has {SHARES_PER_INSTANCE} shares, which is the limit.")
+        insert(connection, principal, share)
 
     await control.database.write(write)
     if _entry(control, share) is None:
         raise ShareNotFoundError(f"The {entry.kind} was removed meanwhile")
     control.shares.put(share)
     return share
+
+
+def plan(instance: Instance, wanted: ShareRequest) -> Share:
+    """A share that is to be; nothing is stored yet. Raises InvalidRequestError."""
+    if not 1 <= wanted.port <= 65_535:
+        raise InvalidRequestError("port: must be between 1 and 65535")
+    return Share(
+        wanted.id, instance.organization_id, instance.id, new_name(), wanted.port, wanted.is_public, clock.now()
+    )
+
+
+def insert(connection: sa.Connection, principal: Principal, share: Share) -> None:
+    """Store a new share, and that it was made."""
+    store.insert(connection, share)
+    details = {
+        "instance_id": str(share.instance_id),
+        "port": str(share.port),
+        "is_public": _word(share.is_public),
+    }
+    audit_events.insert(connection, audit.event(principal, "share.create", "share", share.id, details))
 
 
 async def list_shares(control: Control, principal: Principal, entry: Entry | None = None) -> list[Share]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from innkeeper.control import audit, clock, lifecycle, provisioning
+from innkeeper.control import audit, clock, lifecycle, provisioning, shares
 from innkeeper.control.access import require
 from innkeeper.control.vm_entry import VmEntry, VmView, event_of, session_key
 from innkeeper.control.vm_shape import image_of, new_spec
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import Instance
 from innkeeper.core.profile import validate_env
+from innkeeper.core.share import ShareRequest
 from innkeeper.core.token import Principal, Scope
 from innkeeper.core.vm import (
     HOLD_SECONDS_MAX,
@@ -32,6 +34,7 @@ from innkeeper.errors import (
     ForbiddenError,
     InstanceNotFoundError,
     InvalidRequestError,
+    NoHostError,
     VmNotFoundError,
 )
 from innkeeper.store import instances
@@ -51,11 +54,12 @@ async def create(
     *,
     session: Session | None = None,
     new_session: UUID | None = None,
+    share: ShareRequest | None = None,
     wait: bool = True,
 ) -> VmView:
     """A new VM, ready, or without `wait` on its way up; for a session with a living VM that one, as it is.
 
-    `new_session` is the id that its own session gets; where an earlier attempt made that, its VM is the one.
+    `new_session` is the id that its own session gets; where an earlier attempt made that, its VM is the one. `share` is published with it.
 
     Raises:
         InvalidRequestError: naming the field.
@@ -77,16 +81,21 @@ async def create(
             dict(request.env or {}), organization_id=principal.organization_id, object_id=session_id
         )
         session = Session(session_id, principal.organization_id, clock.now(), request, sealed)
-    elif (living := control.live.find(session_key(session))) is not None and not lifecycle.ends(control, living):
-        await _attach(control, principal, _vm(living), request)
-    if wait:
-        return (await _bring_up(control, principal, session, request, new=new)).view
-    return await _begin(control, principal, session, request, new=new)
+    wish = _Wish(session, request, new=new, share=share)
+    attached = None
+    if (living := control.live.find(session_key(session))) is not None and not lifecycle.ends(control, living):
+        attached = _vm(living)
+        await _attach(control, principal, attached, wish)
+    entry = await (_bring_up if wait else _begin)(control, principal, wish)
+    if entry is not attached and not wish.made:
+        # Somebody else's request for the session made it meanwhile, of whatever shape that asked for.
+        await _attach(control, principal, entry, wish)
+    return entry.view
 
 
 async def for_session(control: Control, principal: Principal, session: Session) -> VmEntry:
     """The session's VM, ready; made where it has none that lives. Raises as `create`."""
-    return await _bring_up(control, principal, session, session.request, new=False)
+    return await _bring_up(control, principal, _Wish(session, session.request, new=False))
 
 
 async def ready_entry(control: Control, principal: Principal, vm_id: str) -> VmEntry:
@@ -242,9 +251,20 @@ def remember(control: Control, vm: Vm, instance: Instance) -> VmEntry:
     return _vm(control.live.add(VmEntry(vm, instance, host.host if host is not None else None, control.later.vm_event)))
 
 
-async def _attach(control: Control, principal: Principal, entry: VmEntry, request: VmRequest) -> None:
-    """Make a living VM what is asked of it, as far as one that runs can be."""
-    instance = entry.instance
+@dataclass(slots=True)
+class _Wish:
+    """What is asked of a session's VM. `new`: the session is stored with it; `made`: this made it."""
+
+    session: Session
+    request: VmRequest
+    new: bool
+    share: ShareRequest | None = None
+    made: bool = False
+
+
+async def _attach(control: Control, principal: Principal, entry: VmEntry, wish: _Wish) -> None:
+    """Make a living VM what is asked of it, as far as one that runs can be. Raises ConflictError, and as `shares.create`."""
+    instance, request = entry.instance, wish.request
     for name, wanted, has in (
         ("memory_mb", request.memory_mb, instance.memory_mb),
         ("vcpu_count", request.vcpu_count, instance.vcpu_count),
@@ -258,6 +278,8 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, reques
         if wanted is not None and wanted != has:
             raise ConflictError(f"{name}: the session's VM lives and has {has}")
     vm_id = entry.vm.vm_id
+    if wish.share is not None:
+        await shares.ensure(control, principal, entry, wish.share)
     if request.env:
         await stage_env(control, principal, vm_id, request.env)
     changes = {
@@ -269,18 +291,18 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, reques
         await change(control, principal, vm_id, changes)
 
 
-async def _bring_up(
-    control: Control, principal: Principal, session: Session, request: VmRequest, *, new: bool
-) -> VmEntry:
+async def _bring_up(control: Control, principal: Principal, wish: _Wish) -> VmEntry:
+    """The session's VM, ready."""
+
     def work() -> Any:
-        return _provision(control, principal, session, request, new=new, committed=None)
+        return _provision(control, principal, wish, committed=None)
 
-    return _vm(await lifecycle.bring_up(control, session_key(session), work))
+    return _vm(await lifecycle.bring_up(control, session_key(wish.session), work))
 
 
-async def _begin(control: Control, principal: Principal, session: Session, request: VmRequest, *, new: bool) -> VmView:
-    """The VM as soon as it is stored; it comes up beside."""
-    key = session_key(session)
+async def _begin(control: Control, principal: Principal, wish: _Wish) -> VmEntry:
+    """The session's VM as soon as it is stored; it comes up beside."""
+    key = session_key(wish.session)
     committed = asyncio.get_running_loop().create_future()
 
     def note() -> None:
@@ -288,13 +310,13 @@ async def _begin(control: Control, principal: Principal, session: Session, reque
             committed.set_result(None)
 
     def work() -> Any:
-        return _provision(control, principal, session, request, new=new, committed=note)
+        return _provision(control, principal, wish, committed=note)
 
     while True:
         entry, flight = control.live.find(key), control.flights.get(key)
         if entry is not None and not lifecycle.ends(control, entry) and (entry.ready or flight is not None):
             entry.told = True
-            return _vm(entry).view
+            return _vm(entry)
         if flight is None:
             flight = control.flights.start(key, "up", work)
         await asyncio.wait({flight.future, committed}, return_when=asyncio.FIRST_COMPLETED)
@@ -303,16 +325,10 @@ async def _begin(control: Control, principal: Principal, session: Session, reque
 
 
 async def _provision(
-    control: Control,
-    principal: Principal,
-    session: Session,
-    request: VmRequest,
-    *,
-    new: bool,
-    committed: Callable[[], None] | None,
+    control: Control, principal: Principal, wish: _Wish, *, committed: Callable[[], None] | None
 ) -> VmEntry:
     """The session's VM, ready: made, started again on its disk, or found so. `committed` is called when it is stored and will come up."""
-    found = control.live.find(session_key(session))
+    found = control.live.find(session_key(wish.session))
     if found is not None and found.doomed:
         await provisioning.take_down(control, principal, found)
         found = None
@@ -321,20 +337,24 @@ async def _provision(
             committed()
         await provisioning.bring_up(control, principal, found)
         return _vm(found)
-    entry, lease = await _create(control, principal, session, request, new=new)
+    entry, lease = await _create(control, principal, wish)
     if committed is not None:
         entry.told = True
         committed()
-    await provisioning.start(control, entry, lease)
+    try:
+        await provisioning.start(control, entry, lease)
+    except NoHostError:
+        if wish.new:
+            # Nobody was told of the session either, unless the VM stayed.
+            await control.database.write(session_store.delete_unused, wish.session.id)
+        raise
     return entry
 
 
-async def _create(
-    control: Control, principal: Principal, session: Session, request: VmRequest, *, new: bool
-) -> tuple[VmEntry, UUID]:
+async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[VmEntry, UUID]:
     """A new VM with its lease, committed before any host hears of it."""
-    settings = control.settings
-    wanted = request.over(session.request)
+    settings, session = control.settings, wish.session
+    wanted = wish.request.over(session.request)
     lifetime = wanted.vm_lifetime_seconds or settings.vm_lifetime_seconds
     spec = new_spec(
         session.organization_id,
@@ -356,18 +376,24 @@ async def _create(
         image_variant=wanted.image_variant,
         idle_seconds=wanted.idle_seconds,
         egress_policy=wanted.egress_policy or EgressPolicy(),
-        env_sealed=session.env_sealed if new else _merged_env(control, session, request),
+        env_sealed=session.env_sealed if wish.new else _merged_env(control, session, wish.request),
     )
+    share = None if wish.share is None else shares.plan(instance, wish.share)
 
     def insert(connection: sa.Connection) -> None:
-        if new:
+        if wish.new:
             session_store.insert(connection, session)
         store.insert(connection, vm)
         store.insert_events(connection, event_of(vm, "created", ""))
+        if share is not None:
+            shares.insert(connection, principal, share)
 
     event = audit.event(principal, "vm.create", "instance", instance.id, {"session_id": str(session.id)})
     lease = await provisioning.commit(control, instance, event, insert)
     control.expiry_hint.set()
+    wish.made = True
+    if share is not None:
+        control.shares.put(share)
     return remember(control, vm, instance), lease
 
 

@@ -32,6 +32,15 @@ class Share:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class ShareRequest:
+    """A port to publish. Asked for again under the same id, it is the same share."""
+
+    id: UUID
+    port: int
+    is_public: bool
+
+
 def new_name() -> str:
     """A name that nobody guesses, fit for DNS."""
     return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()

@@ -32,6 +32,12 @@ def get(connection: sa.Connection, session_id: UUID) -> Session | None:
     return Session(row.id, row.organization_id, row.created_at, stored_request(row.request), row.env_sealed)
 
 
+def delete_unused(connection: sa.Connection, session_id: UUID) -> None:
+    """Forget a session, unless a VM of it is known."""
+    used = sa.exists().where(vms.c.session_id == session_id)
+    connection.execute(sa.delete(sessions).where(sessions.c.id == session_id, ~used))
+
+
 def delete_old(connection: sa.Connection, before: datetime, *, limit: int) -> int:
     """Forget sessions that began before a time and of which no VM is known, at most `limit`; how many went."""
     query = (

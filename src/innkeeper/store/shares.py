@@ -27,6 +27,12 @@ def insert(connection: sa.Connection, share: Share) -> None:
     )
 
 
+def count(connection: sa.Connection, instance_id: UUID) -> int:
+    """How many shares an instance has."""
+    found = connection.execute(sa.select(sa.func.count()).where(table.c.instance_id == instance_id))
+    return int(found.scalar_one())
+
+
 def set_public(connection: sa.Connection, share_id: UUID, *, is_public: bool) -> bool:
     """Whether there was such a share."""
     done = connection.execute(sa.update(table).where(table.c.id == share_id).values(is_public=is_public))

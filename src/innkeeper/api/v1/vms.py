@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
@@ -36,6 +36,7 @@ from innkeeper.control.context import Control
 from innkeeper.control.silences import with_silences
 from innkeeper.control.vm_entry import VmView
 from innkeeper.core.egress_policy import parse_limited_policy, show_limited_policy
+from innkeeper.core.share import ShareRequest
 from innkeeper.core.token import Principal
 from innkeeper.core.vm import VmEvent, VmRequest, env_status, show_status
 from innkeeper.errors import (
@@ -44,7 +45,7 @@ from innkeeper.errors import (
     ProvisioningTimeoutError,
     SessionNotFoundError,
 )
-from innkeeper.ids import parse_uuid
+from innkeeper.ids import parse_uuid, uuid7
 
 
 def add_vm_routes(router: APIRouter, control: Control) -> None:
@@ -58,15 +59,20 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
         session = None
         if body.session_id is not None:
             session = await sessions.load(control, principal, session_id(body.session_id))
+        wanted = None
+        if body.share is not None:
+            share_id = uuid7() if once is None else uuid5(once, "share")
+            wanted = ShareRequest(share_id, body.share.port, body.share.is_public)
         try:
-            view = await vms.create(control, principal, request_of(body), session=session, new_session=once, wait=wait)
+            view = await vms.create(
+                control, principal, request_of(body), session=session, new_session=once, share=wanted, wait=wait
+            )
         except InstanceNotReadyError as error:
             raise ProvisioningTimeoutError from error
         share = None
-        if body.share is not None:
+        if wanted is not None:
             entry = await vms.existing_entry(control, principal, view.vm.vm_id)
-            made = await shares.create(control, principal, entry, body.share.port, is_public=body.share.is_public)
-            share = share_answer(control, entry, made)
+            share = share_answer(control, entry, await shares.get(control, principal, wanted.id))
         status, error_text = env_status(view.vm, view.instance)
         return VMCreateResponse(
             vm_id=view.vm.vm_id,
