@@ -155,3 +155,32 @@ async def test_a_login_needs_to_know_where_it_was_asked_for(api: Any) -> None:
         del request.headers["Host"]
         answer = await client.send(request)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text
+
+
+async def test_whatever_happens_in_a_vm_is_found_by_it_and_by_its_session(api: Any) -> None:
+    made = (await api.client.post("/v1/vms", json={"share": {"port": 80}})).json()
+    vm, session, share = made["vm_id"], made["session_id"], f"/v1/shares/{made['share']['share_id']}"
+    for method, path, body in (
+        ("POST", f"/v1/vms/{vm}/pty/sessions", {"id": "t"}),
+        ("DELETE", f"/v1/vms/{vm}/pty/sessions/t", None),
+        ("POST", f"/v1/vms/{vm}/exec", {"command": "true"}),
+        ("POST", f"/v1/vms/{vm}/files/mkdir", {"path": "/a"}),
+        ("POST", f"/v1/vms/{vm}/stage-env", {"entries": [{"env_name": "A", "value": "b"}]}),
+        ("POST", f"/v1/vms/{vm}/hold", {"seconds": 60}),
+        ("PATCH", share, {"is_public": True}),
+        ("POST", f"{share}/link", {}),
+        ("DELETE", share, None),
+        ("DELETE", f"/v1/vms/{vm}", None),
+    ):
+        answer = await api.client.request(method, path, json=body)
+        assert answer.status_code < 300, (path, answer.text)
+    await api.client.post("/v1/vms", json={})
+    expected = {
+        "vm.create", "share.create", "terminal.create", "terminal.delete", "execution.start", "file.mkdir", "vm.stage_env", "vm.hold", "share.change",
+        "share.link", "share.revoke", "vm.destroy",
+    }  # fmt: skip
+    await api.world.control.later.flush(api.world.control)
+    for query in ({"vm_id": vm}, {"session_id": session}):
+        items = (await api.client.get("/v1/audit/events", params=query)).json()["items"]
+        assert {event["event_type"] for event in items} == expected, query
+        assert {(event["vm_id"], event["session_id"]) for event in items} == {(vm, session)}

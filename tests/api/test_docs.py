@@ -102,3 +102,17 @@ async def test_every_error_code_is_documented(api: Any) -> None:
     inside = {"guest_error", "link_lost", "image_not_found"}
     for code in set(BY_CODE) - inside:
         assert f"`{code}`" in text, code
+
+
+async def test_no_body_takes_what_nobody_knows(api: Any) -> None:
+    """A field that is misspelt, or of a newer client, is refused and not passed over."""
+    schemas, looked_at = api.document["components"]["schemas"], 0
+    for path, item in api.document["paths"].items():
+        for method, operation in item.items():
+            content = operation.get("requestBody", {}).get("content", {}) if isinstance(operation, dict) else {}
+            reference = content.get("application/json", {}).get("schema", {}).get("$ref")
+            # Who logs in has a client of any age.
+            if reference is not None and not path.startswith("/api/cli-auth/"):
+                looked_at += 1
+                assert schemas[reference.rpartition("/")[2]].get("additionalProperties") is False, (method, path)
+    assert looked_at > 25

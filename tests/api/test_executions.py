@@ -86,6 +86,14 @@ async def test_code_that_is_refused_makes_no_vm(api: Any, body: dict[str, Any]) 
     assert len(api.world.host.asked) == before
 
 
+@pytest.mark.parametrize("language", ["python", "bash", "node"])
+@pytest.mark.parametrize("name", ["code", "command"])
+async def test_what_is_too_long_has_the_name_that_the_client_gave_it(api: Any, name: str, language: str) -> None:
+    for path in ("/execute", "/execute_async"):
+        answer = await api.client.post(path, json={name: "x" * 200_000, "language": language})
+        assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", name]), answer.text
+
+
 async def test_a_language_that_the_image_lacks_is_named(api: Any) -> None:
     api.world.host.execute_error = InvalidRequestError("node: command not found")
     answer = await api.client.post("/execute", json={"command": "1", "language": "node"})

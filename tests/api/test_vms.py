@@ -358,7 +358,9 @@ async def test_staged_variables_reach_what_begins_next_and_are_not_stored(api: A
     path = f"/v1/vms/{made['vm_id']}/stage-env"
     answer = await api.client.post(path, json={"entries": [{"env_name": "TOKEN", "value": "s3cret"}]})
     assert (answer.status_code, answer.json()) == (200, {"status": "ok", "staged": ["TOKEN"]})
-    assert (await api.client.post(path, json={"entries": [{"env_name": "A B", "value": "x"}]})).status_code == 422
+    for name, value in (("A B", "x"), ("NUL", "\0"), ("LONG", "x" * 40_000)):
+        refused = await api.client.post(path, json={"entries": [{"env_name": name, "value": value}]})
+        assert (refused.status_code, refused.json()["detail"][0]["loc"][:2]) == (422, ["body", "entries"]), refused.text
     assert (await api.client.post(path, json={"entries": [{"env_name": "OWN", "value": "staged"}]})).status_code == 200
     vm = f"/v1/vms/{made['vm_id']}"
     for where, body in (

@@ -182,6 +182,10 @@ class _Follower:
                 continue
             if result["exit_code"] is None:
                 fail(result["error"])
+            if result["timed_out"]:
+                note("inn: it was stopped at its time limit (--timeout)")
+            if result["kernel"] and result["kernel"]["lost"]:
+                note("inn: the interpreter ended, and what it held is gone")
             return int(result["exit_code"]) & 0xFF
 
     def _read(self) -> dict[str, Any]:

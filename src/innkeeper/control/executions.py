@@ -258,11 +258,8 @@ async def start(
     try:
         await execution.open()
         # The command itself may hold secrets, so the log says only that there was one.
-        control.later.audit(
-            audit.event(
-                principal, "execution.start", "execution", verb.execution_id, {"instance_id": str(verb.instance_id)}
-            )
-        )
+        details = {"instance_id": str(verb.instance_id), **entry.marks}
+        control.later.audit(audit.event(principal, "execution.start", "execution", verb.execution_id, details))
         yield execution
     except InnkeeperError:
         control.metrics.execution_failures += 1

@@ -194,7 +194,8 @@ async def write(
     control.metrics.file_writes += 1
     verb = WriteFile(entry.instance.id, wired, mode=mode)
     answer = await send(control, principal, entry, verb, chunks, max_bytes=max_bytes)
-    control.later.audit(audit.event(principal, "file.write", "instance", entry.instance.id, {"path": wired[:1_000]}))
+    details = {"path": wired[:1_000], **entry.marks}
+    control.later.audit(audit.event(principal, "file.write", "instance", entry.instance.id, details))
     return FileWritten(entry.instance, answer["bytes"], bool(answer["created"]))
 
 

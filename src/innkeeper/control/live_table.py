@@ -55,6 +55,11 @@ class Entry:
         """What a program that is begun now gets beside its instance's variables: those that were staged, and its own, which win."""
         return {**self.staged_env, **(own or {})}
 
+    @property
+    def marks(self) -> dict[str, str]:
+        """What audit events about the instance, and about what is in it, say of its handle."""
+        return {}
+
     def change(self, instance: Instance) -> None:
         """The instance's new form."""
         self.instance = instance

@@ -176,7 +176,8 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
         if token is not None:
             leases.apply(connection, instances_table, before.id, token, instances.state_values(wanted), release=False)
             if restart:
-                audit_events.insert(connection, audit.event(principal, f"{entry.kind}.restart", "instance", before.id))
+                event = audit.event(principal, f"{entry.kind}.restart", "instance", before.id, entry.marks)
+                audit_events.insert(connection, event)
         return token
 
     token = await control.database.write(claim)
@@ -308,7 +309,7 @@ def mark_failed(control: Control, entry: Entry, failure: str) -> None:
 def _note_loss(control: Control, entry: Entry, reason: str) -> None:
     control.later.state(entry.instance, None)
     host = Principal(entry.instance.organization_id, None, frozenset(), "system:host")
-    details = {"reason": reason, "memory": "lost", "disk": "kept"}
+    details = {"reason": reason, "memory": "lost", "disk": "kept", **entry.marks}
     control.later.audit(audit.event(host, f"{entry.kind}.machine_lost", "instance", entry.instance.id, details))
 
 
@@ -333,7 +334,8 @@ async def take_down(
         if token is not None:
             leases.apply(connection, instances_table, before.id, token, instances.state_values(doomed), release=False)
             if before.desired != "destroyed":
-                audit_events.insert(connection, audit.event(principal, f"{entry.kind}.{verb}", "instance", before.id))
+                event = audit.event(principal, f"{entry.kind}.{verb}", "instance", before.id, entry.marks)
+                audit_events.insert(connection, event)
                 entry.store_end(connection, reason)
         return token
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from innkeeper.control import audit, clock
 from innkeeper.control.access import require
 from innkeeper.control.live_table import Entry
+from innkeeper.core.event import AuditEvent
 from innkeeper.core.instance import Instance
 from innkeeper.core.share import LINK_SECONDS_MAX, Share, ShareRequest, new_name, sign, signed_until
 from innkeeper.core.token import Principal, Scope
@@ -72,7 +73,7 @@ async def ensure(control: Control, principal: Principal, entry: Entry, wanted: S
         # Here, where whoever asks at the same moment is before or after.
         if store.count(connection, share.instance_id) >= SHARES_PER_INSTANCE:
             raise RateLimitedError(f"The {entry.kind} has {SHARES_PER_INSTANCE} shares, which is the limit.")
-        insert(connection, principal, share)
+        insert(connection, principal, share, entry.marks)
 
     await control.database.write(write)
     if _entry(control, share) is None:
@@ -90,15 +91,11 @@ def plan(instance: Instance, wanted: ShareRequest) -> Share:
     )
 
 
-def insert(connection: sa.Connection, principal: Principal, share: Share) -> None:
-    """Store a new share, and that it was made."""
+def insert(connection: sa.Connection, principal: Principal, share: Share, marks: dict[str, str]) -> None:
+    """Store a new share, and that it was made; `marks` are its entry's."""
     store.insert(connection, share)
-    details = {
-        "instance_id": str(share.instance_id),
-        "port": str(share.port),
-        "is_public": _word(share.is_public),
-    }
-    audit_events.insert(connection, audit.event(principal, "share.create", "share", share.id, details))
+    event = _event(principal, "create", share, marks, port=str(share.port), is_public=_word(share.is_public))
+    audit_events.insert(connection, event)
 
 
 async def list_shares(control: Control, principal: Principal, entry: Entry | None = None) -> list[Share]:
@@ -125,11 +122,11 @@ async def get(control: Control, principal: Principal, share_id: UUID) -> Share:
 async def set_public(control: Control, principal: Principal, share_id: UUID, *, is_public: bool) -> Share:
     """The share, open to everybody or not. Raises ShareNotFoundError."""
     share = replace(await get(control, principal, share_id), is_public=is_public)
+    event = _event(principal, "change", share, _marks(control, share), is_public=_word(is_public))
 
     def write(connection: sa.Connection) -> None:
         if not store.set_public(connection, share_id, is_public=is_public):
             raise ShareNotFoundError
-        event = audit.event(principal, "share.change", "share", share_id, {"is_public": _word(is_public)})
         audit_events.insert(connection, event)
 
     await control.database.write(write)
@@ -143,10 +140,11 @@ async def set_public(control: Control, principal: Principal, share_id: UUID, *, 
 async def revoke(control: Control, principal: Principal, share_id: UUID) -> Share:
     """Take a share away: its name leads nowhere from now on, and its links are void. Raises ShareNotFoundError."""
     share = await get(control, principal, share_id)
+    event = _event(principal, "revoke", share, _marks(control, share))
 
     def write(connection: sa.Connection) -> None:
         store.delete(connection, share_id)
-        audit_events.insert(connection, audit.event(principal, "share.revoke", "share", share_id))
+        audit_events.insert(connection, event)
 
     # First: what has been revoked must not open again, whatever becomes of the write.
     control.shares.remove(share)
@@ -164,7 +162,7 @@ async def make_link(control: Control, principal: Principal, share_id: UUID, *, s
     if not 1 <= seconds <= LINK_SECONDS_MAX:
         raise InvalidRequestError(f"expires_in_seconds: must be between 1 and {LINK_SECONDS_MAX}")
     expires_at = int(time.time()) + seconds
-    event = audit.event(principal, "share.link", "share", share_id, {"seconds": str(seconds)})
+    event = _event(principal, "link", share, _marks(control, share), seconds=str(seconds))
     await control.database.write(audit_events.insert, event)
     return Link(share, sign(control.box.link_key, _subject(share), expires_at), expires_at)
 
@@ -248,6 +246,16 @@ def _from_base32(text: str) -> bytes:
 def _entry(control: Control, share: Share) -> Entry | None:
     entry = control.live.by_instance(share.instance_id)
     return None if entry is None or entry.doomed else entry
+
+
+def _marks(control: Control, share: Share) -> dict[str, str]:
+    entry = _entry(control, share)
+    return {} if entry is None else entry.marks
+
+
+def _event(principal: Principal, verb: str, share: Share, marks: dict[str, str], **details: str) -> AuditEvent:
+    about = {"instance_id": str(share.instance_id), **marks, **details}
+    return audit.event(principal, f"share.{verb}", "share", share.id, about)
 
 
 def _subject(share: Share) -> str:

@@ -253,7 +253,7 @@ async def _ask(control: Control, entry: Entry, verb: Any, *, timeout_seconds: fl
 
 
 def _event(principal: Principal, action: str, entry: Entry, name: str) -> AuditEvent:
-    return audit.event(principal, action, "terminal", name, {"instance_id": str(entry.instance.id)})
+    return audit.event(principal, action, "terminal", name, {"instance_id": str(entry.instance.id), **entry.marks})
 
 
 def _view(row: Mapping[str, Any]) -> TerminalView:

@@ -262,5 +262,5 @@ def _text(name: str, value: str) -> str:
 
 
 def _audit(control: Control, principal: Principal, entry: Entry, action: str, **details: str) -> None:
-    cut = {name: value[:AUDITED_CHARACTERS] for name, value in details.items()}
+    cut = {name: value[:AUDITED_CHARACTERS] for name, value in details.items()} | entry.marks
     control.later.audit(audit.event(principal, action, "instance", entry.instance.id, cut))

@@ -54,6 +54,11 @@ class VmEntry(Entry):
         return VmView(self.vm, self.instance, self.host)
 
     @property
+    def marks(self) -> dict[str, str]:
+        """Its session."""
+        return {"session_id": str(self.vm.session_id)}
+
+    @property
     def held(self) -> bool:
         """Whether somebody's lease keeps it from being idle."""
         return self.vm.hold_until is not None and clock.now() < self.vm.hold_until

@@ -210,8 +210,12 @@ async def hold(control: Control, principal: Principal, vm_id: str, seconds: int,
     return entry.view
 
 
-async def stage_env(control: Control, principal: Principal, vm_id: str, env: Mapping[str, str]) -> VmView:
+async def stage_env(
+    control: Control, principal: Principal, vm_id: str, env: Mapping[str, str], *, field: str = "env"
+) -> VmView:
     """The VM, in which what begins from now on has these variables too. They are kept in memory alone: a restart of the server forgets them.
+
+    `field` is what errors call them.
 
     Raises:
         VmNotFoundError, InvalidRequestError.
@@ -219,11 +223,10 @@ async def stage_env(control: Control, principal: Principal, vm_id: str, env: Map
     """
     entry = await existing_entry(control, principal, vm_id)
     staged = {**entry.staged_env, **env}
-    validate_env(staged)
+    validate_env(staged, field)
     entry.staged_env = staged
-    control.later.audit(
-        audit.event(principal, "vm.stage_env", "instance", entry.instance.id, {"names": ",".join(sorted(env))[:1_000]})
-    )
+    details = {"names": ",".join(sorted(env))[:1_000], **entry.marks}
+    control.later.audit(audit.event(principal, "vm.stage_env", "instance", entry.instance.id, details))
     return entry.view
 
 
@@ -386,7 +389,7 @@ async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[
         store.insert(connection, vm)
         store.insert_events(connection, event_of(vm, "created", ""))
         if share is not None:
-            shares.insert(connection, principal, share)
+            shares.insert(connection, principal, share, {"session_id": str(session.id)})
 
     event = audit.event(principal, "vm.create", "instance", instance.id, {"session_id": str(session.id)})
     lease = await provisioning.commit(control, instance, event, insert)
@@ -435,7 +438,8 @@ async def _store_change(
         if entry.vm is vm:
             entry.change_vm(before)
         raise
-    control.later.audit(audit.event(principal, f"vm.{verb}", "instance", vm.instance_id, details))
+    event = audit.event(principal, f"vm.{verb}", "instance", vm.instance_id, {**details, **entry.marks})
+    control.later.audit(event)
     control.expiry_hint.set()
 
 

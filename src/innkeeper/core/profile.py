@@ -92,8 +92,8 @@ def validate_profile(profile: Profile) -> None:
     validate_env(profile.env)
 
 
-def validate_env(env: dict[str, str]) -> None:
-    """Check names and total size of environment variables.
+def validate_env(env: dict[str, str], field: str = "env") -> None:
+    """Check names and total size of environment variables, which a request has in `field`.
 
     Raises:
         InvalidRequestError: naming the variable, never its value.
@@ -101,8 +101,8 @@ def validate_env(env: dict[str, str]) -> None:
     """
     for name, value in env.items():
         if not ENV_NAME_PATTERN.fullmatch(name):
-            raise InvalidRequestError(f"env: {name[:64]!r} is not a variable name")
+            raise InvalidRequestError(f"{field}: {name[:64]!r} is not a variable name")
         if "\0" in value:
-            raise InvalidRequestError(f"env.{name}: must not contain NUL")
+            raise InvalidRequestError(f"{field}.{name}: must not contain NUL")
     if sum(len(k.encode()) + len(v.encode("utf-8", "surrogatepass")) + 2 for k, v in env.items()) > ENV_BYTES_MAX:
-        raise InvalidRequestError(f"env: at most {ENV_BYTES_MAX} bytes in all")
+        raise InvalidRequestError(f"{field}: at most {ENV_BYTES_MAX} bytes in all")

@@ -82,6 +82,8 @@ class ScriptedServer:
     """What an execution writes to its second output, after the first one's."""
     ends_after_signals: int = 0
     lost: str | None = None
+    timed_out: bool = False
+    kernel: dict[str, bool] | None = None
     changes: list[schemas.FileChange] = field(default_factory=list)
     changes_total: int | None = None
     error_event: tuple[str, str] | None = None
@@ -298,7 +300,7 @@ class ScriptedServer:
         elif not self.cut:
             answer = execution_schemas.TaskAnswer(
                 task_id=EXECUTION, language="exec", is_complete=True, status="lost" if self.lost else "completed", error=self.lost,
-                serialized_stdout="", serialized_stderr="", **known,
+                serialized_stdout="", serialized_stderr="", timed_out=self.timed_out, kernel=self.kernel, **known,
             )  # fmt: skip
             await event("result", answer.model_dump(mode="json"), len(pieces))
         await send({"type": "http.response.body", "body": b""})

@@ -99,6 +99,19 @@ def test_ends_without_a_result(inn, server):
     assert (ended.status, ended.err) == (1, "inn: The host is away\n")
 
 
+def test_what_ended_it_is_said(inn, server):
+    server.exit_code, server.timed_out = 124, True
+    ended = inn("exec", VM, "--timeout", "1", "--", "sleep", "9")
+    assert (ended.status, ended.err) == (124, "inn: it was stopped at its time limit (--timeout)\n")
+    server.exit_code, server.timed_out, server.kernel = 137, False, {"fresh": False, "lost": True}
+    ended = inn("py", VM, "-c", "1")
+    assert (ended.status, ended.err) == (137, "inn: the interpreter ended, and what it held is gone\n")
+    # A program may end so by itself.
+    server.exit_code, server.kernel = 124, None
+    ended = inn("exec", VM, "--", "true")
+    assert (ended.status, ended.err) == (124, "")
+
+
 def test_python_by_vm_or_session(inn, server, tmp_path):
     server.output, server.exit_code = ["42\n"], 1
     ended = inn("py", VM, "-c", "6 * 7")

@@ -75,7 +75,7 @@ def _instance_id(text: str) -> str:
 
 
 def _vm_id(event: AuditEvent) -> str | None:
-    told = event.object_id if event.action.startswith("vm.") else event.details.get("instance_id")
+    told = event.object_id if event.object_type == "instance" else event.details.get("instance_id")
     instance_id = None if told is None else parse_uuid(told)
     return None if instance_id is None else vm_id_of(instance_id, 1)
 

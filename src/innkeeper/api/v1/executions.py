@@ -183,7 +183,14 @@ def _add_reading(router: APIRouter, control: Control) -> None:
 def _code(body: ExecuteRequest, *, margin: float) -> ExecutionRequest:
     """The request of a body, checked before anything is made for it. Raises InvalidRequestError."""
     code = body.command if body.command is not None else body.code or ""
-    return vm_executions.request_for(body.language, code, timeout_seconds=body.timeout - margin)
+    try:
+        return vm_executions.request_for(body.language, code, timeout_seconds=body.timeout - margin)
+    except InvalidRequestError as error:
+        field, _, said = error.message.partition(": ")
+        if field not in ("argv", "command"):
+            raise
+        # Whatever it becomes, the client knows it by the name that it gave it.
+        raise InvalidRequestError(f"{'code' if body.command is None else 'command'}: {said}") from None
 
 
 async def _entry(control: Control, principal: Principal, body: ExecuteRequest) -> VmEntry:

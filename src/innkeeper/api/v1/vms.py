@@ -120,7 +120,7 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
     async def stage_env(principal: CurrentPrincipal, vm_id: str, body: StageEnv) -> Staged:
         """Give variables to what is begun in the VM from now on. They are kept in memory alone, until the server restarts."""
         env = {entry.env_name: entry.value for entry in body.entries}
-        await vms.stage_env(control, principal, vm_id, env)
+        await vms.stage_env(control, principal, vm_id, env, field="entries")
         return Staged(status="ok", staged=sorted(env))
 
     @router.get("/v1/vms/{vm_id}/events")
