@@ -31,6 +31,23 @@ async def read_head(reader: asyncio.StreamReader) -> bytes:
     return await reader.readuntil(b"\r\n\r\n")
 
 
+class Endless:
+    """A guest that writes as long as somebody takes it: `sent` bytes until it is `over`."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.over = asyncio.Event()
+
+    async def __call__(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(bytes(65_536))
+                await writer.drain()
+                self.sent += 65_536
+        finally:
+            self.over.set()
+
+
 class Published:
     """One share and what is behind it. `heads` are the request heads that the guest got; `guest` decides what it answers."""
 

@@ -167,6 +167,16 @@ def test_cells_of_node(node: Cell) -> None:
     assert {row["path"]: row["status"] for row in written["files_changed"]} == {"/root/made.txt": "created"}
 
 
+def test_node_has_the_variables_that_were_staged(innkeeper: Server, node: Cell) -> None:
+    code = "console.log(process.env.STAGED ?? 'none', require('child_process').execSync('echo $STAGED').toString())"
+    before = good(node(code, "node"))
+    assert before["stdout"] == "none \n\n"
+    with innkeeper.client() as client:
+        path, entry = f"/v1/vms/{before['vm_id']}/stage-env", {"env_name": "STAGED", "value": "it's ä value"}
+        assert client.post(path, json={"entries": [entry]}).status_code == 200
+    assert good(node(code, "node"))["stdout"] == "it's ä value it's ä value\n\n"
+
+
 def test_cells_of_bash(node: Cell) -> None:
     def run(code: str, **more: Any) -> dict[str, Any]:
         return node(code, "bash", **more)

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +171,35 @@ def test_keys_and_strangers(innkeeper: Server, api: Api, base: str) -> None:
     assert innkeeper.token not in innkeeper.log()
     # The start of the token tells people which one it is; the query as a whole is nowhere.
     assert "api_key=" not in innkeeper.log()
+
+
+def processes_that_tell(secret: str) -> list[str]:
+    """The command lines of all processes of the host that have a text in their arguments or their environment, this one's children apart from this one."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            told = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            if int(process.name) != os.getpid() and any(secret.encode() in text for text in told):
+                found.append(told[0].replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def test_the_key_is_in_no_list_of_processes(innkeeper: Server, api: Api, base: str, room: Room) -> None:
+    name = start(api, base)
+    with terminal(innkeeper, base, name) as one:
+        one.type("echo kno''wn\n")
+        one.until("known")
+        told = processes_that_tell(innkeeper.token)
+        inside = room.output(r"cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>&1 | tr '\0' '\n'")
+        # What would be found.
+        control = subprocess.Popen(["sleep", "60"], env={"KEY": innkeeper.token})
+        try:
+            until(lambda: processes_that_tell(innkeeper.token) == [*told, "sleep 60 "])
+        finally:
+            control.kill()
+            control.wait()
+    assert told == []
+    assert "PATH=" in inside and innkeeper.token not in inside
 
 
 def test_messages_that_make_no_sense(innkeeper: Server, api: Api, base: str) -> None:

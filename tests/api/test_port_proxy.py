@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from tests.published_port import GUEST_PORT, Published, anyio_backend, port, public_port, published, read_head
+from tests.published_port import GUEST_PORT, Endless, Published, anyio_backend, port, public_port, published, read_head
 
 from innkeeper.control import ports, rooms, sessions, shares, tokens, vms
 from innkeeper.core.vm import VmRequest
@@ -158,34 +158,26 @@ async def test_large_bodies_pass_as_streams_both_ways(port: Published) -> None:
 
 
 async def test_a_client_that_takes_nothing_stops_the_guest_and_its_end_is_told(port: Published) -> None:
-    sent = 0
-    ended = asyncio.Event()
+    endless = Endless()
 
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
         await read_head(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        try:
-            while True:
-                writer.write(bytes(65_536))
-                await writer.drain()
-                sent += 65_536
-        finally:
-            ended.set()
+        await endless(reader, writer)
 
     port.guest = guest
     _, writer = await port.open()
     writer.transport.pause_reading()
     writer.write(port.request())
     last = -1
-    while sent != last or not sent:
-        last = sent
+    while endless.sent != last or not endless.sent:
+        last = endless.sent
         await asyncio.sleep(0.5)
-    assert sent < 48 * MIB
+    assert endless.sent < 48 * MIB
     assert port.entry.open_streams == 1
     writer.transport.abort()
     async with asyncio.timeout(20):
-        await ended.wait()
+        await endless.over.wait()
         while port.entry.open_streams or port.world.host.ports.open:
             await asyncio.sleep(0.01)
 

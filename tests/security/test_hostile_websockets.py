@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from tests.published_port import Published, anyio_backend, published, read_head
+from tests.published_port import Endless, Published, anyio_backend, published, read_head
 from tests.security.neighbour import GROWTH_MIB, proportional_mib
 
 __all__ = ["anyio_backend"]
@@ -458,26 +458,14 @@ async def tunnel(
 
 
 async def test_a_guest_that_never_stops_and_a_client_that_never_reads(served: Published) -> None:
-    sent = 0
-    over = asyncio.Event()
-
-    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
-        try:
-            while True:
-                writer.write(bytes(65_536))
-                await writer.drain()
-                sent += 65_536
-        finally:
-            over.set()
-
+    endless = Endless()
     before = proportional_mib()
-    async with tunnel(served, guest) as client:
+    async with tunnel(served, endless) as client:
         unread(client)
         async with asyncio.timeout(PATIENCE_SECONDS):
             # The client takes nothing for too long, and the guest is told.
-            await over.wait()
-    assert sent < 32 << 20 and proportional_mib() - before < GROWTH_MIB
+            await endless.over.wait()
+    assert endless.sent < 32 << 20 and proportional_mib() - before < GROWTH_MIB
     await works(served)
 
 
