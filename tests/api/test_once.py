@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from innkeeper.control import retention
 from innkeeper.core.host_verbs import EnsureMachine
 from innkeeper.errors import UnavailableError
 
@@ -150,6 +152,19 @@ async def test_a_share_of_an_attempt_that_was_cut_short_is_found(api: Any) -> No
     # Another key is another wish.
     other = await post(api, "/v1/vms", "l", session_id=made.json()["session_id"], share={"port": 80})
     assert other.json()["share"]["share_id"] != made.json()["share"]["share_id"]
+
+
+async def test_a_key_is_free_again_after_a_day(api: Any) -> None:
+    control = api.world.control
+    assert (await post(api, "/v1/tokens", "old", name="a")).status_code == 201
+    begun = (datetime.now(UTC) - timedelta(days=1, minutes=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    await control.database.write(
+        lambda connection: connection.exec_driver_sql("update idempotency_keys set created_at = ?", (begun,))
+    )
+    assert (await post(api, "/v1/tokens", "new", name="b")).status_code == 201
+    await retention.forget(control)
+    assert (await post(api, "/v1/tokens", "old", name="c")).status_code == 201
+    assert (await post(api, "/v1/tokens", "new", name="c")).status_code == 400
 
 
 async def test_what_cannot_be_found_again_is_not_done_twice(api: Any) -> None:

@@ -94,7 +94,7 @@ def plan(instance: Instance, wanted: ShareRequest) -> Share:
 def insert(connection: sa.Connection, principal: Principal, share: Share, marks: dict[str, str]) -> None:
     """Store a new share, and that it was made; `marks` are its entry's."""
     store.insert(connection, share)
-    event = _event(principal, "create", share, marks, port=str(share.port), is_public=_word(share.is_public))
+    event = _event(principal, "share.create", share, marks, port=str(share.port), is_public=_word(share.is_public))
     audit_events.insert(connection, event)
 
 
@@ -122,7 +122,7 @@ async def get(control: Control, principal: Principal, share_id: UUID) -> Share:
 async def set_public(control: Control, principal: Principal, share_id: UUID, *, is_public: bool) -> Share:
     """The share, open to everybody or not. Raises ShareNotFoundError."""
     share = replace(await get(control, principal, share_id), is_public=is_public)
-    event = _event(principal, "change", share, _marks(control, share), is_public=_word(is_public))
+    event = _event(principal, "share.change", share, _marks(control, share), is_public=_word(is_public))
 
     def write(connection: sa.Connection) -> None:
         if not store.set_public(connection, share_id, is_public=is_public):
@@ -140,7 +140,7 @@ async def set_public(control: Control, principal: Principal, share_id: UUID, *, 
 async def revoke(control: Control, principal: Principal, share_id: UUID) -> Share:
     """Take a share away: its name leads nowhere from now on, and its links are void. Raises ShareNotFoundError."""
     share = await get(control, principal, share_id)
-    event = _event(principal, "revoke", share, _marks(control, share))
+    event = _event(principal, "share.revoke", share, _marks(control, share))
 
     def write(connection: sa.Connection) -> None:
         store.delete(connection, share_id)
@@ -162,7 +162,7 @@ async def make_link(control: Control, principal: Principal, share_id: UUID, *, s
     if not 1 <= seconds <= LINK_SECONDS_MAX:
         raise InvalidRequestError(f"expires_in_seconds: must be between 1 and {LINK_SECONDS_MAX}")
     expires_at = int(time.time()) + seconds
-    event = _event(principal, "link", share, _marks(control, share), seconds=str(seconds))
+    event = _event(principal, "share.link", share, _marks(control, share), seconds=str(seconds))
     await control.database.write(audit_events.insert, event)
     return Link(share, sign(control.box.link_key, _subject(share), expires_at), expires_at)
 
@@ -253,9 +253,9 @@ def _marks(control: Control, share: Share) -> dict[str, str]:
     return {} if entry is None else entry.marks
 
 
-def _event(principal: Principal, verb: str, share: Share, marks: dict[str, str], **details: str) -> AuditEvent:
+def _event(principal: Principal, action: str, share: Share, marks: dict[str, str], **details: str) -> AuditEvent:
     about = {"instance_id": str(share.instance_id), **marks, **details}
-    return audit.event(principal, f"share.{verb}", "share", share.id, about)
+    return audit.event(principal, action, "share", share.id, about)
 
 
 def _subject(share: Share) -> str:
