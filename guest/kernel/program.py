@@ -193,7 +193,7 @@ class Imports:
 
 
 class Interrupts:
-    """SIGINT is for the cell: between cells it does nothing, lest one that comes late hit the next; one that comes before the cell's first line waits for it."""
+    """SIGINT is for the cell: between cells it does nothing, lest one that comes late hit the next; one before the cell's first line waits for it."""
 
     taken = False
     inside = False
