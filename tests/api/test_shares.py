@@ -212,6 +212,8 @@ async def test_a_share_is_there_with_its_vm(api: Any) -> None:
     control.settings = control.settings.model_copy(update={"room_wait_seconds": 0.05})
     api.world.host.hold.clear()
     assert (await api.client.post("/v1/vms", json={"share": {"port": 80}})).status_code == 504
+    # It goes on, and may not even have been stored by then.
+    await api.world.until(lambda: bool(list(control.shares)))
     [one] = (await api.client.get("/v1/shares")).json()
     assert [vm["vm_id"] for vm in (await api.client.get("/v1/vms")).json()] == [one["vm_id"]]
     api.world.host.hold.set()
