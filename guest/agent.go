@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"net"
 	"os"
 	"runtime"
 	"syscall"
@@ -104,7 +106,9 @@ func newAgent(links source) (*agent, error) {
 // run serves one link after the other, for ever.
 func (a *agent) run() {
 	for {
-		if err := link.Serve(a.links.Next(), a.identity, a.serve); err != nil {
+		err := link.Serve(a.links.Next(), a.identity, a.serve)
+		// Nothing broke where the agent itself let go of its link.
+		if a.identity.LastError = ""; err != nil && !errors.Is(err, net.ErrClosed) {
 			a.identity.LastError = err.Error()
 		}
 	}

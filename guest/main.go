@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"innkeeper/guest/boot"
 	"innkeeper/guest/changes"
@@ -34,6 +35,17 @@ func main() {
 			os.Exit(changes.Main(os.Args[2:]))
 		case "sudo":
 			os.Exit(sudo.Main(os.Args[2:]))
+		case "hostname":
+			// Run by the host in a guest that goes on from a checkpoint: its own processes may not set the name.
+			if len(os.Args) != 3 {
+				fmt.Fprintln(os.Stderr, "inn-agent: hostname takes one name")
+				os.Exit(2)
+			}
+			if err := syscall.Sethostname([]byte(os.Args[2])); err != nil {
+				fmt.Fprintln(os.Stderr, "inn-agent: hostname:", err)
+				os.Exit(1)
+			}
+			return
 		case "version":
 			fmt.Println(version)
 			return

@@ -39,6 +39,7 @@ type request struct {
 	SpareShell *bool             `json:"spare_shell"`
 	Warm       []string          `json:"warm"`
 	Network    *network.Settings `json:"network"`
+	Restored   bool              `json:"restored"`
 }
 
 type answer struct {
@@ -97,6 +98,9 @@ func (s *Settings) apply(wanted *request) (*answer, error) {
 		}
 	}
 	s.table.Configure(settings)
+	if wanted.Restored {
+		s.table.Renew()
+	}
 	for _, line := range wanted.Warm {
 		s.table.RunQuietly(line)
 	}

@@ -76,6 +76,13 @@ func (t *Table) Configure(settings Settings) {
 	}()
 }
 
+// Renew starts another spare shell in place of the one that was saved with the guest: every guest of one checkpoint has that
+// shell, and its next random numbers.
+func (t *Table) Renew() {
+	t.spares.discard()
+	t.spares.prepare()
+}
+
 // UserProcesses counts what lives in the guest beside the agent and its spare shell.
 func (t *Table) UserProcesses() int {
 	_, users := usage.Processes(t.OwnPids())

@@ -95,6 +95,12 @@ class ShareNotFoundError(NotFoundError):
     code = "share_not_found"
 
 
+class CheckpointNotFoundError(NotFoundError):
+    """Checkpoint not found."""
+
+    code = "checkpoint_not_found"
+
+
 class TerminalNotFoundError(NotFoundError):
     """Terminal not found."""
 
@@ -111,6 +117,18 @@ class ConflictError(InnkeeperError):
     """The object is in use or exists already."""
 
     code = "conflict"
+
+
+class CheckpointFailedError(ConflictError):
+    """The checkpoint could not be taken; the instance runs on."""
+
+    code = "checkpoint_failed"
+
+
+class MemoryUnusableError(ConflictError):
+    """The memory of the checkpoint cannot be used on this host any more; its disk can."""
+
+    code = "memory_unusable"
 
 
 class NotHereError(InnkeeperError):

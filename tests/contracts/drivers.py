@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.integration.daemon_fixture import built_agent
 from innkeeper.host.daemon import install_agent
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.rootfs import DiskPlan, InstanceDisk, mount_root, release
-from innkeeper.host.drivers.contract import Driver, MachinePlan, RunningMachine
+from innkeeper.host.drivers.contract import Driver, MachinePlan, RunningMachine, checkpointing
 from innkeeper.host.drivers.gvisor import GvisorDriver
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux import netns
@@ -97,6 +97,14 @@ class Guest:
         return int(answer["user_processes"])
 
 
+@dataclass(frozen=True)
+class Saved:
+    """Memory and disk of one moment."""
+
+    memory: Path
+    disk: Path
+
+
 @dataclass
 class Lab:
     """One server's drivers and machines below `home`."""
@@ -118,7 +126,9 @@ class Lab:
         """As a restarted daemon would make it."""
         return self.kind.make(self.home, leaks.server_id(self.home))
 
-    async def plan(self, *, memory_mb: int = 256, vcpu_count: int = 1) -> tuple[MachinePlan, InstanceDisk]:
+    async def plan(
+        self, *, memory_mb: int = 256, vcpu_count: int = 1, hostname: str = "guest", copy_of: Path | None = None
+    ) -> tuple[MachinePlan, InstanceDisk]:
         """Disk, root, namespace and link directory of a machine, made as the builder makes them."""
         machine_id = secrets.token_hex(8)
         state_dir = self.home / "machines" / machine_id
@@ -126,8 +136,10 @@ class Lab:
         self.stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
         space = f"ik{leaks.server_id(self.home)}-{machine_id[:6]}"
         await netns.ip_batch([f"netns add {space}"])
+        await netns.ip_batch(["link set lo up"], inside=space)
         self.stack.push_async_callback(netns.delete, space)
-        disk_plan = DiskPlan(machine_id, 1024, (self.lower,), self.home / "mounts" / "machines" / machine_id)
+        mounts = self.home / "mounts" / "machines" / machine_id
+        disk_plan = DiskPlan(machine_id, 1024, (self.lower,), mounts, copy_of=copy_of)
         disk = await mount_root(self.pool, disk_plan)
         self.stack.push_async_callback(self.pool.remove_disk, machine_id)
         self.stack.push_async_callback(release, disk_plan.mount_directory)
@@ -140,17 +152,27 @@ class Lab:
             state_dir=state_dir,
             memory_mb=memory_mb,
             vcpu_count=vcpu_count,
-            hostname="guest",
+            hostname=hostname,
         )
         return plan, disk
 
     async def start(self, *, memory_mb: int = 256, vcpu_count: int = 1) -> Guest:
         """A machine whose agent has answered."""
         plan, disk = await self.plan(memory_mb=memory_mb, vcpu_count=vcpu_count)
+        return await self._up(plan, disk, self.driver.start)
+
+    async def restore(self, saved: Saved, *, hostname: str = "clone") -> Guest:
+        """A machine that goes on from what was saved, and whose agent has answered."""
+        plan, disk = await self.plan(hostname=hostname, copy_of=saved.disk)
+        return await self._up(plan, disk, lambda plan: checkpointing(self.driver).restore(plan, saved.memory))
+
+    async def _up(
+        self, plan: MachinePlan, disk: InstanceDisk, start: Callable[[MachinePlan], Awaitable[RunningMachine]]
+    ) -> Guest:
         endpoint = GuestEndpoint(plan.link_dir)
         await endpoint.listen()
         self.stack.push_async_callback(endpoint.close, remove=True)
-        running = await self.driver.start(plan)
+        running = await start(plan)
         # By whichever driver is the current one at the end: a test may have replaced it.
         self.stack.push_async_callback(lambda: self.driver.stop(plan.machine_id))
         await endpoint.link(timeout_seconds=LINK_SECONDS)

@@ -14,10 +14,13 @@ from tests.integration.daemon_fixture import Host, running_host
 
 from innkeeper.core import host_verbs as verbs
 from innkeeper.host import kept_executions
+from innkeeper.host.disks.checkpoint_store import Checkpoint, write_manifest
 from innkeeper.host.garbage import STALE_SECONDS
 from innkeeper.host.kept_executions import Excess
 
 pytestmark = pytest.mark.anyio
+
+NOBODYS, SOMEBODYS = uuid4(), uuid4()
 
 
 def age(path: Path) -> Path:
@@ -45,6 +48,10 @@ def plant(host: Host) -> dict[str, set[str]]:
     (base / "agent" / "0123456789abcdef").mkdir()
     age(base / "agent" / "0123456789abcdef")
     (base / "pool" / "disks" / "nobodys.img").write_bytes(b"x" * 10_000)
+    for one, age_seconds in ((NOBODYS, STALE_SECONDS + 60), (SOMEBODYS, STALE_SECONDS + 60), (uuid4(), 0)):
+        folder = base / "pool" / "checkpoints" / str(one)
+        folder.mkdir()
+        write_manifest(folder, Checkpoint(one, uuid4(), time.time() - age_seconds, "b" * 64, 64, 0, folder))
     (base / "changes" / str(uuid4())).mkdir()
     (gone,) = (one.name for one in (base / "changes").iterdir() if not (base / "instances" / one.name).exists())
     return {
@@ -53,12 +60,13 @@ def plant(host: Host) -> dict[str, set[str]]:
         "trash": {"trash/instances-old"},
         "agent": {"agent/0123456789abcdef"},
         "disk": {"nobodys"},
+        "checkpoint": {str(NOBODYS)},
         "baseline": {f"changes/{gone}"},
     }
 
 
 async def gc(host: Host, *, remove: bool) -> dict[str, set[str]]:
-    answer = await host.request(verbs.CollectGarbage(remove, ("b" * 64,)))
+    answer = await host.request(verbs.CollectGarbage(remove, ("b" * 64,), (SOMEBODYS,)))
     found: dict[str, set[str]] = {}
     for item in answer["items"]:
         found.setdefault(item["kind"], set()).add(item["name"])

@@ -346,7 +346,8 @@ class ReadMetrics:
 
 @dataclass(frozen=True, slots=True)
 class CollectGarbage:
-    """What takes disk space and nothing needs; removed when `remove` says so. `keep_images` are the digests that some organization's image names.
+    """What takes disk space and nothing needs; removed when `remove` says so. `keep_images` are the digests that some organization's image names,
+    `keep_checkpoints` the checkpoints that somebody owns; others go an hour after they were made.
 
     Answer: `{"items": [{"kind", "name", "size_bytes"}]}`: what could go, or went.
     """
@@ -354,6 +355,7 @@ class CollectGarbage:
     verb: ClassVar[str] = "host.gc"
     remove: bool = False
     keep_images: tuple[str, ...] = ()
+    keep_checkpoints: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -25,6 +25,7 @@ from innkeeper.archive.members import PIECE_BYTES, ArchiveWriter
 from innkeeper.bus.contract import ServerCall
 from innkeeper.core.host_verbs import BackupHost
 from innkeeper.errors import ConflictError, UnavailableError
+from innkeeper.host.completion import to_its_end
 from innkeeper.host.directories import INSTANCE_RECORD, Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.disk_template import reflink_unnamed
@@ -35,7 +36,6 @@ from innkeeper.host.machine import Machine
 
 log = structlog.stdlib.get_logger(__name__)
 
-T = TypeVar("T")
 ATTEMPTS = 5
 IDS_PER_MESSAGE = 1_000
 BASELINE = "baseline"
@@ -88,7 +88,7 @@ class Backups:
         writer = ArchiveWriter()
         told: dict[str, Any] = {}
         pieces = _joined(self._pieces(writer, held, staged, told))
-        while (piece := await _to_its_end(asyncio.to_thread(next, pieces, None))) is not None:
+        while (piece := await to_its_end(asyncio.to_thread(next, pieces, None))) is not None:
             await call.send_data(piece)
         log.info("backed up", instances=len(staged), members=len(writer.entries))
         return told
@@ -99,7 +99,7 @@ class Backups:
             # Nor is a new baseline taken meanwhile: it belongs to this state of the disk.
             async with self._fleet.held_still(instance_id) as machine, _no_scan(machine):
                 try:
-                    return await _to_its_end(asyncio.to_thread(self._hold, instance_id, machine, opened))
+                    return await to_its_end(asyncio.to_thread(self._hold, instance_id, machine, opened))
                 except OSError as error:
                     # Its guest ended at this moment, and its disk is on the way to being unmounted.
                     if machine is None or error.errno not in (errno.EINVAL, errno.ENOENT):
@@ -200,13 +200,3 @@ def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
             waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """The outcome of work in a thread, which cannot be cancelled: descriptors that it uses must not be closed before it is done."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

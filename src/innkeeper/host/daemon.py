@@ -27,7 +27,9 @@ from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
 from innkeeper.host.backup import Backups
 from innkeeper.host.build_steps import BuildSteps
 from innkeeper.host.change_scanner import ChangeScanner
+from innkeeper.host.checkpoints import Checkpoints
 from innkeeper.host.directories import Directories
+from innkeeper.host.disks.checkpoint_store import CheckpointStore
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.oci_import import ImageImporter
@@ -171,6 +173,7 @@ async def run_daemon(
             has_image=lambda digest: (store.directory / f"{digest}.erofs").exists(),
         )
         await asyncio.to_thread(steps.sweep)
+        checkpoint_store = CheckpointStore(pool.directory / "checkpoints")
         usage = UsageLedger(directories.usage)
         usage.sweep()
         fleet = Fleet(
@@ -179,6 +182,7 @@ async def run_daemon(
             admission=admission,
             changes=changes,
             steps=steps,
+            checkpoints=checkpoint_store,
             max_starts=settings.max_starts,
             on_failure=lambda instance_id, failure: watchers.publish(
                 {"type": "machine.failed", "instance_id": str(instance_id), "failure": failure}
@@ -303,6 +307,7 @@ async def run_daemon(
                 directories,
                 pool,
                 store,
+                checkpoint_store,
                 fleet,
                 builder,
                 agent_dir,
@@ -321,9 +326,19 @@ async def run_daemon(
             gid=nobody.pw_gid,
             max_image_bytes=settings.image_max_mb * MIB,
         )
+        checkpoints = Checkpoints(
+            directories=directories,
+            fleet=fleet,
+            driver=driver,
+            disks=pool,
+            store=checkpoint_store,
+            agents=agent_dir.parent,
+            disk_reserve_mb=settings.disk_reserve_mb,
+        )
         handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
         handlers |= {
             **ExecutionVerbs(fleet, executions).handlers(),
+            **checkpoints.handlers(),
             **Ports(fleet).handlers(),
             **Trees(fleet).handlers(),
             **terminals.handlers(),

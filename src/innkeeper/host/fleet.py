@@ -22,11 +22,12 @@ from innkeeper.host.admission import Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.departures import Departures
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
+from innkeeper.host.disks.checkpoint_store import CheckpointStore
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.instance_locks import InstanceLocks
 from innkeeper.host.machine import Machine, write_json
-from innkeeper.host.machine_builder import MachineBuilder, Steps
+from innkeeper.host.machine_builder import MachineBuilder, Origin, Steps
 from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
 from innkeeper.host.usage import UsageLedger
 from innkeeper.host.warm import WarmPools
@@ -54,6 +55,7 @@ class Fleet:
         admission: Admission,
         changes: FileChanges,
         steps: StepCache,
+        checkpoints: CheckpointStore,
         max_starts: int,
         on_failure: OnFailure,
         on_pool_ready: Callable[[str], None],
@@ -66,6 +68,7 @@ class Fleet:
         self._admission = admission
         self._changes = changes
         self._kept_steps = steps
+        self._checkpoints = checkpoints
         self._on_failure = on_failure
         self._by_instance: dict[UUID, Machine] = {}
         # Called with a machine that was used before: it may hold commands that nobody follows.
@@ -122,8 +125,12 @@ class Fleet:
         return set(self._departures.held)
 
     def images_in_use(self) -> frozenset[str] | None:
-        """Digests of the images below disks and machines; None when that is not known of every disk, and so no image may go."""
+        """Digests of the images below disks, machines and checkpoints; None when that is not known of each, and so no image may go."""
         in_use = {machine.record.shape.image_digest for machine in self._departures.held}
+        try:
+            in_use |= self._checkpoints.images()
+        except UnavailableError:
+            return None
         for instance_id in self.disks():
             try:
                 digest = self._directories.image_of(instance_id)
@@ -161,8 +168,8 @@ class Fleet:
 
     # --- getting a machine -----------------------------------------------------------------------------------------
 
-    async def ensure(self, request: EnsureMachine, on_step: OnStep) -> dict[str, Any]:
-        """See EnsureMachine."""
+    async def ensure(self, request: EnsureMachine, on_step: OnStep, *, origin: Origin | None = None) -> dict[str, Any]:
+        """See EnsureMachine. An instance that has nothing here yet begins with `origin`."""
         self._touched = time.monotonic()
         async with self._locks.hold(request.instance_id):
             machine = self._by_instance.get(request.instance_id)
@@ -170,7 +177,7 @@ class Fleet:
             if machine is None or machine.failure is not None:
                 steps = Steps(on_step)
                 try:
-                    machine, start = await self._obtain(request, steps)
+                    machine, start = await self._obtain(request, steps, origin)
                 except Exception as error:
                     code = error.code if isinstance(error, InnkeeperError) else InnkeeperError.code
                     self._metrics.count_failed_start(code)
@@ -190,15 +197,17 @@ class Fleet:
                 "claimed": claimed,
             }
 
-    async def _obtain(self, request: EnsureMachine, steps: Steps) -> tuple[Machine, str]:
+    async def _obtain(self, request: EnsureMachine, steps: Steps, origin: Origin | None) -> tuple[Machine, str]:
         disk = self._directories.disk_of(request.instance_id)
-        copy_of = None
-        if disk is None and request.step_key is not None:
+        if disk is not None:
+            # It has begun before, and goes on with what it has.
+            origin = None
+        elif request.step_key is not None:
             kept = self._kept_steps.get(request.step_key)
             if kept.image_digest != request.shape.image_digest:
                 raise NotFoundError("The step is kept on another image")
-            copy_of = kept.path
-        if disk is None and not request.bare:
+            origin = Origin(kept.path)
+        if disk is None and origin is None and not request.bare:
             warm = self.warm.claim(request.shape)
             if warm is not None:
                 try:
@@ -223,7 +232,7 @@ class Fleet:
                     steps=steps,
                     hostname=hostname,
                     disk=disk,
-                    copy_of=copy_of,
+                    origin=origin,
                     instance_id=request.instance_id,
                 )
         finally:
@@ -286,7 +295,7 @@ class Fleet:
         hostname: str | None = None,
         label: str = "room",
         disk: str | None = None,
-        copy_of: Path | None = None,
+        origin: Origin | None = None,
         instance_id: UUID | None = None,
     ) -> Machine:
         self._admit(shape.memory_mb, for_instance=instance_id is not None)
@@ -298,7 +307,7 @@ class Fleet:
                 hostname=hostname,
                 label=label,
                 disk=disk,
-                copy_of=copy_of,
+                origin=origin,
                 instance_id=instance_id,
             )
         finally:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from innkeeper.errors import InnkeeperError
+from innkeeper.errors import ConflictError, InnkeeperError
 from innkeeper.host import kept_executions, temporary
 from innkeeper.host.directories import Directories
+from innkeeper.host.disks.checkpoint_store import CheckpointStore
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.fleet import Fleet
@@ -26,11 +27,19 @@ STALE_SECONDS = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A thing to remove. `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `baseline` or `journals`; bytes are those that it really takes."""
+    """A thing to remove. `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `baseline` or `journals`; bytes are what it takes."""
 
     kind: str
     name: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What only the control side knows to be somebody's: images' digests, and checkpoints."""
+
+    images: frozenset[str]
+    checkpoints: frozenset[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +49,22 @@ class GarbageCollector:
     directories: Directories
     disks: DiskPool
     images: ImageStore
+    checkpoints: CheckpointStore
     fleet: Fleet
     builder: MachineBuilder
     agent_dir: Path
     collect_images: Callable[[frozenset[str]], Awaitable[object]]
     execution_retention_days: int
 
-    async def find(self, keep_images: frozenset[str]) -> list[Garbage]:
-        """What could go now. `keep_images` are the digests that organizations' images name."""
-        return [*self._images(keep_images), *await asyncio.to_thread(self._rest)]
+    async def find(self, keep: Keep) -> list[Garbage]:
+        """What could go now."""
+        return [*self._images(keep.images), *await asyncio.to_thread(self._rest, keep)]
 
-    async def remove(self, keep_images: frozenset[str]) -> list[Garbage]:
+    async def remove(self, keep: Keep) -> list[Garbage]:
         """Remove it; what went. Each is looked at once more just before, so what came to life meanwhile stays."""
-        found = await self.find(keep_images)
+        found = await self.find(keep)
         if any(one.kind == "image" for one in found):
-            await self.collect_images(keep_images)
+            await self.collect_images(keep.images)
         return [one for one in found if await self._remove(one)]
 
     async def _remove(self, one: Garbage) -> bool:
@@ -62,6 +72,12 @@ class GarbageCollector:
             return self.images.size_of(one.name) is None
         if one.kind == "disk":
             return one.name in self._dead_disks() and await self.disks.remove_disk(one.name)
+        if one.kind == "checkpoint":
+            try:
+                return await asyncio.to_thread(self.checkpoints.drop, UUID(one.name))
+            except ConflictError:
+                # A machine is being started from it.
+                return False
         if one.kind == "journals":
             folders, keep = self._journal_folders(one.name), self._running(one.name)
             await asyncio.to_thread(kept_executions.prune, *folders, keep=keep, older_than=self._oldest())
@@ -80,10 +96,11 @@ class GarbageCollector:
             for digest, size_bytes in self.images.doomed(in_use, keep=keep).items():
                 yield Garbage("image", digest, size_bytes)
 
-    def _rest(self) -> list[Garbage]:
+    def _rest(self, keep: Keep) -> list[Garbage]:
         host, disks = self.directories.host, self.disks.disks()
         return [
             *(Garbage("disk", name, disks[name]) for name in sorted(self._dead_disks()) if name in disks),
+            *self._unowned_checkpoints(keep.checkpoints),
             *(self._at("temporary", path) for path in sorted(temporary.abandoned(host)) if _is_stale(path)),
             *(self._at("trash", path) for path in sorted(self.directories.trash.iterdir()) if _is_stale(path)),
             *(self._at("agent", path) for path in self._old_agents()),
@@ -93,6 +110,12 @@ class GarbageCollector:
 
     def _at(self, kind: str, path: Path) -> Garbage:
         return Garbage(kind, str(path.relative_to(self.directories.host)), _size(path))
+
+    def _unowned_checkpoints(self, keep: frozenset[UUID]) -> Iterator[Garbage]:
+        """Those that nobody owns. Not one that was made just now: whoever asked for it may not have written so yet."""
+        for checkpoint in self.checkpoints.all():
+            if checkpoint.id not in keep and time.time() - checkpoint.created_at > STALE_SECONDS:
+                yield Garbage("checkpoint", str(checkpoint.id), _size(checkpoint.folder))
 
     def _living(self) -> set[str]:
         return {machine.id for machine in self.fleet.held()} | self.builder.under_way
@@ -114,14 +137,15 @@ class GarbageCollector:
         ]
 
     def _old_agents(self) -> list[Path]:
-        """Agents of earlier versions of the server that no machine's plan names."""
+        """Agents of earlier versions of the server that no machine's plan and no saved memory names."""
         # Not glob: a machine's folder may go while it is looked through.
         folders = os.walk(self.directories.machines)
         plans = "".join(_text(Path(folder, "config.json")) for folder, _, files in folders if "config.json" in files)
+        saved = self.checkpoints.agents()
         return [
             path
             for path in sorted(self.agent_dir.parent.iterdir())
-            if path != self.agent_dir and str(path) not in plans and _is_stale(path)
+            if path != self.agent_dir and str(path) not in plans and path.name not in saved and _is_stale(path)
         ]
 
     def _old_journals(self) -> Iterator[Garbage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable
@@ -31,6 +32,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 PROTOCOL_VERSIONS = (1,)
 SOCKET_NAME = "agent.sock"
+GENERATION = "generation"
+ANSWER_POLL_SECONDS = 0.002
 HELLO_SECONDS = 10.0
 SOCKET_BUFFER_BYTES = 1_048_576
 # An honest agent sends a few frames a command, and 1,200 a second with a file at 300 MB/s. 20,000 are 8 % of the event loop.
@@ -94,6 +97,8 @@ class GuestEndpoint:
         self.agent_version = ""
         self.failure: str | None = None
         self._ended: str | None = None
+        # Verbs without data that wait for their answer.
+        self._asked = 0
 
     async def listen(self) -> None:
         """Make the directory and its socket, replacing one that an earlier daemon left."""
@@ -116,6 +121,7 @@ class GuestEndpoint:
         except BaseException:
             listener.close()
             raise
+        self._call_back()
         self._listener = listener
         self._accepting = asyncio.get_running_loop().create_task(self._accept_all(listener))
 
@@ -215,10 +221,42 @@ class GuestEndpoint:
     async def request(self, verb: str, params: dict[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
         """One verb without data. Raises GuestError (also for a guest that does not answer in time) or a typed input error."""
         link = await self.link(timeout_seconds=timeout_seconds)
+        self._asked += 1
         try:
             return await link.request(verb, params, timeout_seconds=timeout_seconds)
         except TimeoutError:
             raise GuestError(f"The guest did not answer {verb} in time") from None
+        finally:
+            self._asked -= 1
+
+    async def rest(self, *, timeout_seconds: float) -> None:
+        """Have the agent let go of the link until `wake`: nothing is begun on it any more, and what was asked has its answer.
+
+        Programs that are followed are taken up again by whoever follows them; transfers are cut off. Raises GuestError, LinkLostError.
+        """
+        link = await self.link(timeout_seconds=timeout_seconds)
+        # Whoever wants the link waits for the next one: what the agent did not read any more would be lost.
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._asked:
+                    await asyncio.sleep(ANSWER_POLL_SECONDS)
+                await link.request("quiesce", {}, timeout_seconds=timeout_seconds)
+                await asyncio.shield(link.closed)
+        except TimeoutError:
+            raise GuestError("The guest agent did not let go of its link in time") from None
+
+    def wake(self) -> None:
+        """Call the agent back after `rest`, however that ended."""
+        # A guest that has ended meanwhile may have taken its directory along.
+        with contextlib.suppress(FileNotFoundError):
+            self._call_back()
+        if self._link is not None and not self._link.closed.done() and self._link.hello.done():
+            self._arrived.set()
+
+    def _call_back(self) -> None:
+        """Another word in the file by which a resting agent knows that it is wanted: it may also have rested since an earlier daemon, or in another guest."""
+        (self.directory / GENERATION).write_text(secrets.token_hex(8))
 
     async def open(self, verb: str, params: dict[str, Any], *, timeout_seconds: float = 5.0) -> Stream:
         """Open a stream on the working link."""

@@ -17,7 +17,7 @@ import structlog
 
 from innkeeper.core.host_verbs import MachineShape
 from innkeeper.core.instance import BootStep
-from innkeeper.errors import InnkeeperError, InstanceFailedError, UnavailableError
+from innkeeper.errors import ConflictError, InnkeeperError, InstanceFailedError, UnavailableError
 from innkeeper.host.disks.disk_health import has_stopped
 from innkeeper.host.drivers.contract import Driver, RunningMachine
 from innkeeper.host.guest_link import GuestEndpoint
@@ -37,6 +37,8 @@ RECORD = "machine.json"
 CLAIM = "claim.json"
 CONFIGURED = "configured"
 PRIMED = "primed"
+# There while the guest is held still for a checkpoint: a daemon that finds it lets the guest go on.
+HELD_STILL = "held-still"
 # How often an idle guest that still runs user processes is asked whether they have ended.
 RECHECK_SECONDS = 5.0
 # Files of one guest that are read and written at the same time: each holds up to 1 MiB here while its client, or its guest, takes its time.
@@ -58,6 +60,10 @@ class MachineRecord:
     disk: str
     slot_index: int
     hostname: str
+    # The folder of the agent that it runs; "" of a machine from before it was written down.
+    agent: str = ""
+    # What its memory depends on, as of its start: the host's programs may be others by the time that it is saved.
+    memory_needs: dict[str, str] = field(default_factory=dict)
     instance_id: UUID | None = None
     # When the instance got it, in Unix seconds: what it holds is the instance's from then on.
     claimed_at: float | None = None
@@ -89,7 +95,7 @@ class MachineRecord:
 
 
 _SHAPE = frozenset(one.name for one in fields(MachineShape))
-_BUILT = frozenset({"machine_id", "shape", "driver", "disk", "slot_index", "hostname"})
+_BUILT = frozenset({"machine_id", "shape", "driver", "disk", "slot_index", "hostname", "agent", "memory_needs"})
 
 
 def load_machine_record(state_dir: Path) -> MachineRecord | None:
@@ -151,6 +157,8 @@ class Machine:
     user_processes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     failure: str | None = None
+    # Whether it went on from a checkpoint, which others may have gone on from, too.
+    restored: bool = False
     when_failed: Callable[[str], None] = lambda _: None
     # User, workdir and env that the guest was given ahead; None when that is not known (adopted from an earlier daemon).
     primed: Identity | None = None
@@ -219,6 +227,18 @@ class Machine:
                 yield
         finally:
             self._transfers.release()
+
+    @asynccontextmanager
+    async def without_transfers(self, *, timeout_seconds: float) -> AsyncIterator[None]:
+        """Keep transfers of files from beginning for the block. Raises ConflictError when those under way go on for too long."""
+        async with AsyncExitStack() as turns:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    for _ in range(TRANSFERS):
+                        await turns.enter_async_context(self._transfers)
+            except TimeoutError:
+                raise ConflictError("Files of the instance are being transferred; try again later") from None
+            yield
 
     def _schedule_freeze(self, delay: float) -> None:
         if self.failure is None and self.driver.capabilities.freeze:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
-from innkeeper.host.drivers.contract import Driver, MachinePlan
+from innkeeper.host.drivers.contract import Driver, MachinePlan, checkpointing
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.freeze import thaw
-from innkeeper.host.machine import Identity, Machine, MachineRecord
+from innkeeper.host.machine import HELD_STILL, Identity, Machine, MachineRecord
 from innkeeper.host.network.addressing import Slot
 from innkeeper.host.network.firewall import Limited, Policy, PolicyClass
 from innkeeper.host.network.network import Network
@@ -39,6 +39,15 @@ ENTROPY_BYTES = 64
 WARM_LINES = ("true", "command -v python3 >/dev/null && python3 -c pass")
 
 OnStep = Callable[[BootStep], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a new machine begins as: a copy of a disk; and, with the folder `memory`, in the midst of what ran on it, under the agent of that name."""
+
+    disk: Path
+    memory: Path | None = None
+    agent: str = ""
 
 
 class Steps:
@@ -102,10 +111,10 @@ class MachineBuilder:
         hostname: str | None = None,
         label: str = "room",
         disk: str | None = None,
-        copy_of: Path | None = None,
+        origin: Origin | None = None,
         instance_id: UUID | None = None,
     ) -> Machine:
-        """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made, empty or a copy.
+        """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made, empty or of an `origin`.
         Without a `hostname` it is `label` and the beginning of the machine's id.
 
         Raises the typed error of the step that failed; nothing is left then (an existing disk stays).
@@ -122,7 +131,7 @@ class MachineBuilder:
                 steps=steps,
                 hostname=hostname or f"{label}-{machine_id[:8]}",
                 disk=disk,
-                copy_of=copy_of,
+                origin=origin,
                 instance_id=instance_id,
             )
         finally:
@@ -136,7 +145,7 @@ class MachineBuilder:
         steps: Steps,
         hostname: str,
         disk: str | None,
-        copy_of: Path | None,
+        origin: Origin | None,
         instance_id: UUID | None,
     ) -> Machine:
         state_dir = self._directories.machines / machine_id
@@ -155,13 +164,15 @@ class MachineBuilder:
                 slot.index,
                 instance_id=instance_id,
                 hostname=hostname,
+                agent=self._agent_of(origin),
+                memory_needs=await self._memory_needs(),
             )
             record.save(state_dir)
             if instance_id is not None:
                 # Before anything runs: a machine that stands on an instance's disk must never be taken for a spare one.
                 record.save_claim(state_dir)
             stack.push_async_callback(self._release_disk, record)
-            plan = replace(self._disk_plan(record), copy_of=copy_of)
+            plan = replace(self._disk_plan(record), copy_of=None if origin is None else origin.disk)
             rootfs = await mount_root(self._disks, plan)
             stack.push_async_callback(release, plan.mount_directory)
             steps.stamp(InstanceState.IMAGE_GENERATED)
@@ -173,13 +184,17 @@ class MachineBuilder:
                 rootfs=rootfs.root,
                 hostname=record.hostname,
                 netns=slot.netns_path,
-                agent_dir=self._agent_dir,
+                agent_dir=self._agent_dir.parent / record.agent,
                 link_dir=endpoint.directory,
                 state_dir=state_dir,
                 memory_mb=shape.memory_mb,
                 vcpu_count=shape.vcpu_count,
             )
-            running = await self._driver.start(machine_plan)
+            memory = None if origin is None else origin.memory
+            if memory is None:
+                running = await self._driver.start(machine_plan)
+            else:
+                running = await checkpointing(self._driver).restore(machine_plan, memory)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
             stack.push_async_callback(self._driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
@@ -195,7 +210,17 @@ class MachineBuilder:
                 lowers=self._lowers(record),
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,
+                restored=memory is not None,
+                # What was saved may run programs; nobody has asked it yet.
+                user_processes=0 if memory is None else 1,
             )
+
+    async def _memory_needs(self) -> dict[str, str]:
+        return await checkpointing(self._driver).memory_needs() if self._driver.capabilities.checkpoint else {}
+
+    def _agent_of(self, origin: Origin | None) -> str:
+        """The version of the agent. Memory that was saved has parts of the program's file mapped, and needs the very same."""
+        return self._agent_dir.name if origin is None or origin.memory is None else origin.agent
 
     async def adopt(self, record: MachineRecord) -> Machine | None:
         """The machine of a record, if everything of it is still there; None when it must be cleaned away instead."""
@@ -207,6 +232,10 @@ class MachineBuilder:
             return None
         # A daemon that was killed in the moment of a backup left it frozen: its guest's next write would never end.
         thaw(plan.mount_directory / "disk")
+        if (state_dir / HELD_STILL).exists():
+            # Likewise in the moment of a checkpoint.
+            await checkpointing(self._driver).resume(record.machine_id)
+            (state_dir / HELD_STILL).unlink()
         async with AsyncExitStack() as stack:
             try:
                 slot = await self._network.adopt(record.slot_index, _policy(record.shape))
@@ -309,6 +338,8 @@ class MachineBuilder:
             params["workdir"] = identity.workdir
         if warm:
             params["warm"] = list(WARM_LINES)
+        if machine.restored:
+            params["restored"] = True
         answer = await machine.endpoint.request("configure", params, timeout_seconds=CONFIGURE_SECONDS)
         if answer.get("tmp_is_tmpfs"):
             # Files there would escape the disk, its quota and files_changed.

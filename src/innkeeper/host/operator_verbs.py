@@ -14,7 +14,7 @@ from innkeeper.diagnosis import Diagnosis
 from innkeeper.errors import GuestError, InvalidRequestError
 from innkeeper.host.backup import Backups
 from innkeeper.host.fleet import Fleet
-from innkeeper.host.garbage import GarbageCollector
+from innkeeper.host.garbage import GarbageCollector, Keep
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.usage import UsageLedger, usage_of
@@ -76,7 +76,7 @@ class OperatorVerbs:
         return {"families": [*self._metrics.families(), *families(await self._readings())]}
 
     async def _collect_garbage(self, request: verbs.CollectGarbage, call: ServerCall) -> dict[str, Any]:
-        keep = frozenset(request.keep_images)
+        keep = Keep(frozenset(request.keep_images), frozenset(request.keep_checkpoints))
         found = await (self._garbage.remove(keep) if request.remove else self._garbage.find(keep))
         return {"items": [asdict(one) for one in found]}
 

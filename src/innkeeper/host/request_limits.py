@@ -7,6 +7,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from innkeeper.core.build_verbs import ExportStep, FindSteps, SaveStep
+from innkeeper.core.checkpoint_verbs import ForkMachine, RestoreCheckpoint
 from innkeeper.core.egress_policy import CIDRS_MAX, HOST_MODES
 from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools, SignalExecution
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
@@ -39,6 +40,10 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
         _check_name(request.hostname, request.user)
         if request.step_key is not None:
             _check_key(request.step_key)
+    elif isinstance(request, (RestoreCheckpoint, ForkMachine)):
+        check_limits(request.machine)
+        if request.machine.step_key is not None or request.machine.bare:
+            raise InvalidRequestError("machine: a step of a build begins with nothing but its step_key")
     elif isinstance(request, SaveStep):
         _check_key(request.key)
     elif isinstance(request, ExportStep):

@@ -28,6 +28,7 @@ TEMPORARY = (
     ".inn-probe-*",
     "images/.build-*",
     "pool/steps/.copy-*",
+    "pool/checkpoints/.draft-*",
     "pool/templates/.template-*",
     "kernels/.fetch-*",
 )

@@ -114,6 +114,65 @@ async def test_a_second_connection_is_refused_while_one_lives(tmp_path):
         agent.hang_up()
 
 
+async def rested(end, agent, work):
+    """The agent is asked to let go, and does."""
+    assert (await agent.hear())[2] == b'{"verb":"quiesce"}'
+    agent.say(Kind.RESULT, 1, {})
+    await agent.writer.drain()
+    agent.writer.close()
+    await work
+
+
+async def test_a_link_rests_until_it_is_woken(tmp_path):
+    async with endpoint(tmp_path / "link") as end:
+        word = (end.directory / "generation").read_text()
+        agent = await Agent.dial(end.directory)
+        await agent.hear()
+        await end.link(timeout_seconds=20)
+        await rested(end, agent, asyncio.create_task(end.rest(timeout_seconds=20)))
+        # Whoever wants it now waits for the next one.
+        asking = asyncio.create_task(end.request("usage", {}, timeout_seconds=20))
+        await asyncio.sleep(0.02)
+        assert not asking.done() and (end.directory / "generation").read_text() == word
+        end.wake()
+        assert (end.directory / "generation").read_text() != word
+        agent = await Agent.dial(end.directory)
+        await agent.hear()
+        assert (await agent.hear())[2] == b'{"verb":"usage"}'
+        agent.say(Kind.RESULT, 1, {"cpu_us": 5})
+        assert await asking == {"cpu_us": 5}
+        agent.hang_up()
+
+
+async def test_what_was_asked_has_its_answer_before_a_link_rests(tmp_path):
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory)
+        await agent.hear()
+        asking = asyncio.create_task(end.request("usage", {}, timeout_seconds=20))
+        assert (await agent.hear())[2] == b'{"verb":"usage"}'
+        resting = asyncio.create_task(end.rest(timeout_seconds=20))
+        await asyncio.sleep(0.02)
+        agent.say(Kind.RESULT, 1, {"cpu_us": 5})
+        assert (await agent.hear())[2] == b'{"verb":"quiesce"}'
+        assert await asking == {"cpu_us": 5}
+        agent.say(Kind.RESULT, 3, {})
+        await agent.writer.drain()
+        agent.writer.close()
+        await resting
+
+
+async def test_an_agent_that_does_not_let_go_keeps_its_link(tmp_path):
+    async with endpoint(tmp_path / "link") as end:
+        agent = await Agent.dial(end.directory)
+        await agent.hear()
+        link = await end.link(timeout_seconds=20)
+        with pytest.raises(GuestError, match="did not let go"):
+            await end.rest(timeout_seconds=0.05)
+        end.wake()
+        assert await end.link(timeout_seconds=20) is link
+        agent.hang_up()
+
+
 async def test_what_an_agent_says_of_its_last_link_is_bounded_and_printable(tmp_path):
     async with endpoint(tmp_path / "link") as end:
         agent = await Agent.dial(end.directory, {**HELLO, "last_error": "read unix\n\x1b[31m" + "x" * 5_000})

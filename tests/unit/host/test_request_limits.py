@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from innkeeper.core.checkpoint_verbs import ForkMachine, RestoreCheckpoint
 from innkeeper.core.host_verbs import EnsureMachine, Execute, MachineShape, SetPools, WarmPool
 from innkeeper.errors import InvalidRequestError
 from innkeeper.host.request_limits import check_limits
@@ -63,3 +64,11 @@ def test_a_time_limit_out_of_bounds_is_refused(timeout: float) -> None:
 def test_a_pool_is_not_larger_than_a_profile_may_ask() -> None:
     with pytest.raises(InvalidRequestError):
         check_limits(SetPools((WarmPool(SHAPE, 1001),)))
+
+
+@pytest.mark.parametrize("change", [{"step_key": "a" * 64}, {"bare": True}, {"hostname": "../x"}, {"user": "-rf"}])
+def test_a_machine_that_begins_with_a_checkpoint_is_one_of_an_instance(change: dict[str, object]) -> None:
+    for kind in (RestoreCheckpoint, ForkMachine):
+        check_limits(kind(uuid4(), ENSURE))
+        with pytest.raises(InvalidRequestError):
+            check_limits(kind(uuid4(), replace(ENSURE, **change)))

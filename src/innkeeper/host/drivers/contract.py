@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
+from innkeeper.errors import NotHereError
 from innkeeper.host.linux.cgroup import Usage
 
 AGENT_DIRECTORY = "/.innkeeper/bin"
@@ -27,6 +28,12 @@ class Capabilities:
 
     freeze: bool = False
     host_sees_changes: bool = False
+    # The memory of a running machine can be saved, and machines be started from it: the driver has the verbs of `Checkpointing`.
+    checkpoint: bool = False
+    # Likewise while the machine that it was saved of runs on.
+    fork: bool = False
+    # The host has the disk of a running machine mounted: it may hold it still and copy it.
+    disk_snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +123,37 @@ class Driver(Protocol):
     def usage(self, machine_id: str) -> Usage:
         """What the machine has used, the start of its guest included; zeros when it is gone."""
         ...
+
+
+class Checkpointing(Driver, Protocol):
+    """A driver with `capabilities.checkpoint`. The guest's agent has let go of its link before a machine is paused."""
+
+    async def pause(self, machine_id: str) -> None:
+        """Hold the guest still until `resume`: neither its memory nor its files change. Raises CheckpointFailedError, also for a frozen machine."""
+        ...
+
+    async def resume(self, machine_id: str) -> None:
+        """Let a paused guest go on; harmless for one that runs, or is gone. Raises CheckpointFailedError when it stands still all the same."""
+        ...
+
+    async def checkpoint(self, machine_id: str, folder: Path) -> None:
+        """Write the memory of a paused machine into an empty folder. Raises CheckpointFailedError with the reason; the machine stays paused, and whole."""
+        ...
+
+    async def restore(self, plan: MachinePlan, folder: Path) -> RunningMachine:
+        """Like `start`, but the guest goes on where it was paused, on a copy of the disk of that moment, with the host name and the address of the plan.
+
+        Its agent dials the plan's link directory. Raises StartFailedError; on failure nothing is left.
+        """
+        ...
+
+    async def memory_needs(self) -> dict[str, str]:
+        """What memory saved now depends on, by name: it can be restored where all of it is the same."""
+        ...
+
+
+def checkpointing(driver: Driver) -> Checkpointing:
+    """The driver with its verbs for checkpoints. Raises NotHereError when it has none."""
+    if not driver.capabilities.checkpoint:
+        raise NotHereError(f"Checkpoints of memory are not possible with the driver {driver.name}")
+    return cast(Checkpointing, driver)

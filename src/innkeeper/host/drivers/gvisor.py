@@ -15,8 +15,9 @@ import structlog
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
-from innkeeper.errors import InnkeeperError
+from innkeeper.errors import CheckpointFailedError, InnkeeperError
 from innkeeper.host.drivers.contract import Capabilities, MachinePlan
+from innkeeper.host.drivers.gvisor_checkpoint import SandboxCheckpoints
 from innkeeper.host.drivers.gvisor_spec import oci_spec
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
 from innkeeper.host.drivers.strays import Strays
@@ -29,6 +30,8 @@ log = structlog.stdlib.get_logger(__name__)
 MOUNT_AND_RUN = 'mount --all --fstab "$1" && shift && exec "$@"'
 MOUNT_TABLE = "mounts"
 START_TIMEOUT_SECONDS = 30
+# It reads the whole memory of the guest first.
+RESTORE_TIMEOUT_SECONDS = 300
 SANDBOX_PID = "sandbox.pid"
 _BUNDLE = re.compile(rb"/machines/([^/\0]+)/")
 
@@ -52,7 +55,7 @@ class GvisorDriver:
     """
 
     name = "gvisor"
-    capabilities = Capabilities(freeze=True, host_sees_changes=True)
+    capabilities = Capabilities(freeze=True, host_sees_changes=True, checkpoint=True, fork=True, disk_snapshot=True)
 
     def __init__(
         self, *, runsc: str, platform: str, root: Path, tree: CgroupTree, group_name: str, reason: str
@@ -67,6 +70,7 @@ class GvisorDriver:
         self._machines = ProcessMachines(self._parent, pid_file=SANDBOX_PID, ended="The sandbox ended")
         self._strays = Strays(b"--root=" + os.fsencode(root), _BUNDLE)
         self._nofile = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        self._checkpoints = SandboxCheckpoints(runsc, self._flags())
 
     @property
     def isolation(self) -> Isolation:
@@ -84,10 +88,27 @@ class GvisorDriver:
             "--host-uds=open",
             "--host-fifo=none",
             "--network=sandbox",
+            # A checkpoint breaks the guest's open connections to other machines; without this it would be refused while there is one.
+            "--net-disconnect-ok",
         ]
 
     async def start(self, plan: MachinePlan) -> ProcessMachine:
         """Start a sandbox; returns when its init runs."""
+        return await self._launch(plan, ["run"], seconds=START_TIMEOUT_SECONDS)
+
+    async def restore(self, plan: MachinePlan, folder: Path) -> ProcessMachine:
+        """See Checkpointing. The sandbox's network is the plan's; its host name was saved with the memory, and is changed from outside."""
+        machine = await self._launch(plan, ["restore", f"-image-path={folder}"], seconds=RESTORE_TIMEOUT_SECONDS)
+        try:
+            await self._checkpoints.rename(plan.machine_id, plan.hostname)
+        except BaseException as error:
+            await asyncio.shield(self.stop(plan.machine_id))
+            if isinstance(error, CheckpointFailedError):
+                raise StartFailedError from error
+            raise
+        return machine
+
+    async def _launch(self, plan: MachinePlan, verb: list[str], *, seconds: float) -> ProcessMachine:
         bundle = plan.state_dir / "bundle"
         bundle.mkdir(mode=0o700, exist_ok=True)
         spec = oci_spec(plan, cgroup_path=self._parent.child(plan.machine_id).path, nofile=self._nofile)
@@ -97,7 +118,7 @@ class GvisorDriver:
         run = [
             self._runsc,
             *self._flags(),
-            "run",
+            *verb,
             "-detach",
             f"-pid-file={pid_file}",
             f"-bundle={bundle}",
@@ -105,28 +126,28 @@ class GvisorDriver:
         ]
         # The group is runsc's to make: one that exists already gets no limits from it, and the guest then sees the host's memory as its own.
         try:
-            await self._run_quietly(run, bundle / MOUNT_TABLE)
+            await self._run_quietly(run, bundle / MOUNT_TABLE, seconds=seconds)
             machine = self._machines.watch(plan.machine_id, int(pid_file.read_text()))
         except BaseException:
             await asyncio.shield(self.stop(plan.machine_id))
             raise
         return machine
 
-    async def _run_quietly(self, run: list[str], mount_table: Path) -> None:
+    async def _run_quietly(self, run: list[str], mount_table: Path, *, seconds: float) -> None:
         # The sandbox inherits stdio. gVisor keeps its own offset into regular files, so it gets /dev/null, and errors of the start come by --log.
         script = ["sh", "-c", MOUNT_AND_RUN, "sh", str(mount_table)]
         wrapped = ["unshare", "--mount", "--propagation", "private", *script, *run]
         # From the root directory: a shell hands its directory's name on in the environment, and that is the operator's.
         process = await command.spawn(wrapped, cwd="/")
         try:
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+            async with asyncio.timeout(seconds):
                 status = await process.wait()
         except BaseException:
             await asyncio.shield(command.end(process))
             raise
         if status != 0:
             # The instance's failure is for its user: which tool ended how is for the log.
-            log.warning("runsc run failed", status=command.describe_status(status), machine=run[-1])
+            log.warning("a sandbox could not be started", status=command.describe_status(status), machine=run[-1])
             raise StartFailedError
 
     async def adopt(self, machine_id: str, state_dir: Path) -> ProcessMachine | None:
@@ -148,6 +169,25 @@ class GvisorDriver:
     def thaw(self, machine_id: str) -> None:
         """Thaw the sandbox's processes."""
         self._parent.child(machine_id).thaw()
+
+    async def pause(self, machine_id: str) -> None:
+        """See Checkpointing. Not by the control group: the sentry itself has to work while it is saved."""
+        if self.is_frozen(machine_id):
+            raise CheckpointFailedError("The guest is frozen")
+        await self._checkpoints.pause(machine_id)
+
+    async def resume(self, machine_id: str) -> None:
+        """See Checkpointing."""
+        if machine_id in self._parent.children():
+            await self._checkpoints.resume(machine_id)
+
+    async def checkpoint(self, machine_id: str, folder: Path) -> None:
+        """See Checkpointing."""
+        await self._checkpoints.save(machine_id, folder)
+
+    async def memory_needs(self) -> dict[str, str]:
+        """See Checkpointing."""
+        return await self._checkpoints.needs(self._platform)
 
     async def stop(self, machine_id: str) -> None:
         """Kill every process of the sandbox and remove its group and runtime files.

@@ -1,0 +1,94 @@
+"""What the API process asks of a host daemon about moments of instances: their disks, and their memory; carried like `core.host_verbs`.
+
+A checkpoint's id is the asker's to choose: what an answer that was lost had made is found by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+from innkeeper.core.host_verbs import EnsureMachine
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCheckpoint:
+    """Keep memory and disk of a running instance as they are at one moment; the guest goes on.
+
+    Its open connections to other machines break (docs/drivers.md says what else). Repeated with the id of a checkpoint of that instance it answers again.
+    Streams: `{"step": "quiet"|"paused"|"saved"|"copied"|"resumed"|"linked", "at_ms": float}`.
+    Answer: a Checkpoint as of `ListCheckpoints`, and of one that was made now `"downtime_ms"`: how long the guest did not answer, at most, `"paused_ms"`:
+    how long its programs stood still, at most. Errors, each with the guest running on: checkpoint_failed with the reason, conflict (the id is taken; files
+    are being transferred), instance_not_found, not_implemented (no such driver), service_unavailable (no space).
+    """
+
+    verb: ClassVar[str] = "checkpoint.take"
+    instance_id: UUID
+    checkpoint_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDisk:
+    """Keep the disk of an instance, running or not. Answer and errors as of TakeCheckpoint, `"memory"` None; the guest only waits to write meanwhile."""
+
+    verb: ClassVar[str] = "checkpoint.disk"
+    instance_id: UUID
+    checkpoint_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCheckpoint:
+    """Make a new instance's machine ready from a checkpoint, on a copy of its disk.
+
+    With the memory, the machine has the checkpoint's sizes and image; what ran there goes on, with new randomness, time, host name, machine id and
+    address. With `disk_only` it starts on the disk. An instance that has a disk here already is made ready on that, as by `machine.ensure`.
+    Streams and answer: those of EnsureMachine, and `"restored": bool`: whether its memory was. Errors: checkpoint_not_found, memory_unusable with the
+    reason (ask again with `disk_only`), invalid_request (other sizes), and those of EnsureMachine.
+    """
+
+    verb: ClassVar[str] = "checkpoint.restore"
+    checkpoint_id: UUID
+    machine: EnsureMachine
+    disk_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForkMachine:
+    """Make a new instance's machine ready as a copy of a running one, which goes on: TakeCheckpoint and RestoreCheckpoint, with nothing kept.
+
+    Streams: the steps of both. Answer: that of RestoreCheckpoint with those `_ms` of TakeCheckpoint. Errors: those of both.
+    """
+
+    verb: ClassVar[str] = "checkpoint.fork"
+    instance_id: UUID
+    machine: EnsureMachine
+
+
+@dataclass(frozen=True, slots=True)
+class DropCheckpoint:
+    """Remove a checkpoint; machines that began with it keep what they have. Idempotent. Answer: `{}`. Errors: conflict (it is being restored)."""
+
+    verb: ClassVar[str] = "checkpoint.drop"
+    checkpoint_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ListCheckpoints:
+    """Those of the host, oldest first.
+
+    Answer: `{"checkpoints": [{"checkpoint_id", "instance_id", "created_at" (Unix seconds), "image_digest", "disk_mb", "disk_bytes" (blocks that are
+    shared with other disks included), "memory": {"driver", "vcpu_count", "memory_mb", "size_bytes"}|None}]}`.
+    """
+
+    verb: ClassVar[str] = "checkpoint.list"
+
+
+VERBS: tuple[type[Any], ...] = (
+    TakeCheckpoint,
+    SnapshotDisk,
+    RestoreCheckpoint,
+    ForkMachine,
+    DropCheckpoint,
+    ListCheckpoints,
+)

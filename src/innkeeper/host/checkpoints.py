@@ -1,0 +1,398 @@
+"""Checkpoints of machines: taken while the guest goes on, restored as other machines, and forks, which are both at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+
+from innkeeper.bus.contract import Handler, ServerCall
+from innkeeper.core import checkpoint_verbs as verbs
+from innkeeper.core.host_verbs import EnsureMachine, MachineShape
+from innkeeper.errors import (
+    CheckpointFailedError,
+    CheckpointNotFoundError,
+    ConflictError,
+    GuestError,
+    InnkeeperError,
+    InstanceFailedError,
+    InstanceNotFoundError,
+    InvalidRequestError,
+    LinkLostError,
+    MemoryUnusableError,
+    NotHereError,
+    UnavailableError,
+)
+from innkeeper.host.completion import to_its_end
+from innkeeper.host.directories import Directories
+from innkeeper.host.disks.checkpoint_store import (
+    DISK,
+    MEMORY,
+    Checkpoint,
+    CheckpointStore,
+    SavedMemory,
+    saved_files,
+)
+from innkeeper.host.disks.disk_pool import MIB, DiskPool
+from innkeeper.host.disks.disk_template import reflink
+from innkeeper.host.drivers.contract import Driver, checkpointing
+from innkeeper.host.fleet import Fleet
+from innkeeper.host.linux.freeze import frozen
+from innkeeper.host.linux.mounts import syncfs
+from innkeeper.host.machine import HELD_STILL, Machine
+from innkeeper.host.machine_builder import Origin
+from innkeeper.host.verbs import bind_handler
+
+log = structlog.stdlib.get_logger(__name__)
+
+Told = Callable[[dict[str, Any]], None]
+OnStep = Callable[[str], None]
+TRANSFER_SECONDS = 10.0
+QUIET_SECONDS = 10.0
+LINK_SECONDS = 30.0
+STANDS_STILL = "The guest did not go on after a checkpoint"
+
+
+@dataclass(slots=True)
+class Stillness:
+    """How long a guest did not answer, and how long its programs stood still, in milliseconds; upper bounds."""
+
+    downtime_ms: float = 0.0
+    paused_ms: float = 0.0
+
+
+class Clock:
+    """Tells of steps as they are reached: `{"step", "at_ms"}`."""
+
+    def __init__(self, tell: Told) -> None:
+        self._began = time.monotonic()
+        self._tell = tell
+
+    def __call__(self, step: str) -> None:
+        """Tell of one."""
+        self._tell({"step": step, "at_ms": round((time.monotonic() - self._began) * 1000, 3)})
+
+
+class Checkpoints:
+    """Serves the verbs of `core.checkpoint_verbs`."""
+
+    def __init__(
+        self,
+        *,
+        directories: Directories,
+        fleet: Fleet,
+        driver: Driver,
+        disks: DiskPool,
+        store: CheckpointStore,
+        agents: Path,
+        disk_reserve_mb: int,
+    ) -> None:
+        self._directories = directories
+        self._fleet = fleet
+        self._driver = driver
+        self._disks = disks
+        self._store = store
+        self._agents = agents
+        self._reserve_bytes = disk_reserve_mb * MIB
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Handlers by verb."""
+        return {
+            verbs.TakeCheckpoint.verb: bind_handler(verbs.TakeCheckpoint, self._take),
+            verbs.SnapshotDisk.verb: bind_handler(verbs.SnapshotDisk, self._snapshot),
+            verbs.RestoreCheckpoint.verb: bind_handler(verbs.RestoreCheckpoint, self._restore),
+            verbs.ForkMachine.verb: bind_handler(verbs.ForkMachine, self._fork),
+            verbs.DropCheckpoint.verb: bind_handler(verbs.DropCheckpoint, self._drop),
+            verbs.ListCheckpoints.verb: bind_handler(verbs.ListCheckpoints, self._list),
+        }
+
+    # --- the verbs -------------------------------------------------------------------------------------------------
+
+    async def _take(self, request: verbs.TakeCheckpoint, call: ServerCall) -> dict[str, Any]:
+        known = self._known(request.checkpoint_id, request.instance_id)
+        if known is not None:
+            return described(known)
+        async with _telling(call) as tell:
+            with self._store.draft() as draft:
+                checkpoint, stillness = await self.capture(
+                    request.instance_id, draft, checkpoint_id=request.checkpoint_id, on_step=Clock(tell)
+                )
+                made = await to_its_end(asyncio.to_thread(self._store.publish, draft, checkpoint))
+        return {**described(made), "downtime_ms": stillness.downtime_ms, "paused_ms": stillness.paused_ms}
+
+    async def _snapshot(self, request: verbs.SnapshotDisk, call: ServerCall) -> dict[str, Any]:
+        known = self._known(request.checkpoint_id, request.instance_id)
+        if known is not None:
+            return described(known)
+        with self._store.draft() as draft:
+            checkpoint, stillness = await self._copy_only(request, draft)
+            made = await to_its_end(asyncio.to_thread(self._store.publish, draft, checkpoint))
+        return {**described(made), "downtime_ms": stillness.downtime_ms, "paused_ms": stillness.paused_ms}
+
+    async def _restore(self, request: verbs.RestoreCheckpoint, call: ServerCall) -> dict[str, Any]:
+        async with _telling(call) as tell:
+            with self._store.reading(request.checkpoint_id) as checkpoint:
+                origin = await self._origin(checkpoint, request.machine.shape, disk_only=request.disk_only)
+                return await self._begin(request.machine, origin, tell)
+
+    async def _fork(self, request: verbs.ForkMachine, call: ServerCall) -> dict[str, Any]:
+        if request.machine.instance_id == request.instance_id or self._directories.disk_of(request.machine.instance_id):
+            raise ConflictError("machine.instance_id: there is such an instance already")
+        async with _telling(call) as tell:
+            with self._store.draft() as draft:
+                checkpoint, stillness = await self.capture(
+                    request.instance_id, draft, checkpoint_id=uuid4(), on_step=Clock(tell)
+                )
+                # What was written a moment ago fits this host, and is whole.
+                answer = await self._begin(request.machine, _with_memory(checkpoint, request.machine.shape), tell)
+        return {**answer, "downtime_ms": stillness.downtime_ms, "paused_ms": stillness.paused_ms}
+
+    async def _drop(self, request: verbs.DropCheckpoint, call: ServerCall) -> dict[str, Any]:
+        await to_its_end(asyncio.to_thread(self._store.drop, request.checkpoint_id))
+        return {}
+
+    async def _list(self, request: verbs.ListCheckpoints, call: ServerCall) -> dict[str, Any]:
+        return {"checkpoints": [described(one) for one in await asyncio.to_thread(self._store.all)]}
+
+    def _known(self, checkpoint_id: UUID, instance_id: UUID) -> Checkpoint | None:
+        try:
+            checkpoint = self._store.get(checkpoint_id)
+        except CheckpointNotFoundError:
+            return None
+        if checkpoint.instance_id != instance_id:
+            raise ConflictError("There is a checkpoint of that id already")
+        return checkpoint
+
+    # --- taking ----------------------------------------------------------------------------------------------------
+
+    async def capture(
+        self, instance_id: UUID, draft: Path, *, checkpoint_id: UUID, on_step: OnStep
+    ) -> tuple[Checkpoint, Stillness]:
+        """Memory and disk of a running instance in a draft's folder, of one moment. Whatever goes wrong, the guest goes on."""
+        checkpointing(self._driver)
+        if not self._driver.capabilities.disk_snapshot:
+            raise NotHereError(f"The host cannot copy a running disk of the driver {self._driver.name}")
+        async with self._fleet.held_still(instance_id) as machine:
+            if machine is None or machine.failure is not None:
+                raise InstanceNotFoundError
+            async with machine.in_use(), machine.without_transfers(timeout_seconds=TRANSFER_SECONDS):
+                self._check_space(machine)
+                stillness = await to_its_end(self._capture(machine, draft, on_step))
+            record = machine.record
+        memory = SavedMemory(
+            driver=record.driver,
+            agent=record.agent,
+            vcpu_count=record.shape.vcpu_count,
+            memory_mb=record.shape.memory_mb,
+            needs=record.memory_needs,
+            files=await to_its_end(asyncio.to_thread(saved_files, draft / MEMORY)),
+        )
+        checkpoint = _checkpoint(checkpoint_id, instance_id, record.shape.image_digest, draft)
+        return replace(checkpoint, memory=memory), stillness
+
+    def _check_space(self, machine: Machine) -> None:
+        if not machine.record.memory_needs:
+            raise CheckpointFailedError(
+                "The guest was started by an earlier version of the server; start it again first"
+            )
+        needed = self._driver.usage(machine.id).memory_bytes + self._reserve_bytes
+        if self._disks.free_bytes() < needed:
+            raise UnavailableError("The host's disk is full", retry_after_seconds=30)
+
+    async def _capture(self, machine: Machine, draft: Path, on_step: OnStep) -> Stillness:
+        driver, folder = checkpointing(self._driver), draft / MEMORY
+        folder.mkdir(mode=0o700)
+        # What is written ahead need not be waited for while the guest stands still.
+        disk = self._disks.disk_path(machine.record.disk)
+        mounted = self._directories.mounts / machine.id / "disk"
+        await asyncio.to_thread(_write_back, mounted, disk)
+        stillness, began = Stillness(), time.monotonic()
+        failure: Exception | None = None
+        try:
+            await machine.endpoint.rest(timeout_seconds=QUIET_SECONDS)
+            on_step("quiet")
+            async with self._held_still(machine, stillness, on_step):
+                await driver.checkpoint(machine.id, folder)
+                on_step("saved")
+                await asyncio.to_thread(_copy, mounted, disk, draft / DISK)
+                on_step("copied")
+        except GuestError as error:
+            failure = CheckpointFailedError(f"The guest's agent could not be set aside: {error.message}")
+        except (CheckpointFailedError, OSError) as error:
+            failure = error
+        finally:
+            machine.endpoint.wake()
+        try:
+            # A guest that has ended meanwhile says so here, which is why the rest failed.
+            await machine.endpoint.link(timeout_seconds=LINK_SECONDS)
+        except LinkLostError:
+            # Nobody could use it any more, and nobody would know why.
+            machine.fail(STANDS_STILL)
+            raise InstanceFailedError(STANDS_STILL) from failure
+        if failure is not None:
+            raise failure
+        stillness.downtime_ms = _ms_since(began)
+        on_step("linked")
+        return stillness
+
+    @asynccontextmanager
+    async def _held_still(self, machine: Machine, stillness: Stillness, on_step: OnStep) -> AsyncIterator[None]:
+        """The guest, paused for the block, and going on after it whatever happened."""
+        driver, mark = checkpointing(self._driver), machine.state_dir / HELD_STILL
+        # Before it is done: a daemon that is killed from here on leaves it to the next one.
+        mark.touch()
+        began = time.monotonic()
+        try:
+            await driver.pause(machine.id)
+            on_step("paused")
+            yield
+        finally:
+            try:
+                await driver.resume(machine.id)
+            finally:
+                mark.unlink(missing_ok=True)
+            stillness.paused_ms = _ms_since(began)
+            on_step("resumed")
+
+    async def _copy_only(self, request: verbs.SnapshotDisk, draft: Path) -> tuple[Checkpoint, Stillness]:
+        stillness = Stillness()
+        async with self._fleet.held_still(request.instance_id) as machine:
+            name, digest = (
+                self._directories.disk_of(request.instance_id),
+                self._directories.image_of(request.instance_id),
+            )
+            if name is None or digest is None:
+                raise InstanceNotFoundError
+            disk = self._disks.disk_path(name)
+            if machine is None:
+                await to_its_end(asyncio.to_thread(reflink, disk, draft / DISK))
+            else:
+                if not machine.driver.capabilities.disk_snapshot:
+                    raise NotHereError(f"The host cannot copy a running disk of the driver {machine.driver.name}")
+                mounted = self._directories.mounts / machine.id / "disk"
+                await asyncio.to_thread(_write_back, mounted, disk)
+                began = time.monotonic()
+                await to_its_end(asyncio.to_thread(_copy, mounted, disk, draft / DISK))
+                stillness.downtime_ms = _ms_since(began)
+        return _checkpoint(request.checkpoint_id, request.instance_id, digest, draft), stillness
+
+    # --- beginning with one ----------------------------------------------------------------------------------------
+
+    async def _origin(self, checkpoint: Checkpoint, shape: MachineShape, *, disk_only: bool) -> Origin:
+        if disk_only:
+            _check_disk(checkpoint, shape)
+            return Origin(checkpoint.disk)
+        origin, driver = _with_memory(checkpoint, shape), checkpointing(self._driver)
+        needs = await driver.memory_needs()
+        await asyncio.to_thread(checkpoint.check_memory, driver=driver.name, needs=needs, agents=self._agents)
+        return origin
+
+    async def _begin(self, machine: EnsureMachine, origin: Origin, tell: Told) -> dict[str, Any]:
+        answer = await self._fleet.ensure(
+            machine, lambda step: tell({"step": step.step, "at_ms": step.at_ms}), origin=origin
+        )
+        return {**answer, "restored": self._fleet.machine(machine.instance_id).restored}
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """As the bus carries it."""
+    memory = checkpoint.memory
+    return {
+        "checkpoint_id": str(checkpoint.id),
+        "instance_id": str(checkpoint.instance_id),
+        "created_at": checkpoint.created_at,
+        "image_digest": checkpoint.image_digest,
+        "disk_mb": checkpoint.disk_mb,
+        "disk_bytes": checkpoint.disk_bytes,
+        "memory": None
+        if memory is None
+        else {
+            "driver": memory.driver,
+            "vcpu_count": memory.vcpu_count,
+            "memory_mb": memory.memory_mb,
+            "size_bytes": memory.size_bytes,
+        },
+    }
+
+
+def _checkpoint(checkpoint_id: UUID, instance_id: UUID, image_digest: str, draft: Path) -> Checkpoint:
+    status = (draft / DISK).stat()
+    return Checkpoint(
+        id=checkpoint_id,
+        instance_id=instance_id,
+        created_at=round(time.time(), 3),
+        image_digest=image_digest,
+        disk_mb=status.st_size // MIB,
+        disk_bytes=status.st_blocks * 512,
+        folder=draft,
+    )
+
+
+def _check_disk(checkpoint: Checkpoint, shape: MachineShape) -> None:
+    if shape.image_digest != checkpoint.image_digest:
+        raise InvalidRequestError("image_digest: the checkpoint stands on another image")
+    if shape.disk_mb != checkpoint.disk_mb:
+        raise InvalidRequestError(f"disk_mb: that of the checkpoint is {checkpoint.disk_mb}")
+
+
+def _with_memory(checkpoint: Checkpoint, shape: MachineShape) -> Origin:
+    """Disk and memory of a checkpoint, for a machine of that shape. Raises InvalidRequestError for other sizes, MemoryUnusableError where there is none."""
+    _check_disk(checkpoint, shape)
+    memory = checkpoint.memory
+    if memory is None:
+        raise MemoryUnusableError("The checkpoint holds no memory, only a disk")
+    for name, wanted, saved in (
+        ("vcpu_count", shape.vcpu_count, memory.vcpu_count),
+        ("memory_mb", shape.memory_mb, memory.memory_mb),
+    ):
+        if wanted != saved:
+            raise InvalidRequestError(f"{name}: that of the checkpoint is {saved}")
+    return Origin(checkpoint.disk, checkpoint.memory_folder, memory.agent)
+
+
+def _write_back(mounted: Path, disk: Path) -> None:
+    """Have what a guest wrote in the disk's file, and that on its device."""
+    syncfs(mounted)
+    descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(mounted: Path, disk: Path, target: Path) -> None:
+    with frozen(mounted):
+        reflink(disk, target)
+
+
+def _ms_since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 3)
+
+
+@asynccontextmanager
+async def _telling(call: ServerCall) -> AsyncIterator[Told]:
+    """Something that takes messages for the caller at once; they are sent beside, all of them before the block has ended well."""
+    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def report() -> None:
+        while (step := await steps.get()) is not None:
+            await call.send_message(step)
+
+    reporter = asyncio.get_running_loop().create_task(report())
+    try:
+        yield steps.put_nowait
+        steps.put_nowait(None)
+        # Whoever has gone need not be told.
+        with contextlib.suppress(InnkeeperError):
+            await reporter
+    finally:
+        reporter.cancel()
