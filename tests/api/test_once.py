@@ -35,6 +35,9 @@ async def test_at_the_same_moment(api: Any) -> None:
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
     assert api.world.host.count(EnsureMachine) == 1
+    # Nothing of this could be found again by whoever does not wait.
+    answers = await asyncio.gather(*(post(api, "/v1/tokens", "t", name="t") for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {201} and len({answer.content for answer in answers}) == 1
 
 
 async def test_another_body_is_refused(api: Any) -> None:
@@ -189,7 +192,9 @@ async def test_keys_are_an_organizations_own(api: Any) -> None:
     headers = {"Authorization": f"Bearer {theirs}", "Idempotency-Key": "k"}
     async with api.anonymous() as client:
         answer = await client.post("/v1/vms", json={}, headers=headers)
+        again = await client.post("/v1/vms", json={}, headers=headers)
     assert answer.status_code == 200 and answer.json()["vm_id"] != mine.json()["vm_id"]
+    assert again.content == answer.content and again.headers["idempotency-replayed"] == "true"
 
 
 async def test_another_token_of_the_organization_does_not_get_the_answer(api: Any) -> None:
