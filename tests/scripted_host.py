@@ -22,12 +22,17 @@ from innkeeper.control import organizations, tokens
 from innkeeper.control.context import Control, build_control
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.image import ImageStatus, ShippedImage
+from innkeeper.core.instance import Isolation
+from innkeeper.core.isolation import Offer
 from innkeeper.core.token import Organization, Principal
 from innkeeper.errors import ExecutionNotFoundError, FileMissingError, InnkeeperError, InstanceNotFoundError
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.settings import Settings
 from innkeeper.store.database import open_database
 
+GVISOR = Isolation("gvisor", "gvisor", "systrap", "measured")
+KVM = Isolation("microvm", "qemu", "kvm", "a guest booted", "kvm")
+TCG = Isolation("microvm", "qemu", "tcg", "no /dev/kvm", "tcg")
 STEPS = ("network_allocated", "ftap_created", "image_generated", "vm_started", "vm_booted", "ready")
 
 
@@ -54,6 +59,7 @@ class ScriptedHost:
             "starts_waiting": 0,
             "executions_waiting": 0,
         }
+        self.offers = [Offer("gvisor", GVISOR, GVISOR.reason, frozenset({"freeze", "host_sees_changes"}))]
         self.disks: set[UUID] = set()
         self.files: dict[tuple[UUID, str], bytes] = {}
         self.asked: list[Any] = []
@@ -207,8 +213,9 @@ class ScriptedHost:
             },
         )
         self.disks.add(request.instance_id)
-        isolation = {"level": "gvisor", "driver": "gvisor", "platform": "systrap", "reason": "measured"}
-        return {"boot_trace": trace, "isolation": isolation, "claimed": True}
+        (offer,) = (one for one in self.offers if one.driver == request.shape.driver)
+        assert offer.isolation is not None
+        return {"boot_trace": trace, "isolation": dataclasses.asdict(offer.isolation), "claimed": True}
 
     async def _destroy(self, request: verbs.DestroyMachine, call: ServerCall) -> dict[str, Any]:
         await self.hold.wait()
@@ -393,8 +400,7 @@ class ScriptedHost:
         return {
             "host_id": str(self.id),
             "name": "scripted",
-            "driver": "gvisor",
-            "isolation_level": "gvisor",
+            "drivers": [offer.to_wire() for offer in self.offers],
             "leaked": 0,
         }
 

@@ -174,6 +174,13 @@ class HostDrainingError(NoHostError):
         super().__init__(message, retry_after_seconds=30)
 
 
+class DriverNotOfferedError(NoHostError):
+    """No host offers a driver that isolates as it is asked for"""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, retry_after_seconds=30)
+
+
 class InstanceNotReadyError(UnavailableError):
     """Instance is still provisioning"""
 

@@ -132,6 +132,20 @@ class Settings(BaseModel):
         Literal["auto", "systrap", "ptrace", "kvm"],
         Field(description="gVisor platform; auto measures the two that work everywhere once and takes the faster."),
     ] = "auto"
+    driver: Annotated[
+        Literal["auto", "gvisor", "qemu"],
+        Field(description="Driver of guests that ask for `auto`; auto takes the strongest that runs here, never TCG."),
+    ] = "auto"
+    min_isolation: Annotated[
+        Literal["none", "gvisor", "microvm"],
+        Field(description="No guest is started with a weaker isolation than this, whoever asks for it."),
+    ] = "gvisor"
+    tcg_counts_as_microvm: Annotated[
+        bool,
+        Field(
+            description="Count a VM without hardware virtualization (QEMU's TCG, no security boundary) as isolation `microvm`, not `none`."
+        ),
+    ] = False
     room_wait_seconds: Annotated[
         float,
         Field(gt=0, le=600, description="How long a request waits for a room to become ready before it answers 503."),

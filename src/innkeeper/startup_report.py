@@ -14,6 +14,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from innkeeper.core.image import ImageStatus
+from innkeeper.core.isolation import Offer
 from innkeeper.host.daemon import Daemon
 from innkeeper.settings import Settings
 from innkeeper.settings_values import comma_separated
@@ -84,6 +85,12 @@ def _call(connection: http.client.HTTPConnection, method: str, path: str, body: 
     return json.loads(text) if text else None
 
 
+def _driver(offer: Offer) -> str:
+    if offer.isolation is None:
+        return f"{offer.driver} cannot run: {offer.reason}"
+    return f"{offer.driver} on {offer.isolation.platform}: {offer.reason}"
+
+
 def print_report(settings: Settings, daemon: Daemon, trial: Trial | None, *, seconds: float) -> None:
     """Print the report."""
     print(report(settings, daemon, trial, seconds=seconds), flush=True)
@@ -91,7 +98,6 @@ def print_report(settings: Settings, daemon: Daemon, trial: Trial | None, *, sec
 
 def report(settings: Settings, daemon: Daemon, trial: Trial | None, *, seconds: float) -> str:
     """The report as text."""
-    isolation = daemon.driver.isolation
     listen = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
     url = f"http://{listen}:{settings.port}"
     token = settings.home / "first-token"
@@ -103,7 +109,7 @@ def report(settings: Settings, daemon: Daemon, trial: Trial | None, *, seconds: 
     lines = [
         "",
         f"Innkeeper is ready on {url} after {seconds:.1f} s",
-        f"  driver    {isolation.driver} on {isolation.platform}: {isolation.reason}",
+        *(f"  driver    {_driver(offer)}" for offer in daemon.drivers.offers()),
         f"  images    {images}",
         f"  pools     {pools} guests ready",
         f"  adopted   {daemon.recovered.adopted} guests of an earlier run; {daemon.recovered.removed} leftovers removed",

@@ -79,8 +79,7 @@ def test_only_name_and_image_are_required(api: Api) -> None:
         ("egress_policy", {"mode": "internet", "more": 1}),
         ("egress_policy", "none"),
         ("driver", "firecracker"),
-        ("driver", "qemu"),
-        ("min_isolation", "microvm"),
+        ("min_isolation", "strong"),
         ("warm_pool_size", -1),
         ("warm_pool_size", 1001),
         ("idle_seconds", 59),
@@ -95,6 +94,18 @@ def test_what_cannot_be_is_refused_by_name(api: Api, field: str, value: Any) -> 
     answer = api.client.post("/api/profiles", json={"name": fresh("bad"), "image": "base", field: value})
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request"), answer.text
     assert field in answer.json()["message"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("driver", "qemu"), ("min_isolation", "microvm")])
+def test_an_isolation_that_no_host_offers_is_refused_with_what_is_offered(api: Api, field: str, value: str) -> None:
+    answer = api.client.post("/api/profiles", json={"name": fresh("bad"), "image": "base", field: value})
+    assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable"), answer.text
+    assert answer.json()["message"] == f"{field}: no host offers '{value}' now; offered: gvisor (gvisor, on systrap)"
+    never = api.client.post(
+        "/api/profiles",
+        json={"name": fresh("bad"), "image": "base", "driver": "gvisor", "min_isolation": "microvm"},
+    )
+    assert (never.status_code, never.json()["error"]) == (400, "invalid_request")
 
 
 def test_a_policy_that_is_not_there_yet_is_named(api: Api) -> None:

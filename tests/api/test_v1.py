@@ -154,6 +154,7 @@ async def test_rooms_with_their_boot_trace(api: Any) -> None:
         "level": "gvisor",
         "driver": "gvisor",
         "platform": "systrap",
+        "accelerator": None,
         "reason": "measured",
     }
     assert rows[0]["host"]["name"] == "scripted"
@@ -170,6 +171,10 @@ async def test_images_and_hosts(api: Any) -> None:
     async with operator(api) as client:
         hosts = (await client.get("/v1/hosts")).json()
     assert [(host["name"], host["reachable"], host["driver"]) for host in hosts] == [("scripted", True, "gvisor")]
+    assert hosts[0]["isolation_level"] == "gvisor"
+    assert [(one["driver"], one["isolation"]["level"], one["capabilities"]) for one in hosts[0]["drivers"]] == [
+        ("gvisor", "gvisor", ["freeze", "host_sees_changes"])
+    ]
 
 
 async def test_the_operator_needs_no_token_but_a_bad_one_is_refused(api: Any) -> None:

@@ -98,6 +98,7 @@ async def test_the_defaults(api: Any) -> None:
         ("image_variant", "computer-use"), ("image_variant", "nix-dev"), ("image_variant", "nosuch"),
         ("snapshot_id", "s"), ("snapshot_on_terminate", True), ("snapshot_name", "n"), ("volumes", [{"volume_id": "v"}]),
         ("custom_domain", {"domain": "d.example"}), ("vault_ids", ["v"]), ("auto_suspend", True), ("auto_resume", True),
+        ("driver", "firecracker"), ("min_isolation", "strong"), ("driver", 1),
         ("surely_unknown", 1), ("egress_policy", {"allowed_domains": ["a.example"]}), ("egress_policy", {"allow_public_repos": True}),
         ("egress_policy", {"allow_http": "yes"}), ("egress_policy", {"allowed_cidrs": ["1.2.3.4/8"]}),
         ("egress_policy", {"allowed_cidrs": ["::/0"]}), ("egress_policy", {"allowed_cidrs": [1]}), ("egress_policy", {"else": 1}),
@@ -129,6 +130,31 @@ async def test_harmless_values_of_what_is_not_in_force(api: Any) -> None:
 async def test_too_long_a_life_says_what_is_possible(api: Any) -> None:
     answer = await api.client.post("/v1/vms", json={"vm_lifetime_seconds": 90_000})
     assert (answer.status_code, answer.json()["detail"]) == (403, "VM lifetime cannot exceed 86400s")
+
+
+async def test_an_isolation_that_cannot_be_had_is_refused_with_what_is_offered(api: Any) -> None:
+    offered = "offered: gvisor (gvisor, on systrap)"
+    for fields, text in (
+        ({"driver": "qemu"}, f"driver: no host offers 'qemu' now; {offered}"),
+        ({"min_isolation": "microvm"}, f"min_isolation: no host offers 'microvm' now; {offered}"),
+    ):
+        for query in ({}, {"wait": "false"}):
+            answer = await api.client.post("/v1/vms", json=fields, params=query)
+            assert (answer.status_code, answer.json()) == (503, {"detail": text, "code": "service_unavailable"})
+            assert answer.headers["retry-after"] == "30"
+    never = await api.client.post("/v1/vms", json={"driver": "gvisor", "min_isolation": "microvm"})
+    problem = {
+        "loc": ["body", "min_isolation"],
+        "msg": "'microvm' is more than the driver 'gvisor' gives, which is 'gvisor'",
+        "type": "value_error",
+    }
+    assert (never.status_code, never.json()) == (422, {"detail": [problem]})
+    assert ensured(api) == [] and (await api.client.get("/v1/vms/")).json() == []
+    found = await record(api, (await make(api, driver="gvisor", min_isolation="none"))["vm_id"])
+    assert (found["driver"], found["min_isolation"]) == ("gvisor", "none")
+    assert found["isolation"] == {
+        "level": "gvisor", "driver": "gvisor", "platform": "systrap", "accelerator": None, "reason": "measured",
+    }  # fmt: skip
 
 
 async def test_a_session_has_one_living_vm(api: Any) -> None:

@@ -102,7 +102,7 @@ class Host:
         plain = MachineShape(
             pool_key=pool_key,
             image_digest=self.image.digest,
-            driver=self.daemon.driver.name,
+            driver=next(offer.driver for offer in self.daemon.drivers.offers() if offer.isolation is not None),
             vcpu_count=1,
             memory_mb=512,
             disk_mb=2048,

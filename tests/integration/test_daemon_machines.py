@@ -1,6 +1,7 @@
 """Machines over the bus: one per instance, warm or cold, admitted or refused, gone when they are told to go."""
 
 import asyncio
+import dataclasses
 from uuid import UUID, uuid4
 
 import pytest
@@ -8,6 +9,7 @@ from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, runn
 
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.host_verbs import WarmPool
+from innkeeper.core.isolation import offer_from_wire
 from innkeeper.errors import ImageNotFoundError, InnkeeperError, InstanceNotFoundError, UnavailableError
 
 pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
@@ -22,6 +24,18 @@ async def test_asking_again_gives_the_same_machine(host: Host, instance: UUID) -
         "active", "network_allocated", "ftap_created", "image_generated", "vm_started", "vm_booted", "ready",
     ]  # fmt: skip
     assert first["isolation"]["level"] == "gvisor"
+
+
+async def test_what_the_host_offers_is_what_it_starts(host: Host) -> None:
+    status = await host.status()
+    (offer,) = [offer_from_wire(one) for one in status["drivers"]]
+    assert offer.isolation is not None
+    assert (offer.driver, offer.isolation.level, offer.isolation.accelerator) == ("gvisor", "gvisor", None)
+    assert offer.capabilities >= {"freeze", "host_sees_changes"}
+    with pytest.raises(UnavailableError, match="This host has no driver 'qemu'"):
+        await host.ensure_answer(uuid4(), shape=dataclasses.replace(host.shape(), driver="qemu"))
+    after = await host.status()
+    assert (after["machines"], after["leaked"]) == (status["machines"], 0)
 
 
 async def test_twenty_at_once_for_one_instance_make_one_machine(host: Host) -> None:

@@ -33,14 +33,17 @@ async def frozen(host: Host, instance: UUID) -> None:
 async def test_guests_outlive_the_daemon_and_are_adopted(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("home")
     async with running_host(home, keep_running=True) as first:
-        busy, asleep, damaged = [await first.ensure() for _ in range(3)]
+        busy, asleep, damaged, foreign = [await first.ensure() for _ in range(4)]
         long = await first.ok(busy, "(sleep 1.5; echo late > /tmp/late; sleep 60) >/dev/null 2>&1 & echo $!")
         await first.ok(asleep, "echo mine > file")
-        await first.ok(damaged, "echo kept > file")
+        for instance in (damaged, foreign):
+            await first.ok(instance, "echo kept > file")
         await frozen(first, asleep)
-        pids = {instance: sentry(first, instance) for instance in (busy, asleep, damaged)}
-        record = first.machine(damaged).state_dir / "machine.json"
-    record.write_text('{"machine_id": 7')
+        pids = {instance: sentry(first, instance) for instance in (busy, asleep, damaged, foreign)}
+        records = [first.machine(instance).state_dir / "machine.json" for instance in (damaged, foreign)]
+    records[0].write_text('{"machine_id": 7')
+    # As a version of the server writes it that has more drivers: to this one it is nobody's.
+    records[1].write_text(records[1].read_text().replace('"driver": "gvisor"', '"driver": "another"'))
     # That is what the leak check is for.
     assert any("process" in left for left in leaks.leftovers(home))
     async with running_host(home) as second:
@@ -52,12 +55,13 @@ async def test_guests_outlive_the_daemon_and_are_adopted(tmp_path_factory: pytes
         assert (await second.ok(busy, f"kill -0 {long.text.strip()}; sleep 2; cat /tmp/late")).text == "late\n"
         assert (await second.ok(asleep, "cat file")).text == "mine\n"
         # Nobody knows whose guest it was: it is gone, and the instance's disk is not.
-        with pytest.raises(InstanceNotFoundError):
-            await second.run(damaged, "true")
-        with pytest.raises(ProcessLookupError):
-            os.kill(pids[damaged], 0)
-        await second.ensure(damaged)
-        assert (await second.ok(damaged, "cat file")).text == "kept\n"
+        for instance in (damaged, foreign):
+            with pytest.raises(InstanceNotFoundError):
+                await second.run(instance, "true")
+            with pytest.raises(ProcessLookupError):
+                os.kill(pids[instance], 0)
+            await second.ensure(instance)
+            assert (await second.ok(instance, "cat file")).text == "kept\n"
     assert leaks.wait_for_none(home) == []
 
 

@@ -45,6 +45,7 @@ def test_no_label_names_something_without_end():
     for name, (_, labels) in documented().items():
         assert labels <= {
             "host", "process", "state", "kind", "method", "route", "status", "code", "outcome", "start", "step", "phase", "task", "reason",
+            "driver",
         }, name  # fmt: skip
 
 

@@ -3,11 +3,17 @@ from types import SimpleNamespace
 
 from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.core.instance import Isolation
+from innkeeper.core.isolation import Offer
 from innkeeper.settings import Settings
 from innkeeper.startup_report import TRIAL_COMMAND, Trial, _try_a_room, report
 
 DAEMON = SimpleNamespace(
-    driver=SimpleNamespace(isolation=Isolation("gvisor", "gvisor", "systrap", "no KVM here")),
+    drivers=SimpleNamespace(
+        offers=lambda: [
+            Offer("gvisor", Isolation("gvisor", "gvisor", "systrap", "no KVM here"), "no KVM here"),
+            Offer("qemu", None, "QEMU is not installed"),
+        ]
+    ),
     images=SimpleNamespace(
         list=lambda: [ShippedImage("base", ImageStatus.READY), ShippedImage("node", ImageStatus.BUILDING)]
     ),
@@ -33,6 +39,7 @@ def test_everything_that_is_promised_is_there():
     for line in (
         "Innkeeper is ready on http://127.0.0.1:7070 after 2.3 s",
         "  driver    gvisor on systrap: no KVM here",
+        "  driver    qemu cannot run: QEMU is not installed",
         "  images    base, node (building)",
         "  pools     1/2 guests ready",
         "  adopted   3 guests of an earlier run; 4 leftovers removed",

@@ -69,6 +69,7 @@ def status(
                 ("platform", one.get("platform")),
                 ("isolation", one.get("isolation_level")),
                 ("because", one.get("reason")),
+                ("drivers", "; ".join(_offer(offer) for offer in one.get("drivers") or []) or None),
                 ("cpus", one.get("cpus")),
                 ("memory", _pair(one.get("memory_committed_mb"), one.get("memory_mb"), " MiB given to guests")),
                 ("disk free", f"{one['disk_free_mb']} MiB" if one.get("disk_free_mb") is not None else None),
@@ -84,6 +85,13 @@ def _state(host: dict[str, Any]) -> str:
     if not host["reachable"]:
         return "unreachable"
     return "draining" if host["draining"] else "ready"
+
+
+def _offer(offer: dict[str, Any]) -> str:
+    isolation = offer["isolation"]
+    if isolation is None:
+        return f"{offer['driver']} cannot run: {offer['reason']}"
+    return f"{offer['driver']} ({isolation['level']}, on {isolation['platform']})"
 
 
 def _pair(part: int | None, whole: int | None, unit: str = "") -> str | None:

@@ -30,7 +30,9 @@ User = Annotated[str | None, typer.Option(help="User that commands run as; '' fo
 Workdir = Annotated[str | None, typer.Option(help="Working directory of commands; '' for the image's.")]
 Egress = Annotated[str | None, typer.Option(help="What rooms may connect to: internet or none.")]
 Driver = Annotated[str | None, typer.Option(help="auto, gvisor or qemu.")]
-MinIsolation = Annotated[str | None, typer.Option(help="Weakest isolation that is acceptable: gvisor or microvm.")]
+MinIsolation = Annotated[
+    str | None, typer.Option(help="Weakest isolation that is acceptable: none, gvisor or microvm.")
+]
 WarmPoolSize = Annotated[int | None, typer.Option(help="Ready guests kept for new rooms.")]
 IdleSeconds = Annotated[str | None, typer.Option(help="A room that was idle this long is destroyed; 'never' keeps it.")]
 CommandTimeoutSeconds = Annotated[

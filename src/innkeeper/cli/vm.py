@@ -12,7 +12,7 @@ import typer
 from innkeeper.cli.connection import connect
 from innkeeper.cli.options import Json
 from innkeeper.cli.printing import USAGE, fail, print_fields, print_json, print_table, say
-from innkeeper.cli.profile import parse_env
+from innkeeper.cli.profile import Driver, MinIsolation, parse_env
 
 app = typer.Typer(help="VMs: guest computers by an id of their own, each with a lifetime.", no_args_is_help=True)
 
@@ -41,6 +41,8 @@ def create(
             help="Variable of all that runs in it, repeatable; 'K' alone takes the value from your own environment.",
         ),
     ] = None,
+    driver: Driver = None,
+    min_isolation: MinIsolation = None,
     session: Annotated[str | None, typer.Option(metavar="ID", help="Of this session, which may have one.")] = None,
     wait: Annotated[bool, typer.Option(help="Answer when it is up.")] = True,
     json: Json = False,
@@ -54,6 +56,8 @@ def create(
         "idle_seconds": idle,
         "metadata": _pairs(metadata) if metadata else None,
         "env": parse_env(env) if env else None,
+        "driver": driver,
+        "min_isolation": min_isolation,
         "session_id": session,
     }
     body = {name: value for name, value in wanted.items() if value is not None}
@@ -114,6 +118,7 @@ def show(ctx: typer.Context, vm: Vm, json: Json = False) -> None:
             ("egress policy", jsonlib.dumps(policy) if (policy := detail["egress_policy"]) else None),
             ("host", detail["host"]["name"] if detail["host"] else None),
             ("isolation", isolation.get("level")),
+            ("driver", f"{isolation['driver']} ({isolation['platform']})" if isolation else None),
             ("because", isolation.get("reason")),
         )
     )

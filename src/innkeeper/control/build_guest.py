@@ -21,6 +21,7 @@ from innkeeper.core.build_step import RunStep
 from innkeeper.core.build_verbs import PackFiles, SaveStep, UnpackFiles
 from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, Execute, MachineShape, to_wire
 from innkeeper.core.instance import Instance, InstanceState
+from innkeeper.core.isolation import Offer
 from innkeeper.errors import InnkeeperError, UnavailableError
 from innkeeper.ids import public_key_id, uuid7
 from innkeeper.store import instances
@@ -42,11 +43,12 @@ GRACE_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GuestPlan:
-    """What a build's guest is made of: an image, perhaps with a kept step on it, on a host."""
+    """What a build's guest is made of: an image, perhaps with a kept step on it, on a host, by one of its drivers."""
 
     build_id: UUID
     organization_id: UUID
     host: HostEntry
+    offer: Offer
     image_digest: str
     step_key: str | None
     egress_mode: str
@@ -160,7 +162,7 @@ async def open_guest(control: Control, plan: GuestPlan) -> AsyncIterator[BuildGu
     shape = MachineShape(
         pool_key="",
         image_digest=plan.image_digest,
-        driver=plan.host.driver,
+        driver=plan.offer.driver,
         vcpu_count=instance.vcpu_count,
         memory_mb=instance.memory_mb,
         disk_mb=instance.disk_mb,

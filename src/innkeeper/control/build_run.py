@@ -28,6 +28,7 @@ from innkeeper.core.build_step import CopyStep, DirectoryStep, NoteStep, RunStep
 from innkeeper.core.build_verbs import ExportStep, FindSteps, ScratchImage
 from innkeeper.core.dockerfile import DockerfileError
 from innkeeper.core.host_verbs import to_wire
+from innkeeper.core.isolation import Offer
 from innkeeper.errors import (
     ConflictError,
     FileMissingError,
@@ -98,12 +99,13 @@ class Built:
 
 
 class BuildRun:
-    """One build on one host."""
+    """One build on one host, by one of its drivers."""
 
-    def __init__(self, control: Control, job: BuildJob, host: HostEntry, log: BuildLog) -> None:
+    def __init__(self, control: Control, job: BuildJob, *, host: HostEntry, offer: Offer, log: BuildLog) -> None:
         self._control = control
         self._job = job
         self._host = host
+        self._offer = offer
         self._log = log
         self._index: dict[str, ContextEntry] = {}
         self._digests = dict(job.digests)
@@ -298,6 +300,7 @@ class BuildRun:
             self._job.build_id,
             self._job.organization_id,
             self._host,
+            self._offer,
             state.image_digest,
             state.key,
             self._job.egress_mode,

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from innkeeper.core.host import Host
+from innkeeper.core.isolation import Offer
 
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host with what it said it can do: driver, isolation level, and the version of the agent in its guests."""
+    """A host with what it said it can do: its drivers, and the version of the agent in its guests."""
 
     host: Host
-    driver: str
-    isolation_level: str
+    offers: tuple[Offer, ...]
     agent_version: str
 
 

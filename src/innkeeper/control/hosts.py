@@ -13,11 +13,12 @@ import sqlalchemy as sa
 import structlog
 
 from innkeeper.bus.contract import Message
-from innkeeper.control import audit, clock, images, provisioning, reconciler
+from innkeeper.control import audit, clock, images, placement, provisioning, reconciler
 from innkeeper.control.access import require
 from innkeeper.control.host_table import HostEntry
 from innkeeper.core.host import Host
 from innkeeper.core.host_verbs import HostStatus, WatchHost, to_wire
+from innkeeper.core.isolation import Offer, Rules, Wish, choose, offer_from_wire
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import InnkeeperError, NotFoundError
 from innkeeper.ids import parse_uuid
@@ -37,7 +38,8 @@ CONNECT_SECONDS = 60.0
 class HostView:
     """A host with what it says of itself (`HostStatus`'s answer), which is empty while it cannot be reached.
 
-    `rooms` lie on it; `open_calls` are requests that are going on in their guests.
+    `rooms` lie on it; `open_calls` are requests that are going on in their guests. `offers` are its drivers, and `default` the one that guests get there
+    that ask for none.
     """
 
     host: Host
@@ -45,6 +47,8 @@ class HostView:
     rooms: int = 0
     open_calls: int = 0
     status: dict[str, Any] = field(default_factory=dict)
+    offers: tuple[Offer, ...] = ()
+    default: Offer | None = None
 
 
 async def list_hosts(control: Control, principal: Principal) -> list[HostView]:
@@ -70,7 +74,21 @@ async def _look(control: Control, host: Host) -> HostView:
     except InnkeeperError:
         status = {}
     streams = [entry.open_streams for entry in control.live if entry.instance.host_id == host.id]
-    return HostView(host, reachable=bool(status), rooms=len(streams), open_calls=sum(streams), status=status)
+    rules = placement.rules_of(control.settings)
+    offers = tuple(_judged(offer_from_wire(one), rules) for one in status.get("drivers", ()))
+    return HostView(
+        host,
+        reachable=bool(status),
+        rooms=len(streams),
+        open_calls=sum(streams),
+        status=status,
+        offers=offers,
+        default=choose(Wish(), rules, offers),
+    )
+
+
+def _judged(offer: Offer, rules: Rules) -> Offer:
+    return offer if offer.isolation is None else dataclasses.replace(offer, isolation=rules.judged(offer.isolation))
 
 
 async def set_draining(
@@ -138,8 +156,7 @@ async def _connect(control: Control, host_id: UUID) -> None:
     control.hosts.put(
         HostEntry(
             host,
-            driver=str(status["driver"]),
-            isolation_level=str(status["isolation_level"]),
+            offers=tuple(offer_from_wire(one) for one in status["drivers"]),
             agent_version=agent_version,
         )
     )

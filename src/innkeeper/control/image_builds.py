@@ -318,7 +318,8 @@ async def _build(
         live.build = dataclasses.replace(live.build, digest=built.digest)
 
     async with asyncio.timeout(control.settings.build_timeout_seconds):
-        run = BuildRun(control, job, placement.choose_for_build(control), live.log)
+        host, offer = placement.choose_for_build(control)
+        run = BuildRun(control, job, host=host, offer=offer, log=live.log)
         await run.run(register)
 
 

@@ -9,16 +9,17 @@ from innkeeper.core.image import Image
 from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.instance import Instance
 from innkeeper.core.instance_spec import InstanceSpec, pool_shape
+from innkeeper.core.isolation import Offer
 
 HOSTNAME_MAX = 63
 
 
-def shape_of(spec: InstanceSpec, image: Image, *, driver: str, agent_version: str) -> MachineShape:
+def shape_of(spec: InstanceSpec, image: Image, *, offer: Offer, agent_version: str) -> MachineShape:
     """The shape of the spec's new guests: what the warm pool keeps ready, and what a new instance asks for."""
     return MachineShape(
-        pool_key=pool_shape(spec, image_digest=image.digest, driver=driver, agent_version=agent_version),
+        pool_key=pool_shape(spec, image_digest=image.digest, driver=offer.kind, agent_version=agent_version),
         image_digest=image.digest,
-        driver=driver,
+        driver=offer.driver,
         vcpu_count=spec.vcpu_count,
         memory_mb=spec.memory_mb,
         disk_mb=spec.disk_mb,
@@ -30,7 +31,13 @@ def shape_of(spec: InstanceSpec, image: Image, *, driver: str, agent_version: st
 
 
 def ensure_of(
-    instance: Instance, spec: InstanceSpec, image: Image | None, env: dict[str, str], *, driver: str, agent_version: str
+    instance: Instance,
+    spec: InstanceSpec,
+    image: Image | None,
+    env: dict[str, str],
+    *,
+    offer: Offer,
+    agent_version: str,
 ) -> EnsureMachine:
     """The request that makes the instance's machine ready.
 
@@ -40,7 +47,7 @@ def ensure_of(
     shape = MachineShape(
         pool_key="",
         image_digest=instance.image_digest,
-        driver=driver,
+        driver=offer.driver,
         vcpu_count=instance.vcpu_count,
         memory_mb=instance.memory_mb,
         disk_mb=instance.disk_mb,
@@ -50,7 +57,7 @@ def ensure_of(
         user=spec.user or config.user,
     )
     if image is not None and image.usable:
-        fresh = shape_of(spec, image, driver=driver, agent_version=agent_version)
+        fresh = shape_of(spec, image, offer=offer, agent_version=agent_version)
         same = (fresh.image_digest, fresh.user, fresh.vcpu_count, fresh.memory_mb, fresh.disk_mb) == (
             shape.image_digest,
             shape.user,

@@ -1,43 +1,98 @@
-"""Which host a new instance goes to."""
+"""Which host a new instance goes to, and which of its drivers an instance gets."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from innkeeper.control.host_table import HostEntry
+from innkeeper.core import isolation
 from innkeeper.core.image import Image, ImageStatus
+from innkeeper.core.instance import Instance
 from innkeeper.core.instance_spec import InstanceSpec
+from innkeeper.core.isolation import AUTO, HOST_SEES_CHANGES, Offer, Rules, Wish
 from innkeeper.errors import HostDrainingError, NoHostError, UnavailableError
+from innkeeper.settings import Settings
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
 
-# Weakest first: a host serves a profile whose minimum is not above its own level.
-ISOLATION_LEVELS = ("gvisor", "microvm")
+# Whatever a build needs, its guests' disks become layers: the host has to read them.
+BUILD_NEEDS = frozenset({HOST_SEES_CHANGES})
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the server's settings say of isolation."""
+    return Rules(settings.driver, settings.min_isolation, settings.tcg_counts_as_microvm)
 
 
 def choose(control: Control, spec: InstanceSpec, *, host_id: UUID | None) -> HostEntry:
     """The host for a new instance: the one asked for, else the one with the fewest instances. A full host says so itself when it is asked.
 
     Raises:
-        NoHostError: none is reachable and can isolate as strongly as the spec wants.
+        NoHostError: none is reachable.
+        DriverNotOfferedError: none that is has a driver that isolates as the spec wants.
         HostDrainingError: those that do take no new instances now.
 
     """
-    reachable = set(control.bus.hosts())
-    able = [
-        entry
-        for entry in control.hosts
-        if entry.host.id in reachable and _serves(entry, spec) and host_id in (None, entry.host.id)
-    ]
+    there = [entry for entry in _reachable(control) if host_id in (None, entry.host.id)]
+    rules = rules_of(control.settings)
+    able = [entry for entry in there if isolation.choose(spec.wish, rules, entry.offers) is not None]
+    if there and not able:
+        raise isolation.refusal(spec.wish, rules, _offers(there))
     return _least_used(control, able)
 
 
-def choose_for_build(control: Control) -> HostEntry:
-    """The host for the guests of an image build: all on one, where the files of one are kept for the next. Raises NoHostError."""
+def offer_for(control: Control, host: HostEntry, spec: InstanceSpec, instance: Instance) -> Offer:
+    """The driver for an instance's next machine on its host. Raises DriverNotOfferedError: none is as strong as the spec wants, or as the last one was."""
+    rules = rules_of(control.settings)
+    offer = isolation.choose(spec.wish, rules, host.offers, own=instance.isolation)
+    if offer is None:
+        raise isolation.refusal(spec.wish, rules, host.offers, own=instance.isolation)
+    return offer
+
+
+def require_offered(control: Control, wish: Wish) -> None:
+    """Refuse what cannot be had, as far as that is known: while no host has been heard of, only what never can.
+
+    Raises:
+        InvalidRequestError: no host can ever satisfy it.
+        DriverNotOfferedError: none does now.
+
+    """
+    rules = rules_of(control.settings)
+    isolation.check(wish, rules)
+    there = _reachable(control)
+    if there and all(isolation.choose(wish, rules, entry.offers) is None for entry in there):
+        raise isolation.refusal(wish, rules, _offers(there))
+
+
+def choose_for_build(control: Control) -> tuple[HostEntry, Offer]:
+    """The host and the driver for the guests of an image build: all on one, where the files of one are kept for the next.
+
+    The server's default driver is no matter here, its minimum is. Raises NoHostError, DriverNotOfferedError.
+    """
+    rules = dataclasses.replace(rules_of(control.settings), driver=AUTO)
+    wish = Wish(min_isolation="none")
+    there = _reachable(control)
+    offers = {entry.host.id: isolation.choose(wish, rules, entry.offers, needs=BUILD_NEEDS) for entry in there}
+    able = [entry for entry in there if offers[entry.host.id] is not None]
+    if there and not able:
+        raise isolation.refusal(wish, rules, _offers(there), needs=BUILD_NEEDS)
+    host = _least_used(control, able)
+    offer = offers[host.host.id]
+    assert offer is not None  # noqa: S101 - it is one of the able
+    return host, offer
+
+
+def _reachable(control: Control) -> list[HostEntry]:
     reachable = set(control.bus.hosts())
-    return _least_used(control, [entry for entry in control.hosts if entry.host.id in reachable])
+    return [entry for entry in control.hosts if entry.host.id in reachable]
+
+
+def _offers(entries: list[HostEntry]) -> list[Offer]:
+    return [offer for entry in entries for offer in entry.offers]
 
 
 def _least_used(control: Control, able: list[HostEntry]) -> HostEntry:
@@ -68,9 +123,3 @@ def usable_image(control: Control, spec: InstanceSpec) -> Image:
     if image is not None and image.status is ImageStatus.BUILDING:
         raise UnavailableError(f"The image {spec.image!r} is still being built", retry_after_seconds=10)
     raise UnavailableError(f"The image {spec.image!r} is not there", retry_after_seconds=30)
-
-
-def _serves(entry: HostEntry, spec: InstanceSpec) -> bool:
-    if spec.driver not in ("auto", entry.driver) or entry.isolation_level not in ISOLATION_LEVELS:
-        return False
-    return ISOLATION_LEVELS.index(entry.isolation_level) >= ISOLATION_LEVELS.index(spec.min_isolation)

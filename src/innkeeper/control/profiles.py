@@ -10,10 +10,11 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.control import audit, clock
+from innkeeper.control import audit, clock, placement
 from innkeeper.control.access import require, require_any
 from innkeeper.control.room_entry import show_profile
 from innkeeper.core.egress_policy import EgressPolicy, parse_egress_policy
+from innkeeper.core.isolation import Wish
 from innkeeper.core.profile import Profile, validate_profile
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import ConflictError, InvalidRequestError, ProfileNotFoundError
@@ -82,7 +83,8 @@ async def create(control: Control, principal: Principal, fields: Mapping[str, An
     """A new profile of `fields` (the names in FIELDS; only `name` and `image` are required).
 
     Raises:
-        InvalidRequestError: naming the field; also for an unknown image, and for an isolation or a driver that no host here has.
+        InvalidRequestError: naming the field; also for an unknown image, and for an isolation that no host can ever give.
+        DriverNotOfferedError: no host has such a driver, or isolates so strongly, now.
         ConflictError: the name is taken.
 
     """
@@ -116,7 +118,7 @@ async def update(control: Control, principal: Principal, profile_id: UUID, chang
     the other policies at once.
 
     Raises:
-        InvalidRequestError: as for `create`.
+        InvalidRequestError, DriverNotOfferedError: as for `create`.
         ConflictError: the name is taken, or someone else changed the profile meanwhile.
 
     """
@@ -220,10 +222,8 @@ def _merged(env: dict[str, str], changes: Mapping[Any, Any] | None) -> dict[str,
 
 def _require_supported(control: Control, profile: Profile, changes: Mapping[str, Any]) -> None:
     """Refuse what nothing here can honour: a promise of isolation that is not kept is worse than none."""
-    if profile.driver == "qemu":
-        raise InvalidRequestError("driver: no host here has the driver 'qemu'; use 'auto' or 'gvisor'")
-    if profile.min_isolation == "microvm":
-        raise InvalidRequestError("min_isolation: no host here can run microVMs; use 'gvisor'")
+    if changes.keys() & {"driver", "min_isolation"}:
+        placement.require_offered(control, Wish(profile.driver, profile.min_isolation))
     shipped = {name.strip() for name in control.settings.images.split(",")}
     known = control.images.resolve(profile.organization_id, profile.image)
     if "image" in changes and known is None and profile.image not in shipped:

@@ -20,6 +20,7 @@ from innkeeper.core.event import AuditEvent
 from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, to_wire
 from innkeeper.core.instance import LEGAL, PROVISIONING, BootStep, Instance, InstanceState, Isolation, transition
 from innkeeper.core.instance_spec import InstanceSpec
+from innkeeper.core.isolation import isolation_from_wire
 from innkeeper.core.token import Organization, Principal
 from innkeeper.errors import (
     InnkeeperError,
@@ -52,7 +53,7 @@ async def bring_up(control: Control, principal: Principal, entry: Entry) -> Entr
 
     Raises:
         InstanceNotFoundError: it is being destroyed, or was.
-        NoHostError, UnavailableError: it cannot be brought up now.
+        NoHostError, UnavailableError: it cannot be brought up now; a DriverNotOfferedError leaves it as it is.
         InstanceFailedError: it failed.
 
     """
@@ -60,6 +61,10 @@ async def bring_up(control: Control, principal: Principal, entry: Entry) -> Entr
         raise InstanceNotFoundError
     if entry.ready:
         return entry
+    host = control.hosts.get(entry.instance.host_id)
+    if host is not None:
+        # Before anything is noted: an instance that may not start as things are stays what it is.
+        placement.offer_for(control, host, entry.spec, entry.instance)
     lease = await _claim(control, principal, entry)
     if lease is None:
         return await _wait_for_other_process(control, entry)
@@ -213,7 +218,7 @@ async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> 
     try:
         async with asyncio.timeout(ENSURE_SECONDS):
             answer = await _ask(control, entry)
-        boot_trace, isolation = _boot_trace(answer), _isolation(answer)
+        boot_trace, isolation = _boot_trace(answer), _isolation(control, answer)
     except Exception as error:
         control.metrics.provisioning_failures += 1
         await _note_failure(control, entry, lease, error, new=new)
@@ -239,7 +244,7 @@ async def _ask(control: Control, entry: Entry) -> dict[str, Any]:
         control.box.open_env(
             entry.spec.env_sealed, organization_id=entry.spec.organization_id, object_id=entry.spec.owner_id
         ),
-        driver=host.driver,
+        offer=placement.offer_for(control, host, entry.spec, entry.instance),
         agent_version=host.agent_version,
     )
     async with control.bus.open(host.host.id, EnsureMachine.verb, to_wire(request)) as call:
@@ -377,8 +382,8 @@ def _boot_trace(answer: dict[str, Any]) -> tuple[BootStep, ...]:
     return tuple(BootStep(str(step["step"]), float(step["at_ms"])) for step in answer.get("boot_trace", []))
 
 
-def _isolation(answer: dict[str, Any]) -> Isolation | None:
+def _isolation(control: Control, answer: dict[str, Any]) -> Isolation | None:
     told = answer.get("isolation")
     if not isinstance(told, dict):
         return None
-    return Isolation(*(str(told.get(name, "")) for name in ("level", "driver", "platform", "reason")))
+    return placement.rules_of(control.settings).judged(isolation_from_wire(told))

@@ -128,6 +128,7 @@ def spec_of(vm: Vm, instance: Instance) -> InstanceSpec:
             vcpu_count=instance.vcpu_count,
             memory_mb=vm.memory_mb,
             disk_mb=instance.disk_mb,
+            wish=vm.wish,
         ),
         idle_seconds=vm.idle_seconds,
         egress_policy=vm.egress_policy,

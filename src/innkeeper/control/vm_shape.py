@@ -7,6 +7,7 @@ from uuid import UUID
 
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance_spec import InstanceSpec
+from innkeeper.core.isolation import Wish
 from innkeeper.errors import InvalidRequestError
 from innkeeper.settings import Settings
 from innkeeper.settings_values import comma_separated
@@ -51,7 +52,7 @@ def _mapped(settings: Settings) -> dict[str, str]:
 
 
 def new_spec(
-    organization_id: UUID, session_id: UUID, *, image: str, vcpu_count: int, memory_mb: int, disk_mb: int
+    organization_id: UUID, session_id: UUID, *, image: str, vcpu_count: int, memory_mb: int, disk_mb: int, wish: Wish
 ) -> InstanceSpec:
     """The spec of a VM of a shape. Guests of VMs have nothing of anybody's before they are claimed, so all organizations share their warm pool."""
     return InstanceSpec(
@@ -65,8 +66,7 @@ def new_spec(
         user=USER,
         workdir=WORKDIR,
         egress_policy=EgressPolicy(),
-        driver="auto",
-        min_isolation="gvisor",
+        wish=wish,
         idle_seconds=None,
         command_timeout_seconds=COMMAND_SECONDS,
         public_files="off",

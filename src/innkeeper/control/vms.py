@@ -12,10 +12,11 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from innkeeper.control import audit, clock, lifecycle, provisioning, shares
+from innkeeper.control import audit, clock, lifecycle, placement, provisioning, shares
 from innkeeper.control.access import require
 from innkeeper.control.vm_entry import VmEntry, VmView, event_of, session_key
 from innkeeper.control.vm_shape import image_of, new_spec
+from innkeeper.core import isolation
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import Instance
 from innkeeper.core.profile import validate_env
@@ -75,6 +76,8 @@ async def create(
     if session is None and new_session is not None:
         session = await control.database.read(session_store.get, new_session)
     new = session is None
+    whole = request if session is None else request.over(session.request)
+    isolation.check(whole.wish, placement.rules_of(control.settings))
     if session is None:
         session_id = new_session or uuid4()
         sealed = control.box.seal_env(
@@ -280,6 +283,7 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, wish: 
     ):
         if wanted is not None and wanted != has:
             raise ConflictError(f"{name}: the session's VM lives and has {has}")
+    _check_isolation(entry, request)
     vm_id = entry.vm.vm_id
     if wish.share is not None:
         await shares.ensure(control, principal, entry, wish.share)
@@ -292,6 +296,16 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, wish: 
     }
     if changes:
         await change(control, principal, vm_id, changes)
+
+
+def _check_isolation(entry: VmEntry, request: VmRequest) -> None:
+    """Refuse a living VM that is isolated otherwise than is asked; one that comes up for the first time is taken by what it asked for itself."""
+    has, asked = entry.instance.isolation, entry.vm.wish
+    driver, level = (asked.driver, asked.min_isolation) if has is None else (has.driver, has.level)
+    if request.driver not in (None, isolation.AUTO, driver):
+        raise ConflictError(f"driver: the session's VM lives and has {driver}")
+    if request.min_isolation is not None and isolation.rank(level) < isolation.rank(request.min_isolation):
+        raise ConflictError(f"min_isolation: the session's VM lives and has {level}")
 
 
 async def _bring_up(control: Control, principal: Principal, wish: _Wish) -> VmEntry:
@@ -366,6 +380,7 @@ async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[
         vcpu_count=wanted.vcpu_count or settings.vm_vcpus,
         memory_mb=wanted.memory_mb or settings.vm_memory_mb,
         disk_mb=settings.vm_disk_mb,
+        wish=wanted.wish,
     )
     instance = provisioning.plan(control, spec, profile_id=session.id, host_id=None)
     vm = Vm(
@@ -375,6 +390,7 @@ async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[
         lifetime_seconds=lifetime,
         expires_at=instance.created_at + timedelta(seconds=lifetime),
         memory_mb=spec.memory_mb,
+        wish=spec.wish,
         metadata=dict(wanted.metadata or {}),
         image_variant=wanted.image_variant,
         idle_seconds=wanted.idle_seconds,

@@ -9,10 +9,12 @@ from uuid import UUID
 import structlog
 
 from innkeeper.control.machine_request import host_label, shape_of, workdir_of
+from innkeeper.control.placement import rules_of
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.vm_shape import VM_POOL, new_spec, standard_image
 from innkeeper.core.host_verbs import SetPools, WarmPool, to_wire
 from innkeeper.core.instance_spec import spec_of_profile
+from innkeeper.core.isolation import Rules, Wish, choose
 from innkeeper.core.profile import Profile
 from innkeeper.errors import InnkeeperError
 
@@ -47,19 +49,20 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
     """The pools that a host should keep: one per profile that is used and whose image is ready. Several hosts share a size evenly, rounded up."""
     reachable = set(control.bus.hosts())
     hosts = max(1, sum(1 for other in control.hosts if other.host.id in reachable and not other.host.draining))
-    pools = []
+    pools, rules = [], rules_of(control.settings)
     for stored in control.profiles.values():
         profile = stored.profile
         image = control.images.resolve(profile.organization_id, profile.image)
+        spec = spec_of_profile(profile, stored.env_sealed)
+        offer = choose(spec.wish, rules, host.offers)
         if (
             profile.warm_pool_size
             and image is not None
             and image.usable
-            and profile.driver in ("auto", host.driver)
+            and offer is not None
             and _used(control, profile)
         ):
-            spec = spec_of_profile(profile, stored.env_sealed)
-            shape = shape_of(spec, image, driver=host.driver, agent_version=host.agent_version)
+            shape = shape_of(spec, image, offer=offer, agent_version=host.agent_version)
             pools.append(
                 WarmPool(
                     shape,
@@ -75,11 +78,11 @@ def desired(control: Control, host: HostEntry) -> tuple[WarmPool, ...]:
                     },
                 )
             )
-    vm_pool = _vm_pool(control, host, hosts)
+    vm_pool = _vm_pool(control, host, hosts, rules)
     return tuple(pools) if vm_pool is None else (*pools, vm_pool)
 
 
-def _vm_pool(control: Control, host: HostEntry, hosts: int) -> WarmPool | None:
+def _vm_pool(control: Control, host: HostEntry, hosts: int, rules: Rules) -> WarmPool | None:
     """Guests for VMs of the default shape, while VMs are used."""
     settings, organization_id = control.settings, control.default_organization_id
     used = control.vms_used is not None and time.monotonic() - control.vms_used < USED_SECONDS
@@ -94,9 +97,13 @@ def _vm_pool(control: Control, host: HostEntry, hosts: int) -> WarmPool | None:
         vcpu_count=settings.vm_vcpus,
         memory_mb=settings.vm_memory_mb,
         disk_mb=settings.vm_disk_mb,
+        wish=Wish(),
     )
+    offer = choose(spec.wish, rules, host.offers)
+    if offer is None:
+        return None
     return WarmPool(
-        shape_of(spec, image, driver=host.driver, agent_version=host.agent_version),
+        shape_of(spec, image, offer=offer, agent_version=host.agent_version),
         -(-settings.vm_pool_size // hosts),
         hostname=host_label(spec),
         user=spec.user,

@@ -39,8 +39,8 @@ class EnsureMachine:
     `hostname` names a guest that starts cold; one from a pool has its name already, and a disk keeps the name that it began with.
 
     Streams: `{"step": str, "at_ms": float}` per provisioning step, spelled as InstanceState.
-    Answer: `{"boot_trace": [{"step", "at_ms"}], "isolation": {"level", "driver", "platform", "reason"}, "claimed": bool}`.
-    Errors: service_unavailable (no room on the host), instance_failed, image_not_found.
+    Answer: `{"boot_trace": [{"step", "at_ms"}], "isolation": {"level", "driver", "platform", "reason", "accelerator"}, "claimed": bool}`.
+    Errors: service_unavailable (no room on the host, or not this driver), instance_failed, image_not_found.
     """
 
     verb: ClassVar[str] = "machine.ensure"
@@ -294,7 +294,7 @@ class ImportImage:
 class HostStatus:
     """What the host is and holds.
 
-    Answer: `{"host_id", "name", "driver", "platform", "isolation_level", "reason", "cpus", "memory_mb", "memory_committed_mb", "disk_free_mb",
+    Answer: `{"host_id", "name", "drivers": [Offer of core.isolation, as an object], "cpus", "memory_mb", "memory_committed_mb", "disk_free_mb",
     "machines", "frozen", "pools": [{"pool_key", "size", "ready"}], "leaked",
     "leaks": [{"kind", "name", "owner"}], "version"}`.
     """

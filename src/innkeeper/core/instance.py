@@ -67,12 +67,16 @@ class BootStep:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What separates a guest from the host: level `gvisor` or `microvm`, the driver, its platform or accelerator, and why this one."""
+    """What separates a guest from the host: level `none`, `gvisor` or `microvm`, the driver, how that runs it, and why so.
+
+    `accelerator` is a VM's: `kvm`, or `tcg` where its processor is played by a program.
+    """
 
     level: str
     driver: str
     platform: str
     reason: str
+    accelerator: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

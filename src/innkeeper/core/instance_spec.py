@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from innkeeper.core.egress_policy import EgressPolicy
+from innkeeper.core.isolation import Wish
 from innkeeper.core.profile import Profile
 
 
@@ -28,8 +29,7 @@ class InstanceSpec:
     user: str | None
     workdir: str | None
     egress_policy: EgressPolicy
-    driver: str
-    min_isolation: str
+    wish: Wish
     idle_seconds: int | None
     command_timeout_seconds: int
     public_files: str
@@ -50,8 +50,7 @@ def spec_of_profile(profile: Profile, env_sealed: bytes | None = None) -> Instan
         user=profile.user,
         workdir=profile.workdir,
         egress_policy=profile.egress_policy,
-        driver=profile.driver,
-        min_isolation=profile.min_isolation,
+        wish=Wish(profile.driver, profile.min_isolation),
         idle_seconds=profile.idle_seconds,
         command_timeout_seconds=profile.command_timeout_seconds,
         public_files=profile.public_files,

@@ -9,13 +9,12 @@ from uuid import UUID
 
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.image import validate_image_name
+from innkeeper.core.isolation import Wish
 from innkeeper.errors import InvalidRequestError
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 USER_PATTERN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 ENV_NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DRIVERS = ("auto", "gvisor", "qemu")
-MIN_ISOLATION = ("gvisor", "microvm")
 PUBLIC_FILES = ("reported", "all", "off")
 
 VCPU_RANGE = (1, 64)
@@ -76,13 +75,9 @@ def validate_profile(profile: Profile) -> None:
     low, high = IDLE_SECONDS_RANGE
     if profile.idle_seconds is not None and not low <= profile.idle_seconds <= high:
         raise InvalidRequestError(f"idle_seconds: must be null (never) or between {low} and {high}")
-    for name, choice, choices in (
-        ("driver", profile.driver, DRIVERS),
-        ("min_isolation", profile.min_isolation, MIN_ISOLATION),
-        ("public_files", profile.public_files, PUBLIC_FILES),
-    ):
-        if choice not in choices:
-            raise InvalidRequestError(f"{name}: must be one of {', '.join(choices)}")
+    Wish(profile.driver, profile.min_isolation).validate()
+    if profile.public_files not in PUBLIC_FILES:
+        raise InvalidRequestError(f"public_files: must be one of {', '.join(PUBLIC_FILES)}")
     if profile.user is not None and not USER_PATTERN.fullmatch(profile.user):
         raise InvalidRequestError("user: not a user name")
     if profile.workdir is not None and (

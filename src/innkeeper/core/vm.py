@@ -14,6 +14,7 @@ from uuid import UUID
 
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import PROVISIONING, Instance, InstanceState
+from innkeeper.core.isolation import Wish, wish_of
 from innkeeper.core.profile import IDLE_SECONDS_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, validate_env
 from innkeeper.errors import InvalidRequestError
 
@@ -61,6 +62,8 @@ class VmRequest:
     image_variant: str | None = None
     idle_seconds: int | None = None
     egress_policy: EgressPolicy | None = None
+    driver: str | None = None
+    min_isolation: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, (low, high) in (
@@ -72,8 +75,14 @@ class VmRequest:
                 raise InvalidRequestError(f"{name}: must be between {low} and {high}")
         if self.vm_lifetime_seconds is not None and self.vm_lifetime_seconds < LIFETIME_SECONDS_MIN:
             raise InvalidRequestError(f"vm_lifetime_seconds: must be at least {LIFETIME_SECONDS_MIN}")
+        self.wish.validate()
         validate_metadata(self.metadata or {})
         validate_env(dict(self.env or {}))
+
+    @property
+    def wish(self) -> Wish:
+        """How the VM is to be isolated."""
+        return wish_of(self.driver, self.min_isolation)
 
     def over(self, before: VmRequest) -> VmRequest:
         """This request, with what it leaves open as in the one before; the environment apart."""
@@ -90,6 +99,8 @@ class VmRequest:
             "image_variant": self.image_variant,
             "idle_seconds": self.idle_seconds,
             "egress_policy": None if self.egress_policy is None else asdict(self.egress_policy),
+            "driver": self.driver,
+            "min_isolation": self.min_isolation,
         }
 
 
@@ -114,6 +125,7 @@ class Vm:
     lifetime_seconds: int
     expires_at: datetime
     memory_mb: int
+    wish: Wish = field(default_factory=Wish)
     generation: int = 1
     metadata: dict[str, Any] = field(default_factory=dict)
     image_variant: str | None = None

@@ -44,7 +44,8 @@ from innkeeper.host.disks.checkpoint_store import (
 )
 from innkeeper.host.disks.disk_pool import MIB, DiskPool
 from innkeeper.host.disks.disk_template import reflink
-from innkeeper.host.drivers.contract import Driver, checkpointing
+from innkeeper.host.drivers.contract import checkpointing
+from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.linux.freeze import frozen
 from innkeeper.host.linux.mounts import syncfs
@@ -90,7 +91,7 @@ class Checkpoints:
         *,
         directories: Directories,
         fleet: Fleet,
-        driver: Driver,
+        drivers: DriverRegistry,
         disks: DiskPool,
         store: CheckpointStore,
         agents: Path,
@@ -98,7 +99,7 @@ class Checkpoints:
     ) -> None:
         self._directories = directories
         self._fleet = fleet
-        self._driver = driver
+        self._drivers = drivers
         self._disks = disks
         self._store = store
         self._agents = agents
@@ -178,12 +179,12 @@ class Checkpoints:
         self, instance_id: UUID, draft: Path, *, checkpoint_id: UUID, on_step: OnStep
     ) -> tuple[Checkpoint, Stillness]:
         """Memory and disk of a running instance in a draft's folder, of one moment. Whatever goes wrong, the guest goes on."""
-        checkpointing(self._driver)
-        if not self._driver.capabilities.disk_snapshot:
-            raise NotHereError(f"The host cannot copy a running disk of the driver {self._driver.name}")
         async with self._fleet.held_still(instance_id) as machine:
             if machine is None or machine.failure is not None:
                 raise InstanceNotFoundError
+            checkpointing(machine.driver)
+            if not machine.driver.capabilities.disk_snapshot:
+                raise NotHereError(f"The host cannot copy a running disk of the driver {machine.driver.name}")
             async with machine.in_use(), machine.without_transfers(timeout_seconds=TRANSFER_SECONDS):
                 self._check_space(machine)
                 stillness = await to_its_end(self._capture(machine, draft, on_step))
@@ -204,12 +205,12 @@ class Checkpoints:
             raise CheckpointFailedError(
                 "The guest was started by an earlier version of the server; start it again first"
             )
-        needed = self._driver.usage(machine.id).memory_bytes + self._reserve_bytes
+        needed = machine.driver.usage(machine.id).memory_bytes + self._reserve_bytes
         if self._disks.free_bytes() < needed:
             raise UnavailableError("The host's disk is full", retry_after_seconds=30)
 
     async def _capture(self, machine: Machine, draft: Path, on_step: OnStep) -> Stillness:
-        driver, folder = checkpointing(self._driver), draft / MEMORY
+        driver, folder = checkpointing(machine.driver), draft / MEMORY
         folder.mkdir(mode=0o700)
         # What is written ahead need not be waited for while the guest stands still.
         disk = self._disks.disk_path(machine.record.disk)
@@ -247,7 +248,7 @@ class Checkpoints:
     @asynccontextmanager
     async def _held_still(self, machine: Machine, stillness: Stillness, on_step: OnStep) -> AsyncIterator[None]:
         """The guest, paused for the block, and going on after it whatever happened."""
-        driver, mark = checkpointing(self._driver), machine.state_dir / HELD_STILL
+        driver, mark = checkpointing(machine.driver), machine.state_dir / HELD_STILL
         # Before it is done: a daemon that is killed from here on leaves it to the next one.
         mark.touch()
         began = time.monotonic()
@@ -291,7 +292,7 @@ class Checkpoints:
         if disk_only:
             _check_disk(checkpoint, shape)
             return Origin(checkpoint.disk)
-        origin, driver = _with_memory(checkpoint, shape), checkpointing(self._driver)
+        origin, driver = _with_memory(checkpoint, shape), checkpointing(self._drivers.starting(shape.driver))
         needs = await driver.memory_needs()
         await asyncio.to_thread(checkpoint.check_memory, driver=driver.name, needs=needs, agents=self._agents)
         return origin

@@ -35,15 +35,13 @@ from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.oci_import import ImageImporter
 from innkeeper.host.disks.oci_job import ImportLimits, RegistryRoutes
 from innkeeper.host.disks.step_cache import StepCache
-from innkeeper.host.drivers.contract import Driver
-from innkeeper.host.drivers.gvisor import GvisorDriver
+from innkeeper.host.drivers.registry import DriverRegistry, open_drivers
 from innkeeper.host.execution_verbs import ExecutionVerbs
 from innkeeper.host.executions import Executions
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.image_verbs import ImageVerbs
-from innkeeper.host.inventory import choose_platform
 from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
@@ -82,7 +80,7 @@ class Daemon:
 
     host_id: UUID
     handlers: Mapping[str, Handler]
-    driver: Driver
+    drivers: DriverRegistry
     images: ShippedImages
     fleet: Fleet
     recovered: recovery.Recovered
@@ -110,16 +108,7 @@ async def run_daemon(
     metrics, vitals = HostMetrics(), Vitals("host")
     pool = await open_pool(settings.host_dir, size_mib=settings.pool_disk_mb)
     store = ImageStore(settings.host_dir)
-    platform = await choose_platform(settings)
-    group_name = f"innkeeper-{settings.server_id}"
-    driver = GvisorDriver(
-        runsc=settings.runsc,
-        platform=platform.platform,
-        root=directories.runsc,
-        tree=CgroupTree.detect(),
-        group_name=group_name,
-        reason=platform.reason,
-    )
+    drivers = await open_drivers(settings, directories)
     agent_dir = install_agent(agent_binary, settings.host_dir)
     images = ShippedImages(
         store=store,
@@ -153,7 +142,7 @@ async def run_daemon(
         )
         builder = MachineBuilder(
             directories=directories,
-            driver=driver,
+            drivers=drivers,
             network=network,
             disks=pool,
             images=store,
@@ -191,7 +180,7 @@ async def run_daemon(
             metrics=metrics,
             usage=usage,
         )
-        stack.push_async_callback(_wind_down, fleet, driver, store, pool, keep_running=keep_running)
+        stack.push_async_callback(_wind_down, fleet, drivers, store, pool, keep_running=keep_running)
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
         executions = Executions(changes=changes, turns=turns, metrics=metrics)
         terminals = Terminals(fleet, turns, limit=settings.max_terminals)
@@ -203,7 +192,7 @@ async def run_daemon(
         fleet.resume = resume
         recovered = await recovery.recover(
             directories=directories,
-            driver=driver,
+            drivers=drivers,
             network=network,
             disks=pool,
             builder=builder,
@@ -217,7 +206,7 @@ async def run_daemon(
             directories=directories,
             pool=pool,
             store=store,
-            group=CgroupTree.detect().server_root(f"{group_name}-imports"),
+            group=CgroupTree.detect().server_root(f"innkeeper-{settings.server_id}-imports"),
             limits=import_limits(settings),
             routes=RegistryRoutes(
                 allow=settings.image_registries,
@@ -255,10 +244,10 @@ async def run_daemon(
         async def find() -> list[Leak]:
             """What was in use before the look or after it is none: it may have come up or gone down meanwhile."""
             before = in_use()
-            found = await find_leaks(before, directories=directories, driver=driver, plan=network.plan, disks=pool)
+            found = await find_leaks(before, directories=directories, drivers=drivers, plan=network.plan, disks=pool)
             if found:
                 found = await find_leaks(
-                    before | in_use(), directories=directories, driver=driver, plan=network.plan, disks=pool
+                    before | in_use(), directories=directories, drivers=drivers, plan=network.plan, disks=pool
                 )
             if found:
                 log.warning("leaked resources", leaks=[f"{leak.kind} {leak.name}" for leak in found])
@@ -270,10 +259,7 @@ async def run_daemon(
             return {
                 "host_id": str(host_id),
                 "name": os.uname().nodename,
-                "driver": driver.name,
-                "platform": driver.isolation.platform,
-                "isolation_level": driver.isolation.level,
-                "reason": driver.isolation.reason,
+                "drivers": [offer.to_wire() for offer in drivers.offers()],
                 "cpus": os.cpu_count(),
                 "memory_mb": total_memory_mb(),
                 "memory_committed_mb": committed_mb(fleet.loads()),
@@ -301,7 +287,7 @@ async def run_daemon(
         operator = OperatorVerbs(
             level=level or LogLevel(settings.log_level),
             metrics=metrics,
-            readings=HostReadings(fleet, admission, turns, network, pool, scanner, vitals),
+            readings=HostReadings(fleet, drivers, admission, turns, network, pool, scanner, vitals),
             fleet=fleet,
             garbage=GarbageCollector(
                 directories,
@@ -329,7 +315,7 @@ async def run_daemon(
         checkpoints = Checkpoints(
             directories=directories,
             fleet=fleet,
-            driver=driver,
+            drivers=drivers,
             disks=pool,
             store=checkpoint_store,
             agents=agent_dir.parent,
@@ -343,12 +329,14 @@ async def run_daemon(
             **Trees(fleet).handlers(),
             **terminals.handlers(),
         }
-        yield Daemon(host_id, handlers, driver, images, fleet, recovered)
+        yield Daemon(host_id, handlers, drivers, images, fleet, recovered)
 
 
-async def _wind_down(fleet: Fleet, driver: Driver, store: ImageStore, pool: DiskPool, *, keep_running: bool) -> None:
+async def _wind_down(
+    fleet: Fleet, drivers: DriverRegistry, store: ImageStore, pool: DiskPool, *, keep_running: bool
+) -> None:
     await fleet.close(keep_running=keep_running)
-    await driver.close(keep_running=keep_running)
+    await drivers.close(keep_running=keep_running)
     if not keep_running:
         await store.unmount_all()
         await pool.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from innkeeper.core.leak import Leak, LeakKind
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
-from innkeeper.host.drivers.contract import Driver
+from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.linux.loop_device import clears_itself, devices_backed_by
 from innkeeper.host.linux.mounts import all_mounts, mounts_under
 from innkeeper.host.network import router
@@ -38,7 +38,7 @@ class InUse:
 
 
 async def find_leaks(
-    in_use: InUse, *, directories: Directories, driver: Driver, plan: ServerPlan | None, disks: DiskPool | None
+    in_use: InUse, *, directories: Directories, drivers: DriverRegistry, plan: ServerPlan | None, disks: DiskPool | None
 ) -> list[Leak]:
     """Every leaked resource, sorted. What is being made or taken apart at this moment may be among them: whoever must be sure looks twice.
 
@@ -46,7 +46,7 @@ async def find_leaks(
     """
     found = [
         Leak(kind, name, f"machine {machine_id}")
-        for kind, name, machine_id in await asyncio.to_thread(driver.leftovers, in_use.machines)
+        for kind, name, machine_id in await asyncio.to_thread(drivers.leftovers, in_use.machines)
     ]
     found += await asyncio.to_thread(lambda: list(_on_disk(in_use, directories, disks)))
     if plan is not None:

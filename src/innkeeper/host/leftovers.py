@@ -8,9 +8,8 @@ from innkeeper.core.leak import Leak
 from innkeeper.errors import UnavailableError
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
-from innkeeper.host.drivers.gvisor import GvisorDriver
+from innkeeper.host.drivers.registry import known_drivers
 from innkeeper.host.leaks import InUse, find_leaks
-from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.machine import MachineRecord, load_machine_record
 from innkeeper.host.network import router
 from innkeeper.settings import Settings
@@ -33,17 +32,13 @@ async def find_leftovers(settings: Settings) -> list[Leak]:
     directories = Directories(settings.host_dir)
     if not directories.machines.is_dir():
         return []
-    driver = GvisorDriver(
-        runsc=settings.runsc,
-        platform="",
-        root=directories.runsc,
-        tree=CgroupTree.detect(),
-        group_name=f"innkeeper-{settings.server_id}",
-        reason="",
-    )
+    drivers = known_drivers(settings, directories)
     records = [record for entry in directories.machines.iterdir() if (record := load_machine_record(entry))]
     living = [
-        record for record in records if driver.running_pid(record.machine_id, directories.machines / record.machine_id)
+        record
+        for record in records
+        if (driver := drivers.of(record)) is not None
+        and driver.runs(record.machine_id, directories.machines / record.machine_id)
     ]
     pool = settings.host_dir / "pool"
     disks = DiskPool(pool, backing=None) if (pool / "disks").is_dir() else None
@@ -54,7 +49,7 @@ async def find_leftovers(settings: Settings) -> list[Leak]:
             slots={record.slot_index for record in living},
         ),
         directories=directories,
-        driver=driver,
+        drivers=drivers,
         plan=router.known_plan(settings.server_id, settings.host_dir / "run"),
         disks=disks,
     )

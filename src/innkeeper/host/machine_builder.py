@@ -25,6 +25,7 @@ from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
 from innkeeper.host.drivers.contract import Driver, MachinePlan, checkpointing
+from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.freeze import thaw
 from innkeeper.host.machine import HELD_STILL, Identity, Machine, MachineRecord
@@ -86,7 +87,7 @@ class MachineBuilder:
         self,
         *,
         directories: Directories,
-        driver: Driver,
+        drivers: DriverRegistry,
         network: Network,
         disks: DiskPool,
         images: ImageStore,
@@ -94,7 +95,7 @@ class MachineBuilder:
         freeze_after_seconds: float,
     ) -> None:
         self._directories = directories
-        self._driver = driver
+        self._drivers = drivers
         self._network = network
         self._disks = disks
         self._images = images
@@ -148,6 +149,7 @@ class MachineBuilder:
         origin: Origin | None,
         instance_id: UUID | None,
     ) -> Machine:
+        driver = self._drivers.starting(shape.driver)
         state_dir = self._directories.machines / machine_id
         async with AsyncExitStack() as stack:
             state_dir.mkdir(mode=0o700)
@@ -159,13 +161,13 @@ class MachineBuilder:
             record = MachineRecord(
                 machine_id,
                 shape,
-                self._driver.name,
+                driver.name,
                 disk or machine_id,
                 slot.index,
                 instance_id=instance_id,
                 hostname=hostname,
                 agent=self._agent_of(origin),
-                memory_needs=await self._memory_needs(),
+                memory_needs=await _memory_needs(driver),
             )
             record.save(state_dir)
             if instance_id is not None:
@@ -192,18 +194,18 @@ class MachineBuilder:
             )
             memory = None if origin is None else origin.memory
             if memory is None:
-                running = await self._driver.start(machine_plan)
+                running = await driver.start(machine_plan)
             else:
-                running = await checkpointing(self._driver).restore(machine_plan, memory)
+                running = await checkpointing(driver).restore(machine_plan, memory)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
-            stack.push_async_callback(self._driver.stop, machine_id)
+            stack.push_async_callback(driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
             await endpoint.link(timeout_seconds=LINK_SECONDS)
             steps.stamp(InstanceState.VM_BOOTED)
             return Machine(
                 record=record,
                 state_dir=state_dir,
-                driver=self._driver,
+                driver=driver,
                 running=running,
                 endpoint=endpoint,
                 upper=rootfs.upper,
@@ -215,9 +217,6 @@ class MachineBuilder:
                 user_processes=0 if memory is None else 1,
             )
 
-    async def _memory_needs(self) -> dict[str, str]:
-        return await checkpointing(self._driver).memory_needs() if self._driver.capabilities.checkpoint else {}
-
     def _agent_of(self, origin: Origin | None) -> str:
         """The version of the agent. Memory that was saved has parts of the program's file mapped, and needs the very same."""
         return self._agent_dir.name if origin is None or origin.memory is None else origin.agent
@@ -226,7 +225,10 @@ class MachineBuilder:
         """The machine of a record, if everything of it is still there; None when it must be cleaned away instead."""
         state_dir = self._directories.machines / record.machine_id
         plan = self._disk_plan(record)
-        running = await self._driver.adopt(record.machine_id, state_dir)
+        driver = self._drivers.of(record)
+        if driver is None:
+            return None
+        running = await driver.adopt(record.machine_id, state_dir)
         # Not by the list of mounts, which is as long as there are guests: a hundred of them would read it a hundred times.
         if running is None or not os.path.ismount(plan.overlay.target):  # noqa: ASYNC240 - two lstat(2)
             return None
@@ -234,7 +236,7 @@ class MachineBuilder:
         thaw(plan.mount_directory / "disk")
         if (state_dir / HELD_STILL).exists():
             # Likewise in the moment of a checkpoint.
-            await checkpointing(self._driver).resume(record.machine_id)
+            await checkpointing(driver).resume(record.machine_id)
             (state_dir / HELD_STILL).unlink()
         async with AsyncExitStack() as stack:
             try:
@@ -248,16 +250,16 @@ class MachineBuilder:
             endpoint = GuestEndpoint(state_dir / "link")
             await endpoint.listen()
             stack.push_async_callback(endpoint.close, remove=True)
-            stack.push_async_callback(self._driver.stop, record.machine_id)
+            stack.push_async_callback(driver.stop, record.machine_id)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
-            frozen = self._driver.is_frozen(record.machine_id)
+            frozen = driver.is_frozen(record.machine_id)
             if not frozen:
                 # The earlier daemon may have ended in the middle of a freeze, which would take hold behind our back.
-                self._driver.thaw(record.machine_id)
+                driver.thaw(record.machine_id)
             return Machine(
                 record=record,
                 state_dir=state_dir,
-                driver=self._driver,
+                driver=driver,
                 running=running,
                 endpoint=endpoint,
                 upper=plan.overlay.upper,
@@ -348,6 +350,10 @@ class MachineBuilder:
     async def discard(self, machine: Machine) -> None:
         """Stop a machine and release everything of it."""
         await asyncio.shield(machine.close(stop=True))
+
+
+async def _memory_needs(driver: Driver) -> dict[str, str]:
+    return await checkpointing(driver).memory_needs() if driver.capabilities.checkpoint else {}
 
 
 def hosts_file(hostname: str) -> str:

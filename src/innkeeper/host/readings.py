@@ -12,6 +12,7 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host.admission import Admission, Load, committed_mb, total_memory_mb
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.linux.command import CommandFailed
 from innkeeper.host.network.network import Network
@@ -27,6 +28,7 @@ class HostReadings:
     """The parts of a running daemon that have something to say."""
 
     fleet: Fleet
+    drivers: DriverRegistry
     admission: Admission
     turns: Turns
     network: Network
@@ -84,6 +86,9 @@ class HostReadings:
 
     def _queues(self) -> list[Reading]:
         machines = self.fleet.machines()
+        drivers: dict[str, float] = {offer.driver: 0 for offer in self.drivers.offers()}
+        for machine in self.fleet.held():
+            drivers[machine.record.driver] += 1
         terminals = [one for machine in machines for one in machine.terminals.values()]
         return [
             by_label(
@@ -96,6 +101,7 @@ class HostReadings:
                     "frozen": sum(machine.frozen for machine in machines),
                 },
             ),
+            by_label("gauge", "machines", "Machines of instances and warm pools by their driver.", "driver", drivers),
             Reading(
                 "warm_guests",
                 "gauge",

@@ -14,7 +14,7 @@ from innkeeper.host import temporary
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks import rootfs
 from innkeeper.host.disks.disk_pool import DiskPool
-from innkeeper.host.drivers.contract import Driver
+from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.leaks import unmounted_devices
 from innkeeper.host.linux import loop_device
@@ -38,7 +38,7 @@ class Recovered:
 async def recover(
     *,
     directories: Directories,
-    driver: Driver,
+    drivers: DriverRegistry,
     network: Network,
     disks: DiskPool,
     builder: MachineBuilder,
@@ -72,13 +72,14 @@ async def recover(
     # Again after strays: a start that an earlier daemon began goes on, and makes more, until its own process is ended.
     strays = True
     while strays:
-        leftovers |= await driver.found() - adopted
+        leftovers |= await drivers.found() - adopted
         for machine_id in leftovers:
             record = records.get(machine_id)
-            if record is not None:
+            driver = None if record is None else drivers.of(record)
+            if record is not None and driver is not None:
                 usage.note_end(record, driver.usage(machine_id))
-            await driver.stop(machine_id)
-        strays = await driver.end_strays(adopted) > 0
+            await drivers.stop(machine_id)
+        strays = await drivers.end_strays(adopted) > 0
     for machine_id in leftovers:
         removed += 1
         await rootfs.release(directories.mounts / machine_id)

@@ -63,7 +63,7 @@ def state_values(instance: Instance) -> dict[str, Any]:
         "boot_trace": [[step.step, step.at_ms] for step in instance.boot_trace],
         "isolation": None
         if isolation is None
-        else [isolation.level, isolation.driver, isolation.platform, isolation.reason],
+        else [isolation.level, isolation.driver, isolation.platform, isolation.reason, isolation.accelerator],
         "revision": instance.revision,
     }
 
@@ -165,6 +165,7 @@ def instance_of(row: Any) -> Instance:
         desired=row.desired,
         failure=row.failure,
         boot_trace=tuple(BootStep(step, at_ms) for step, at_ms in row.boot_trace),
+        # Rows that are older than the accelerator end before it.
         isolation=None if row.isolation is None else Isolation(*row.isolation),
         last_active_at=row.last_active_at,
         revision=row.revision,

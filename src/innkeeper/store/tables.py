@@ -197,6 +197,9 @@ vms = sa.Table(
     sa.Column("env_sealed", sa.LargeBinary()),
     # NULL in rows that are older than the column: the whole internet.
     sa.Column("egress_policy", sa.JSON(none_as_null=True)),
+    # NULL in rows that are older than the columns: they asked for nothing.
+    sa.Column("driver", sa.Text()),
+    sa.Column("min_isolation", sa.Text()),
     sa.Column("hold_until", UtcDateTime()),
     sa.Column("hold_reason", sa.Text()),
     sa.Column("end_reason", sa.Text()),

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import Instance, InstanceState
+from innkeeper.core.isolation import wish_of
 from innkeeper.core.vm import Vm, VmEnd, VmEvent, policy_of
 from innkeeper.store.instances import instance_of
 from innkeeper.store.tables import instances, vm_events, vms
@@ -26,6 +27,8 @@ _OWN = [
         "image_variant",
         "idle_seconds",
         "egress_policy",
+        "driver",
+        "min_isolation",
         "env_sealed",
         "hold_until",
         "hold_reason",
@@ -121,6 +124,8 @@ def _values(vm: Vm) -> dict[str, Any]:
         "image_variant": vm.image_variant,
         "idle_seconds": vm.idle_seconds,
         "egress_policy": asdict(vm.egress_policy),
+        "driver": vm.wish.driver,
+        "min_isolation": vm.wish.min_isolation,
         "env_sealed": vm.env_sealed,
         "hold_until": vm.hold_until,
         "hold_reason": vm.hold_reason,
@@ -137,6 +142,7 @@ def _pair(row: Any) -> tuple[Vm, Instance]:
         lifetime_seconds=row.vm_lifetime_seconds,
         expires_at=row.vm_expires_at,
         memory_mb=row.vm_memory_mb,
+        wish=wish_of(row.vm_driver, row.vm_min_isolation),
         generation=row.vm_generation,
         metadata=dict(row.vm_metadata),
         image_variant=row.vm_image_variant,

@@ -47,7 +47,7 @@ def vm(**fields: Any) -> vm_schemas.VmRecord:
         "ended_at": None, "end_reason": None, "error": None, "vm_lifetime_seconds": 300, "memory_mb": 512, "next_memory_mb": 1024,
         "vcpu_count": 2, "disk_mb": 10_240, "metadata": {"team": "a\x1b"}, "image": "base", "image_variant": None, "image_digest": "d",
         "idle_seconds": None, "egress_policy": None, "hold_until": None, "hold_reason": None, "env_status": "none", "env_error": None,
-        "isolation": None, "boot_trace": [], "host": None,
+        "isolation": None, "boot_trace": [], "host": None, "driver": "auto", "min_isolation": "gvisor",
     }  # fmt: skip
     return vm_schemas.VmRecord(**{**values, **fields})
 
@@ -135,6 +135,13 @@ class ScriptedServer:
                     id=HOST, name="here", draining=False, reachable=True, driver="gvisor", platform="ptrace", memory_mb=8000,
                     memory_committed_mb=1024, machines=3, frozen=2, disk_free_mb=9, leaked=0,
                     pools=[v1.PoolAnswer(pool_key="k", size=2, ready=1)],
+                    drivers=[
+                        v1.DriverAnswer(
+                            driver="gvisor", reason="faster here", capabilities=["freeze"],
+                            isolation=v1.IsolationAnswer(level="gvisor", driver="gvisor", platform="ptrace", reason="faster here"),
+                        ),
+                        v1.DriverAnswer(driver="qemu", isolation=None, reason="QEMU is not installed", capabilities=[]),
+                    ],
                 ),
                 v1.HostAnswer(id=uuid4(), name="gone", draining=False, reachable=False),
             ],

@@ -8,12 +8,12 @@ def test_create_sends_what_was_given_and_nothing_else(inn, server, monkeypatch):
     monkeypatch.setenv("SECRET", "s3")
     ended = inn(
         "vm", "create", "--lifetime", "600", "--memory", "512", "--vcpus", "1", "--image", "base", "--idle", "60",
-        "--metadata", "team=a=b", "--env", "A=1", "--env", "SECRET", "--no-wait",
+        "--metadata", "team=a=b", "--env", "A=1", "--env", "SECRET", "--driver", "qemu", "--min-isolation", "microvm", "--no-wait",
     )  # fmt: skip
     assert ended.status == 0, ended.err
     assert server.seen[-1].json == {
         "vm_lifetime_seconds": 600, "memory_mb": 512, "vcpu_count": 1, "image_variant": "base", "idle_seconds": 60,
-        "metadata": {"team": "a=b"}, "env": {"A": "1", "SECRET": "s3"},
+        "metadata": {"team": "a=b"}, "env": {"A": "1", "SECRET": "s3"}, "driver": "qemu", "min_isolation": "microvm",
     }  # fmt: skip
     assert server.seen[-1].query == {"wait": ["false"]}
     assert VM in ended.out and "s3" not in ended.out

@@ -40,7 +40,7 @@ def test_both_ends_of_each_range(name):
         ("name", ["a", "0", "a-b.c_d", "a" * 63], ["", "A", "-a", "a-", ".a", "a" * 64, "a b", "a\n", "é", "a/b"]),
         ("image", ["base", "python-data-science"], ["", "../x", "a/b", "Base", "base\n"]),
         ("driver", ["auto", "gvisor", "qemu"], ["", "docker", "GVISOR"]),
-        ("min_isolation", ["gvisor", "microvm"], ["", "none"]),
+        ("min_isolation", ["none", "gvisor", "microvm"], ["", "all"]),
         ("public_files", ["reported", "all", "off"], ["", "none"]),
         ("user", [None, "user", "_x", "a" * 32], ["", "0a", "A", "a" * 33, "root:x", "a\n"]),
         ("workdir", [None, "/", "/home/user", "/" + "x" * 4_095], ["", "x", "/a\0", "/" + "x" * 4_096]),

@@ -9,14 +9,16 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
+from innkeeper.core.instance import Isolation
+from innkeeper.core.isolation import Wish
 from innkeeper.store import migrate as migrations
-from innkeeper.store import tables
+from innkeeper.store import sessions, tables, vms
 from innkeeper.store.migrate import DatabaseNewerError, MigrationFailedError, alembic_config, migrate
 
 FIRST = "0001"
@@ -262,3 +264,33 @@ def test_a_killed_migration_never_was(old: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert content(old) == before
     migrate(f"sqlite:///{old}")
+
+
+def test_vms_that_are_older_than_their_isolation_asked_for_nothing(old: Path) -> None:
+    migrate(f"sqlite:///{old}", revision="0012")
+    with sqlite3.connect(old) as database:
+        instance, organization = database.execute("SELECT id, organization_id FROM instances LIMIT 1").fetchone()
+        session = uuid4().hex
+        database.execute(
+            "UPDATE instances SET isolation = ? WHERE id = ?",
+            ('["gvisor", "gvisor", "systrap", "faster here"]', instance),
+        )
+        database.execute(
+            "INSERT INTO sessions (id, organization_id, created_at, request) VALUES (?, ?, ?, ?)",
+            (session, organization, NOW, '{"memory_mb": 512, "egress_policy": null}'),
+        )
+        database.execute(
+            "INSERT INTO vms (instance_id, organization_id, session_id, generation, lifetime_seconds, expires_at, memory_mb, metadata)"
+            " VALUES (?, ?, ?, 1, 300, ?, 512, '{}')",
+            (instance, organization, session, NOW),
+        )
+    database.close()
+    migrate(f"sqlite:///{old}")
+    engine = sa.create_engine(f"sqlite:///{old}")
+    with engine.connect() as connection:
+        found = vms.get(connection, UUID(instance))
+        asked = sessions.get(connection, UUID(session))
+    engine.dispose()
+    assert found is not None and asked is not None
+    assert found[0].wish == asked.request.wish == Wish()
+    assert found[1].isolation == Isolation("gvisor", "gvisor", "systrap", "faster here", accelerator=None)

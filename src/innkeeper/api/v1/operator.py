@@ -22,7 +22,7 @@ from innkeeper.api.v1.operator_schemas import (
     LogLevelChange,
     ProfileRoomAnswer,
 )
-from innkeeper.api.v1.schemas import HostAnswer, Nothing
+from innkeeper.api.v1.schemas import DriverAnswer, HostAnswer, Nothing
 from innkeeper.control import backup, capacity, diagnosis, garbage, hosts
 from innkeeper.control.capacity import CapacityReport
 from innkeeper.control.context import Control
@@ -96,11 +96,15 @@ def add_routes(router: APIRouter, control: Control) -> None:
         return [_level(one) for one in await diagnosis.log_levels(control, principal, level=body.level)]
 
 
-_OWN_FIELDS = frozenset({"id", "name", "draining", "drain_deadline", "rooms", "open_calls", "reachable"})
+_OWN_FIELDS = frozenset(
+    {"id", "name", "draining", "drain_deadline", "rooms", "open_calls", "reachable"}
+    | {"driver", "platform", "isolation_level", "reason", "drivers"}
+)
 
 
 def host_answer(view: HostView) -> HostAnswer:
     """A host on the wire."""
+    usual = None if view.default is None else view.default.isolation
     return HostAnswer(
         id=view.host.id,
         name=view.host.name,
@@ -109,6 +113,11 @@ def host_answer(view: HostView) -> HostAnswer:
         rooms=view.rooms,
         open_calls=view.open_calls,
         reachable=view.reachable,
+        driver=None if usual is None else usual.driver,
+        platform=None if usual is None else usual.platform,
+        isolation_level=None if usual is None else usual.level,
+        reason=None if usual is None else usual.reason,
+        drivers=[DriverAnswer.model_validate(one.to_wire()) for one in view.offers] if view.reachable else None,
         **{name: view.status.get(name) for name in HostAnswer.model_fields.keys() - _OWN_FIELDS},
     )
 

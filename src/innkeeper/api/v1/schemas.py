@@ -183,9 +183,10 @@ class ImagesCollected(BaseModel):
 class IsolationAnswer(BaseModel):
     """What separates a guest from its host."""
 
-    level: str
+    level: str = Field(description="`none`, `gvisor` or `microvm`.")
     driver: str
     platform: str
+    accelerator: str | None = Field(None, description="`kvm` or `tcg` of a VM; null with gVisor.")
     reason: str
 
 
@@ -242,6 +243,15 @@ class LeakAnswer(BaseModel):
     )
 
 
+class DriverAnswer(BaseModel):
+    """A driver of a host; `isolation` is null where it cannot run there, and `reason` says why."""
+
+    driver: str
+    isolation: IsolationAnswer | None
+    reason: str
+    capabilities: list[str] = Field(description="What it can do beyond running guests.")
+
+
 class HostAnswer(BaseModel):
     """A host; the fields after `reachable` are null when it is not."""
 
@@ -254,10 +264,11 @@ class HostAnswer(BaseModel):
     rooms: int = Field(0, description="Rooms that lie on it.")
     open_calls: int = Field(0, description="Requests that are going on in their guests.")
     reachable: bool
-    driver: str | None = None
+    driver: str | None = Field(None, description="What guests get that do not ask for another.")
     platform: str | None = None
     isolation_level: str | None = None
     reason: str | None = None
+    drivers: list[DriverAnswer] | None = Field(None, description="All of them.")
     cpus: int | None = None
     memory_mb: int | None = None
     memory_committed_mb: int | None = None

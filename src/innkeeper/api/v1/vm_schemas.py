@@ -63,6 +63,10 @@ class VMCreateRequest(_NotInForce, VmShape):
     image_variant: str | None = Field(None, max_length=255, description="`standard`, or the name of an image.")
     idle_seconds: int | None = Field(None, description="End the VM when it was idle this long; null: never.")
     egress_policy: dict[str, Any] | None = Field(None, description="What it may connect to; null: the internet.")
+    driver: str | None = Field(None, description="`auto`, `gvisor` or `qemu`; null: `auto`.")
+    min_isolation: str | None = Field(
+        None, description="Weakest isolation that is acceptable: `none`, `gvisor` or `microvm`; null: `gvisor`."
+    )
     share: ShareRequest | None = Field(None, description="A port to publish at once.")
     snapshot_id: None = Field(None, description="Only null: there are no snapshots yet.")
     custom_domain: None = Field(None, description="Only null.")
@@ -92,9 +96,10 @@ class VMCreateResponse(BaseModel):
 class VmIsolation(BaseModel):
     """What separates the VM from its host."""
 
-    level: str
+    level: str = Field(description="`none`, `gvisor` or `microvm`.")
     driver: str
     platform: str
+    accelerator: str | None = Field(description="`kvm` or `tcg`; null with gVisor.")
     reason: str
 
 
@@ -135,6 +140,8 @@ class VmRecord(BaseModel):
     image_digest: str
     idle_seconds: int | None
     egress_policy: dict[str, Any] | None
+    driver: str
+    min_isolation: str
     hold_until: datetime | None
     hold_reason: str | None
     env_status: str

@@ -166,6 +166,8 @@ def request_of(body: VmShape) -> VmRequest:
         egress_policy=None
         if (policy := getattr(body, "egress_policy", None)) is None
         else parse_limited_policy(policy),
+        driver=getattr(body, "driver", None),
+        min_isolation=getattr(body, "min_isolation", None),
     )
 
 
@@ -202,6 +204,8 @@ def vm_record(view: VmView) -> VmRecord:
         image_digest=instance.image_digest,
         idle_seconds=vm.idle_seconds,
         egress_policy=show_limited_policy(vm.egress_policy),
+        driver=vm.wish.driver,
+        min_isolation=vm.wish.min_isolation,
         hold_until=vm.hold_until,
         hold_reason=vm.hold_reason,
         env_status=status,

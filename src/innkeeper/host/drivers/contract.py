@@ -81,6 +81,10 @@ class Driver(Protocol):
         """Start a machine; returns when its init runs (the agent dials in a little later). On failure nothing is left. Takes about 200 ms."""
         ...
 
+    def runs(self, machine_id: str, state_dir: Path) -> bool:
+        """Whether a machine runs that nobody has adopted."""
+        ...
+
     async def adopt(self, machine_id: str, state_dir: Path) -> RunningMachine | None:
         """Take over a machine that survived a restart of the daemon, frozen or not; None when it does not run."""
         ...

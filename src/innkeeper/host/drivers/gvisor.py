@@ -154,9 +154,9 @@ class GvisorDriver:
         """Take over a sandbox that survived a restart of the daemon."""
         return self._machines.adopt(machine_id, state_dir)
 
-    def running_pid(self, machine_id: str, state_dir: Path) -> int | None:
-        """The sandbox's process, or None when it does not run."""
-        return self._machines.running_pid(machine_id, state_dir)
+    def runs(self, machine_id: str, state_dir: Path) -> bool:
+        """Whether its sandbox runs."""
+        return self._machines.running_pid(machine_id, state_dir) is not None
 
     async def freeze(self, machine_id: str) -> None:
         """Freeze the sandbox's processes: systrap burns 4 % of a core even when it is idle."""

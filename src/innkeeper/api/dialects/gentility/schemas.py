@@ -237,7 +237,7 @@ class _ProfileFields(_Request):
     workdir: str | None = Field(None, description="Absolute; null: the image's.")
     egress_policy: dict[str, Any] | None = Field(None, description='`{"mode": "internet"}` or `{"mode": "none"}`.')
     driver: str | None = Field(None, description="`auto`, `gvisor` or `qemu`.")
-    min_isolation: str | None = Field(None, description="`gvisor` or `microvm`.")
+    min_isolation: str | None = Field(None, description="`none`, `gvisor` or `microvm`.")
     warm_pool_size: int | None = Field(None, description="Ready guests kept for new rooms, 0-1000.")
     idle_seconds: int | None = Field(None, description="A room that was idle this long is destroyed; null: never.")
     command_timeout_seconds: int | None = Field(None, description="1-3600.")

@@ -1,0 +1,108 @@
+"""Several drivers behind one host: who starts, who is told of, and that each looks after its own. With drivers that follow a script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from innkeeper.core.host_verbs import MachineShape
+from innkeeper.core.instance import Isolation
+from innkeeper.core.isolation import Offer
+from innkeeper.core.leak import LeakKind
+from innkeeper.errors import UnavailableError
+from innkeeper.host.directories import Directories
+from innkeeper.host.drivers import registry
+from innkeeper.host.drivers.contract import Capabilities
+from innkeeper.host.drivers.registry import DriverRegistry, Registered, known_drivers, open_drivers
+from innkeeper.host.inventory import PlatformChoice
+from innkeeper.host.machine import MachineRecord
+from innkeeper.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+class Scripted:
+    """A driver that has some machines and remembers what it was asked for."""
+
+    def __init__(self, name: str, *machines: str, **capabilities: bool) -> None:
+        self.name, self.machines, self.strays = name, set(machines), 0
+        self.capabilities = Capabilities(**capabilities)
+        self.isolation = Isolation(name, name, "here", f"{name} works")
+        self.asked: list[tuple[str, Any]] = []
+
+    async def found(self) -> set[str]:
+        return set(self.machines)
+
+    async def stop(self, machine_id: str) -> None:
+        self.asked.append(("stop", machine_id))
+        self.machines.discard(machine_id)
+
+    def leftovers(self, keep: Any) -> list[tuple[LeakKind, str, str]]:
+        shared = [(LeakKind.CONTROL_GROUP, "/sys/shared", "m")]
+        return shared + [(LeakKind.RUNTIME_FILE, f"{self.name}/{one}", one) for one in sorted(self.machines - keep)]
+
+    async def end_strays(self, keep: Any) -> int:
+        ended, self.strays = self.strays, 0
+        return ended
+
+    async def close(self, *, keep_running: bool) -> None:
+        self.asked.append(("close", keep_running))
+
+
+def record(driver: str) -> MachineRecord:
+    return MachineRecord("m", MachineShape("k", "d", "another", 1, 128, 64, "none"), driver, "disk", 3, "h")
+
+
+async def test_only_what_runs_here_starts_and_the_others_are_told_with_their_reason() -> None:
+    gvisor, other = Scripted("gvisor", freeze=True, host_sees_changes=True), Scripted("qemu", freeze=True)
+    drivers: Any = DriverRegistry(Registered(gvisor), Registered(other, "QEMU is not installed"))  # type: ignore[arg-type]
+    assert drivers.offers() == [
+        Offer("gvisor", gvisor.isolation, "gvisor works", frozenset({"freeze", "host_sees_changes"})),
+        Offer("qemu", None, "QEMU is not installed", frozenset({"freeze"})),
+    ]
+    assert drivers.starting("gvisor") is gvisor
+    with pytest.raises(UnavailableError, match="'qemu' cannot run on this host: QEMU is not installed"):
+        drivers.starting("qemu")
+    with pytest.raises(UnavailableError, match="no driver 'firecracker'"):
+        drivers.starting("firecracker")
+
+
+async def test_a_machine_is_its_own_drivers_also_where_that_starts_nothing_any_more() -> None:
+    gvisor, other = Scripted("gvisor", "a", "b"), Scripted("qemu", "c")
+    drivers: Any = DriverRegistry(Registered(gvisor), Registered(other, "KVM has gone"))  # type: ignore[arg-type]
+    # By the record, not by what a new one of its shape would get.
+    assert (drivers.of(record("qemu")), drivers.of(record("gvisor"))) == (other, gvisor)
+    assert drivers.of(record("firecracker")) is None
+    assert await drivers.found() == {"a", "b", "c"}
+    assert drivers.leftovers({"a"}) == [
+        # Told once, although each of them sees it.
+        (LeakKind.CONTROL_GROUP, "/sys/shared", "m"),
+        (LeakKind.RUNTIME_FILE, "gvisor/b", "b"),
+        (LeakKind.RUNTIME_FILE, "qemu/c", "c"),
+    ]
+    await drivers.stop("c")
+    assert await drivers.found() == {"a", "b"}
+    gvisor.strays, other.strays = 1, 2
+    assert (await drivers.end_strays(set()), await drivers.end_strays(set())) == (3, 0)
+    await drivers.close(keep_running=True)
+    assert gvisor.asked[-1] == other.asked[-1] == ("close", True)
+
+
+async def test_a_host_where_no_driver_runs_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none_runs(_: Settings) -> PlatformChoice:
+        raise UnavailableError("runsc is missing\nFIX: apt install runsc")
+
+    async def one_runs(_: Settings) -> PlatformChoice:
+        return PlatformChoice("ptrace", "the only one that runs here")
+
+    settings, directories = Settings(home=tmp_path), Directories(tmp_path)
+    monkeypatch.setattr(registry, "choose_platform", none_runs)
+    with pytest.raises(UnavailableError, match="FIX: apt install runsc"):
+        await open_drivers(settings, directories)
+    monkeypatch.setattr(registry, "choose_platform", one_runs)
+    (offer,) = (await open_drivers(settings, directories)).offers()
+    assert offer.isolation == Isolation("gvisor", "gvisor", "ptrace", "the only one that runs here")
+    (untried,) = known_drivers(settings, directories).offers()
+    assert (untried.driver, untried.isolation) == ("gvisor", None)
