@@ -17,6 +17,7 @@ from tests.integration.image_fixture import put_into
 from bench import (
     burst,
     changes,
+    checkpoints,
     commands,
     executions,
     idle,
@@ -41,6 +42,7 @@ GROUPS = (
     "executions",
     "changes",
     "idle",
+    "checkpoints",
     "transfers",
     "ports",
     "terminals",
@@ -121,6 +123,10 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                     )
                 elif group == "idle":
                     found = idle.measure(server, counts=(20, 100) if options.long else (20,))
+                elif group == "checkpoints":
+                    found = await asyncio.to_thread(
+                        checkpoints.measure, home / "checkpoints", platform=host["platform"], tries=tries // 2 + 1
+                    )
                 elif group == "burst":
                     found = await asyncio.to_thread(burst.measure, server, tries=1 if options.quick else 3)
                 elif group == "sustained":

@@ -97,6 +97,17 @@ func TestTheSpareShellIsUsedOnceAndReplaced(t *testing.T) {
 	table.Configure(exec.Settings{})
 }
 
+func TestASpareShellThatWasSavedWithTheGuestIsReplaced(t *testing.T) {
+	table, _ := start(t)
+	table.Configure(exec.Settings{SpareShell: true})
+	before := spareReady(t, table)
+	table.Renew()
+	if spareReady(t, table) == before {
+		t.Error("every guest of a checkpoint would have that shell")
+	}
+	table.Configure(exec.Settings{})
+}
+
 func TestAChangedProfileCountsForTheNextCommand(t *testing.T) {
 	table, verbs := start(t)
 	h := linktest.New(t, verbs)
