@@ -27,7 +27,7 @@ HOST_PRIVATE = "10.44.0.1"
 # Addresses that really answer beyond the host, so that "refused" is never just "unreachable".
 FORBIDDEN = (
     "10.9.9.9",
-    "100.80.1.1",
+    "100.100.1.1",
     "169.254.169.254",
     "172.20.0.1",
     "192.0.0.192",

@@ -15,7 +15,7 @@ SHOWN = {"read environ", "read auxv", "read maps", "list descriptors"}
 # Root in a guest owns the agent: it may read and change it. That is a hostile agent, and its own guest's end.
 OF_ROOT = ("read ", "list descriptors", "open descriptor", "write memory", "steal a descriptor", "dial")
 LISTS = {
-    "list /.innkeeper/link": "agent.sock",
+    "list /.innkeeper/link": "agent.sock generation",
     "list /.innkeeper/link/..": "bin link",
     "list /.innkeeper/bin/..": "bin link",
 }
@@ -38,7 +38,9 @@ def test_root_gets_nothing_beyond_the_guest(attacker: Room, neighbour: Room, inn
     assert {name: said[name] for name in LISTS} == LISTS
     host = innkeeper.home / "host"
     machine = innkeeper.machine_of(attacker.create()["instance_id"])
-    assert [path.name for path in (host / "machines" / machine / "link").iterdir()] == ["agent.sock"]
+    link = host / "machines" / machine / "link"
+    assert {path.name for path in link.iterdir()} == {"agent.sock", "generation"}
+    assert len((link / "generation").read_bytes()) < 100
     agents = list((host / "agent").glob("*/inn-agent"))
     assert agents and all(agent.stat().st_size > 1_000_000 for agent in agents)
     assert attacker.output("echo alive") == neighbour.output("echo alive") == "alive"

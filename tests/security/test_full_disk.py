@@ -75,6 +75,8 @@ class SmallDisk:
         deadline = time.monotonic() + 30
         while subprocess.run(["umount", self.mount], capture_output=True).returncode and time.monotonic() < deadline:
             time.sleep(0.2)
+        # With it go the copies of the mount in namespaces of other programs, which would keep the loop device.
+        self.mount.rmdir()
         until(lambda: not loop_device.devices_backed_by(self.base))
         subprocess.run(["rm", "-rf", self.base], check=True)
 
