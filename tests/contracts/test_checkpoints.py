@@ -74,7 +74,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(kind, id=kind.name, marks=[] if kind is KINDS[0] else pytest.mark.long) for kind in KINDS],
+    params=[
+        pytest.param(kind, id=kind.name, marks=[] if kind is KINDS[0] else pytest.mark.long)
+        for kind in KINDS
+        if kind.binary == "_runsc"
+    ],
 )
 async def server(
     anyio_backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

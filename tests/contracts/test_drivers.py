@@ -16,6 +16,7 @@ import pytest
 from tests.contracts.drivers import KINDS, Guest, Kind, Lab, lab, traces
 
 from innkeeper.errors import InnkeeperError
+from innkeeper.host.drivers.contract import DiskFiles
 from innkeeper.host.linux.cgroup import Group
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 
@@ -27,7 +28,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=[pytest.param(kind, id=kind.name) for kind in KINDS])
+@pytest.fixture(scope="module", params=[pytest.param(kind, id=kind.name, marks=kind.marks) for kind in KINDS])
 async def server(
     anyio_backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Lab]:
@@ -44,6 +45,12 @@ async def server(
 async def guest(server: Lab) -> AsyncIterator[Guest]:
     yield await server.start()
     await end(server)
+
+
+def host_sees(server: Lab) -> None:
+    """Skip where the host has not mounted what the guest writes."""
+    if not server.driver.capabilities.host_sees_changes:
+        pytest.skip("the host never mounts a disk of this driver's guests")
 
 
 async def end(server: Lab) -> None:
@@ -95,13 +102,13 @@ async def test_frozen_means_no_processor_time_at_all(server: Lab, guest: Guest) 
 @pytest.mark.parametrize("state", ["running", "busy", "frozen", "killed", "twice"])
 async def test_stop_leaves_nothing_whatever_state_it_meets(server: Lab, guest: Guest, state: str) -> None:
     pids = group_of(server, guest).procs()
-    assert len(pids) >= 2
+    assert pids
     if state == "busy":
         await guest.run("for i in 1 2 3 4; do (while :; do sleep 0.01; done) >/dev/null 2>&1 & done")
     elif state == "frozen":
         await server.driver.freeze(guest.id)
     elif state == "killed":
-        os.kill(sentry(guest), signal.SIGKILL)
+        os.kill(process_of(server, guest), signal.SIGKILL)
         await exited(guest)
     began = time.monotonic()
     await server.driver.stop(guest.id)
@@ -116,8 +123,8 @@ async def test_stop_leaves_nothing_whatever_state_it_meets(server: Lab, guest: G
     server.driver.thaw(guest.id)
 
 
-def sentry(guest: Guest) -> int:
-    return int((guest.plan.state_dir / "sandbox.pid").read_text())
+def process_of(server: Lab, guest: Guest) -> int:
+    return int((guest.plan.state_dir / server.kind.pid_file).read_text())
 
 
 def gone(pid: int) -> bool:
@@ -128,9 +135,9 @@ def gone(pid: int) -> bool:
 
 
 async def test_the_end_of_a_machine_is_noticed_with_its_reason(server: Lab, guest: Guest) -> None:
-    os.kill(sentry(guest), signal.SIGKILL)
+    os.kill(process_of(server, guest), signal.SIGKILL)
     await exited(guest)
-    assert guest.running.why() == "The sandbox ended"
+    assert guest.running.why() == server.kind.ended
 
 
 async def test_a_guest_out_of_memory_is_named(server: Lab) -> None:
@@ -138,10 +145,15 @@ async def test_a_guest_out_of_memory_is_named(server: Lab) -> None:
     try:
         hog = "python3 -c 'x = bytearray(1 << 30); x[::4096] = b\"1\" * len(x[::4096])'"
         with contextlib.suppress(InnkeeperError, TimeoutError):
-            exit_code, _ = await guest.run(hog, seconds=20)
+            exit_code, _ = await guest.run(hog, seconds=60)
             assert exit_code != 0
-        assert guest.running.why() == "The guest ran out of memory"
-        assert server.driver.usage(guest.id).memory_bytes <= (128 + 32) << 20
+        if server.driver.capabilities.host_sees_changes:
+            assert guest.running.why() == "The guest ran out of memory"
+        else:
+            # A kernel of its own ends the process, and the guest goes on.
+            assert not guest.running.ran_out_of_memory()
+            assert await guest.run("echo alive") == (0, "alive\n")
+        assert server.driver.usage(guest.id).memory_bytes <= (128 + server.kind.overhead_mib) << 20
     finally:
         await end(server)
 
@@ -185,7 +197,7 @@ async def test_a_fork_bomb_stays_inside(server: Lab) -> None:
 async def test_a_restarted_daemon_adopts_running_and_frozen_machines(server: Lab) -> None:
     running, frozen, dead = [await server.start() for _ in range(3)]
     await server.driver.freeze(frozen.id)
-    os.kill(sentry(dead), signal.SIGKILL)
+    os.kill(process_of(server, dead), signal.SIGKILL)
     await exited(dead)
     before = server.driver
     await before.close(keep_running=True)
@@ -204,9 +216,9 @@ async def test_a_restarted_daemon_adopts_running_and_frozen_machines(server: Lab
         assert await server.driver.adopt(dead.id, dead.plan.state_dir) is None
         assert await server.driver.adopt("0123456789abcdef", server.home) is None
         # A pid that now belongs to somebody else is not taken for the machine's.
-        (dead.plan.state_dir / "sandbox.pid").write_text(str(os.getpid()))
+        (dead.plan.state_dir / server.kind.pid_file).write_text(str(os.getpid()))
         assert await server.driver.adopt(dead.id, dead.plan.state_dir) is None
-        os.kill(sentry(running), signal.SIGKILL)
+        os.kill(process_of(server, running), signal.SIGKILL)
         async with asyncio.timeout(10):
             await asyncio.shield(again.exited)
         for guest in (running, frozen, dead):
@@ -220,29 +232,31 @@ async def test_a_restarted_daemon_adopts_running_and_frozen_machines(server: Lab
 
 async def test_half_made_remains_are_found_and_removed(server: Lab) -> None:
     server.group.child("00000000000000aa").create()
-    for name in ("00000000000000bb_sandbox:00000000000000bb.state", "00000000000000cc_sandbox:00000000000000cc.lock"):
+    for name in server.kind.runtime_files:
         (server.home / "runsc" / name).touch()
-    (server.home / "runsc" / "runsc-00000000000000dd.sock").touch()
-    expected = {f"00000000000000{end}" for end in ("aa", "bb", "cc", "dd")}
+    expected = {f"00000000000000{end}" for end in ("aa", "bb", "cc", "dd")[: 1 + len(server.kind.runtime_files)]}
     assert await server.driver.found() == expected
     for machine_id in expected:
         await server.driver.stop(machine_id)
     assert await server.driver.found() == set()
 
 
-@pytest.mark.parametrize("broken", ["rootfs", "netns", "agent", "memory", "runsc", "cancelled"])
+@pytest.mark.parametrize("broken", ["rootfs", "netns", "agent", "memory", "binary", "cancelled"])
 async def test_a_failed_start_leaves_nothing(server: Lab, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, _ = await server.plan()
-    plan.link_dir.mkdir()
+    plan.link_dir.mkdir(exist_ok=True)
+    nowhere = server.home / "nowhere"
+    if broken == "agent" and server.driver.needs.disk_files:
+        pytest.skip("the agent of this driver's guests comes with the kernel")
     changed = {
-        "rootfs": {"rootfs": server.home / "nowhere"},
+        "rootfs": {"rootfs": DiskFiles(nowhere, nowhere) if server.driver.needs.disk_files else nowhere},
         "netns": {"netns": Path("/run/netns/no-such-namespace")},
-        "agent": {"agent_dir": server.home / "nowhere"},
+        "agent": {"agent_dir": nowhere},
         "memory": {"memory_mb": -31},
     }.get(broken, {})
     plan = type(plan)(**{**{name: getattr(plan, name) for name in plan.__slots__}, **changed})
-    if broken == "runsc":
-        monkeypatch.setattr(server.driver, "_runsc", "/bin/false")
+    if broken == "binary":
+        monkeypatch.setattr(server.driver, server.kind.binary, "/bin/false")
     try:
         if broken == "cancelled":
             for delay in (0.02, 0.08, 0.14, 0.2):
@@ -262,8 +276,9 @@ async def test_a_failed_start_leaves_nothing(server: Lab, broken: str, monkeypat
 
 
 async def test_tmp_is_on_the_disk_and_the_link_directory_is_read_only(server: Lab, guest: Guest) -> None:
+    host_sees(server)
     assert (await guest.run("echo x > /tmp/here"))[0] == 0
-    assert (guest.disk.upper / "tmp" / "here").read_text() == "x\n"
+    assert (guest.host_disk.upper / "tmp" / "here").read_text() == "x\n"
     for directory in ("/.innkeeper/link", "/.innkeeper/bin"):
         exit_code, text = await guest.run(f"touch {directory}/x")
         assert (exit_code, "Read-only" in text) == (1, True), text
@@ -273,10 +288,11 @@ async def test_tmp_is_on_the_disk_and_the_link_directory_is_read_only(server: La
 
 
 async def test_devices_and_set_uid_on_the_disk_mean_nothing_on_the_host(server: Lab, guest: Guest) -> None:
+    host_sees(server)
     await guest.run(
         "cp /usr/bin/id /tmp/id; chown root /tmp/id; chmod 4755 /tmp/id; mknod /tmp/disk b 7 0; mknod /tmp/null c 1 3"
     )
-    program = guest.disk.upper / "tmp" / "id"
+    program = guest.host_disk.upper / "tmp" / "id"
     assert (program.stat().st_mode & stat.S_ISUID, program.stat().st_uid) == (stat.S_ISUID, 0)
     # A sandbox keeps what it wrote open for writing, and such a file cannot be run; the image's own may need newer libraries.
     await server.driver.stop(guest.id)
@@ -292,16 +308,17 @@ async def test_devices_and_set_uid_on_the_disk_mean_nothing_on_the_host(server: 
             ).stdout
 
     assert await asyncio.to_thread(run) == b"65534\n"
-    os.mknod(guest.disk.upper / "tmp" / "made-by-host", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    os.mknod(guest.host_disk.upper / "tmp" / "made-by-host", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     with pytest.raises(PermissionError):
-        (guest.disk.upper / "tmp" / "made-by-host").open("rb")
-    for path in guest.disk.upper.joinpath("tmp").iterdir():
+        (guest.host_disk.upper / "tmp" / "made-by-host").open("rb")
+    for path in guest.host_disk.upper.joinpath("tmp").iterdir():
         if stat.S_ISBLK(path.lstat().st_mode) or stat.S_ISCHR(path.lstat().st_mode):
             with pytest.raises(PermissionError):
                 path.open("rb")
 
 
 async def test_the_guest_holds_no_capability_and_no_file_of_the_host(server: Lab, guest: Guest) -> None:
+    host_sees(server)
     exit_code, text = await guest.run("cat /proc/1/cmdline; ls /; mount -t tmpfs none /mnt; ls /proc/1/root/work")
     assert exit_code != 0
     assert "inn-agent" in text

@@ -1,10 +1,9 @@
-"""The daemon's end of the guest link: a unix socket per machine that the agent dials. The peer is hostile."""
+"""The daemon's end of the guest link: a unix socket per machine that the agent dials, or that of a microVM's port, which is dialled. The peer is hostile."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import shutil
 import socket
@@ -24,8 +23,10 @@ from innkeeper.errors import (
     LinkLostError,
     PortUnreachableError,
 )
+from innkeeper.host.linux import unix_socket
 from innkeeper.wire.frames import Limits, ProtocolError
 from innkeeper.wire.link import Link
+from innkeeper.wire.resync import begin_link
 from innkeeper.wire.stream import Stream
 
 log = structlog.stdlib.get_logger(__name__)
@@ -35,13 +36,15 @@ SOCKET_NAME = "agent.sock"
 GENERATION = "generation"
 ANSWER_POLL_SECONDS = 0.002
 HELLO_SECONDS = 10.0
+# For a guest's answer on its port: it may be frozen, and is dialled anew after that. Who waits for a link has a deadline of his own.
+PORT_SECONDS = 3_600.0
 SOCKET_BUFFER_BYTES = 1_048_576
 # An honest agent sends a few frames a command, and 1,200 a second with a file at 300 MB/s. 20,000 are 8 % of the event loop.
 # Credit is given for half of the window at once: each word of it costs the guest a wake-up, some 100 µs in gVisor.
 GUEST_LIMITS = Limits(frames_per_second=20_000, grant_step=524_288)
 # Of what an agent says about its last link.
 LAST_ERROR_CHARACTERS = 200
-# Connections that one guest is granted: at once, and a second from then on. Each costs 0.2 ms; further ones wait in the socket's queue.
+# Connections that one guest is granted, or that are made to it: at once, and a second from then on. Each costs 0.2 ms; further ones wait.
 DIALS_AT_ONCE = 32
 DIALS_PER_SECOND = 10
 BACKLOG = 16
@@ -78,8 +81,23 @@ class GuestInputError(InvalidRequestError):
         self.guest_code = guest_code
 
 
+class _Pace:
+    """Whatever connects without end waits for itself, not the daemon for it."""
+
+    def __init__(self) -> None:
+        self._allowance, self._at = float(DIALS_AT_ONCE), asyncio.get_running_loop().time()
+
+    async def wait(self) -> None:
+        """Count a connection; returns when the next one may come."""
+        now = asyncio.get_running_loop().time()
+        gained = (now - self._at) * DIALS_PER_SECOND
+        self._allowance, self._at = min(DIALS_AT_ONCE, self._allowance + gained) - 1, now
+        if self._allowance < 0:
+            await asyncio.sleep(-self._allowance / DIALS_PER_SECOND)
+
+
 class GuestEndpoint:
-    """Listens for one machine's agent and keeps its current link.
+    """Listens for one machine's agent, or dials it, and keeps its current link.
 
     Only one link is alive at a time: a further connection while one works is dropped, since anything in the guest that gets to the socket could dial it.
     """
@@ -103,32 +121,15 @@ class GuestEndpoint:
     async def listen(self) -> None:
         """Make the directory and its socket, replacing one that an earlier daemon left."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.setblocking(False)
-            # The path of a unix socket holds 107 bytes at most; through the directory's descriptor any state directory fits.
-            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                path = f"/proc/self/fd/{directory}/{SOCKET_NAME}"
-                with contextlib.suppress(FileNotFoundError):
-                    (self.directory / SOCKET_NAME).unlink()
-                listener.bind(path)
-            finally:
-                os.close(directory)
-            # The agent is root in the guest, and its uids are the host's: no other uid may connect.
-            (self.directory / SOCKET_NAME).chmod(0o600)
-            listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
+        # The agent is root in the guest, and its uids are the host's: no other uid may connect.
+        listener = unix_socket.listen(self.directory / SOCKET_NAME, backlog=BACKLOG)
         self._call_back()
         self._listener = listener
         self._accepting = asyncio.get_running_loop().create_task(self._accept_all(listener))
 
     async def _accept_all(self, listener: socket.socket) -> None:
-        """Take connections at a bounded pace: whatever dials without end waits for itself, not the daemon for it."""
         loop = asyncio.get_running_loop()
-        allowance, at = float(DIALS_AT_ONCE), loop.time()
+        pace = _Pace()
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
@@ -137,16 +138,42 @@ class GuestEndpoint:
                 log.warning("a guest's connection could not be taken", error=str(error))
                 await asyncio.sleep(1)
                 continue
-            await self._accept(connection)
-            now = loop.time()
-            allowance, at = min(DIALS_AT_ONCE, allowance + (now - at) * DIALS_PER_SECOND) - 1, now
-            if allowance < 0:
-                await asyncio.sleep(-allowance / DIALS_PER_SECOND)
+            if self._link is not None and not self._link.closed.done():
+                connection.close()
+            else:
+                await self._take(connection)
+            await pace.wait()
 
-    async def _accept(self, connection: socket.socket) -> None:
-        if self._link is not None and not self._link.closed.done():
-            connection.close()
-            return
+    def dial(self) -> None:
+        """Dial the port of a started microVM, whose QEMU listens in the directory, and again whenever the link breaks."""
+        self._accepting = asyncio.get_running_loop().create_task(self._dial_all())
+
+    async def _dial_all(self) -> None:
+        pace = _Pace()
+        while self._ended is None:
+            await pace.wait()
+            if self._link is not None:
+                await self._link.wait_closed()
+            try:
+                connection = unix_socket.connect(self.directory / SOCKET_NAME)
+            except OSError:
+                # QEMU is gone, which its machine's end tells, or has not let go of the last connection yet.
+                continue
+            try:
+                rest = await begin_link(connection, timeout_seconds=PORT_SECONDS)
+            except (OSError, TimeoutError):
+                connection.close()
+            except BaseException as error:
+                connection.close()
+                if not isinstance(error, ProtocolError):
+                    raise
+                self._fail(str(error))
+                return
+            else:
+                await self._take(connection, rest)
+
+    async def _take(self, connection: socket.socket, received: bytes = b"") -> None:
+        """Make a link of a connection on which `received` came already."""
         # A bulk frame at once, and the next one behind it. What the guest sends is bounded by its own buffer, which gVisor lets nobody set.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         loop = asyncio.get_running_loop()
@@ -160,6 +187,8 @@ class GuestEndpoint:
             link.close(error if isinstance(error, OSError) else None)
             if not isinstance(error, OSError):
                 raise
+        if received:
+            link.data_received(received)
 
     async def _greet(self, link: Link) -> None:
         try:
@@ -170,9 +199,12 @@ class GuestEndpoint:
             link.close(ProtocolError("no hello"))
             return
         except ProtocolError as error:
-            self.failure = str(error)
             link.close(error)
-            self._arrived.set()
+            self._fail(str(error))
+            return
+        if "boot_error" in hello:
+            link.close()
+            self._fail(_boot_failure(hello["boot_error"]))
             return
         link.send_hello({"protocol": version})
         self.agent_version = str(hello.get("agent", ""))[:64]
@@ -181,6 +213,10 @@ class GuestEndpoint:
         link.closed.add_done_callback(lambda _: self._link_gone())
         if self._on_link is not None:
             self._on_link(link)
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason
+        self._arrived.set()
 
     def _link_gone(self) -> None:
         if self._ended is None:
@@ -274,6 +310,13 @@ class GuestEndpoint:
             await self._link.wait_closed()
         if remove:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _boot_failure(error: object) -> str:
+    """What a guest that could not boot says of it."""
+    said = error if isinstance(error, dict) else {}
+    step, message = (_printable(str(said.get(name, "")))[:LAST_ERROR_CHARACTERS] for name in ("step", "message"))
+    return f"The guest could not boot: {step}: {message}"
 
 
 def _printable(text: str) -> str:

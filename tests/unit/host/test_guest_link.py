@@ -422,3 +422,86 @@ async def test_who_waits_for_the_agent_of_a_guest_that_ended_hears_of_it_at_once
             with pytest.raises(InstanceFailedError):
                 await made.open("exec", {})
         assert not made.linked
+
+
+@asynccontextmanager
+async def port(directory, act):
+    """QEMU's socket of a microVM's port; `act` is the agent behind it, called with each connection and the RESET that came on it."""
+    directory.mkdir(parents=True)
+    sessions, failures = [], []
+
+    async def serve(reader, writer):
+        sessions.append(asyncio.current_task())
+        try:
+            await act(reader, writer, await reader.readexactly(48))
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        except BaseException as error:
+            failures.append(error)
+            raise
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    with contextlib.chdir(directory):
+        server = await asyncio.start_unix_server(serve, "agent.sock")
+    made = GuestEndpoint(directory)
+    made.dial()
+    try:
+        yield made
+    finally:
+        await made.close(remove=True)
+        server.close()
+        await asyncio.wait(sessions, timeout=20)
+    assert failures == []
+
+
+async def test_a_port_is_dialled_and_what_lay_in_it_is_passed_over(tmp_path):
+    async def act(reader, writer, reset):
+        writer.write(b"half a frame of before" + reset + raw(Kind.HELLO, 0, HELLO))
+        await reader.read()
+
+    async with port(tmp_path / "link", act) as endpoint:
+        await endpoint.link(timeout_seconds=20)
+        assert endpoint.agent_version == "test"
+
+
+async def test_a_port_is_dialled_again_when_its_link_breaks(tmp_path):
+    connections = []
+
+    async def act(reader, writer, reset):
+        connections.append(reset)
+        writer.write(reset + raw(Kind.HELLO, 0, {**HELLO, "agent": str(len(connections))}))
+        await (reader.readexactly(1) if len(connections) == 1 else reader.read())
+
+    async with port(tmp_path / "link", act) as endpoint:
+        async with asyncio.timeout(20):
+            while endpoint.agent_version != "2":
+                await asyncio.sleep(0.01)
+        await endpoint.link(timeout_seconds=20)
+    assert len(set(connections)) == len(connections) == 2
+
+
+async def test_a_guest_that_could_not_boot_is_quoted(tmp_path):
+    error = {"step": "image", "message": "no disk\x1b " + "x" * 9999}
+
+    async def act(reader, writer, reset):
+        writer.write(reset + raw(Kind.HELLO, 0, {**HELLO, "boot_error": error}))
+        await reader.read()
+
+    async with port(tmp_path / "link", act) as endpoint:
+        with pytest.raises(LinkLostError, match=r"could not boot: image: no disk\? xxx") as lost:
+            await endpoint.link(timeout_seconds=20)
+        assert len(str(lost.value)) < 500
+
+
+async def test_a_port_that_floods_is_given_up(tmp_path):
+    async def act(reader, writer, reset):
+        while True:
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+
+    async with port(tmp_path / "link", act) as endpoint:
+        with pytest.raises(LinkLostError, match="no new link"):
+            await endpoint.link(timeout_seconds=60)

@@ -27,6 +27,7 @@ class Capabilities:
     """What a driver can do beyond the required verbs; use cases ask this, never a driver's name."""
 
     freeze: bool = False
+    # The guest's files are mounted on the host, which scans them for what changed.
     host_sees_changes: bool = False
     # The memory of a running machine can be saved, and machines be started from it: the driver has the verbs of `Checkpointing`.
     checkpoint: bool = False
@@ -37,11 +38,40 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What a driver's machines are made of, beyond state directory and namespace; whoever builds one asks this.
+
+    `disk_files`: the root as the files of image and disk, which the host does not mount. `tap`: an open tap in place of the namespace's own
+    interface. `dialled`: the host dials the guest's link, after the start; else the guest does, and the host listens before it.
+    """
+
+    disk_files: bool = False
+    tap: bool = False
+    dialled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFiles:
+    """The root of a machine that mounts it itself: an EROFS image, and an ext4 disk with upper and work (see disks/rootfs.py) on it."""
+
+    image: Path
+    disk: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A machine's end of its network: an open tap, which stays its maker's to close, and the only hardware address that may speak on it."""
+
+    descriptor: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class MachinePlan:
-    """Everything that a machine is started from. `machine_id` is never used twice."""
+    """Everything that a machine is started from. `machine_id` is never used twice. `rootfs` is a mounted root unless the driver needs files."""
 
     machine_id: str
-    rootfs: Path
+    rootfs: Path | DiskFiles
     hostname: str
     netns: Path
     agent_dir: Path
@@ -49,6 +79,7 @@ class MachinePlan:
     state_dir: Path
     memory_mb: int
     vcpu_count: int
+    tap: Tap | None = None
 
 
 class RunningMachine(Protocol):
@@ -71,6 +102,7 @@ class Driver(Protocol):
 
     name: str
     capabilities: Capabilities
+    needs: Needs
 
     @property
     def isolation(self) -> Isolation:

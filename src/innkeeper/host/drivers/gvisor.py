@@ -16,13 +16,14 @@ import structlog
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
 from innkeeper.errors import CheckpointFailedError, InnkeeperError
-from innkeeper.host.drivers.contract import Capabilities, MachinePlan
+from innkeeper.host.drivers.contract import Capabilities, MachinePlan, Needs
 from innkeeper.host.drivers.gvisor_checkpoint import SandboxCheckpoints
 from innkeeper.host.drivers.gvisor_spec import oci_spec
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
 from innkeeper.host.drivers.strays import Strays
 from innkeeper.host.linux import command
 from innkeeper.host.linux.cgroup import CgroupTree, Usage
+from innkeeper.host.linux.mounts import fstab_field
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -56,6 +57,7 @@ class GvisorDriver:
 
     name = "gvisor"
     capabilities = Capabilities(freeze=True, host_sees_changes=True, checkpoint=True, fork=True, disk_snapshot=True)
+    needs = Needs()
 
     def __init__(
         self, *, runsc: str, platform: str, root: Path, tree: CgroupTree, group_name: str, reason: str
@@ -263,9 +265,5 @@ def mount_table(*read_only: Path) -> str:
     directories `read_only` are read-only to the kernel before runsc binds them.
     """
     lines = ["none /proc/sys/net tmpfs size=4k 0 0"]
-    lines += [f"{_field(path)} {_field(path)} none bind,ro,nosuid,nodev 0 0" for path in read_only]
+    lines += [f"{fstab_field(path)} {fstab_field(path)} none bind,ro,nosuid,nodev 0 0" for path in read_only]
     return "\n".join(lines) + "\n"
-
-
-def _field(path: Path) -> str:
-    return "".join(f"\\{ord(character):03o}" if character in " \t\n\\#" else character for character in str(path))

@@ -109,6 +109,11 @@ def _umount_if_mounted(target: StrPath, flags: int) -> bool:
     return True
 
 
+def fstab_field(path: StrPath) -> str:
+    """A path as a field of an fstab(5)."""
+    return "".join(f"\\{ord(character):03o}" if character in " \t\n\\#" else character for character in os.fspath(path))
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One row of mountinfo: where, what, and whether it propagates."""

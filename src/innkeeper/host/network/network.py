@@ -13,7 +13,7 @@ import structlog
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.linux import nftables
 from innkeeper.host.linux.command import CommandFailed
-from innkeeper.host.network import firewall, router, slots
+from innkeeper.host.network import firewall, router, slots, tap
 from innkeeper.host.network.addressing import ServerPlan, Slot, is_public
 from innkeeper.host.network.firewall import FirewallLimits, Limited, Policy, PolicyClass
 from innkeeper.host.network.resolver import Decide, Resolver, everything
@@ -168,6 +168,12 @@ class Network:
             self._limited.pop(slot.index, None)
             if isinstance(policy, Limited):
                 self._limited[slot.index] = policy
+
+    async def open_tap(self, slot: Slot) -> int:
+        """See `tap.open_tap`. Raises SlotGoneError for a slot that is not in use."""
+        if slot.index not in self._in_use:
+            raise SlotGoneError
+        return await tap.open_tap(self.plan, slot, mtu=self.mtu)
 
     async def release(self, slot: Slot) -> None:
         """Give a slot back after its guest is gone; it is taken apart in the background. Harmless when repeated."""

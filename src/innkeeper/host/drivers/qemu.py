@@ -1,0 +1,235 @@
+"""Machines as microVMs (QEMU): a kernel of their own on virtual hardware. Facts and traps behind the choices here: docs/drivers.md."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Set
+from pathlib import Path
+
+import structlog
+
+from innkeeper.core.instance import Isolation
+from innkeeper.core.leak import LeakKind
+from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs
+from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
+from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory_mb, qemu_command
+from innkeeper.host.drivers.qmp import Qmp, QmpError
+from innkeeper.host.drivers.strays import Strays
+from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, MOUNT_TABLE, PIDS_MAX, JailFailedError, VmJail, heard
+from innkeeper.host.guest_link import SOCKET_NAME
+from innkeeper.host.linux import unix_socket
+from innkeeper.host.linux.cgroup import CgroupTree, Usage
+from innkeeper.host.linux.command import CommandFailed
+
+log = structlog.stdlib.get_logger(__name__)
+
+VM_PID = "vm.pid"
+CONTROL_SOCKET = "control.sock"
+# QEMU takes one connection at a time; another waits for it.
+BACKLOG = 4
+MIB = 1_048_576
+_MACHINE = re.compile(rb"/machines/([^/\0]+)/")
+
+
+class QemuDriver:
+    """Runs machines as microVMs.
+
+    Args:
+        qemu: the binary.
+        accelerator: what runs the guests' instructions here.
+        tsc_khz: the rate of the host's time stamp counter; TCG needs it.
+        kernel: the guests' kernel.
+        initramfs: the guests' first root, with the agent as init.
+        directory: the driver's own, for the roots of its jails.
+        uid: the user that every QEMU runs as, and nobody else.
+        kvm_group: the group that may open /dev/kvm.
+        reason: why this accelerator, for `isolation`.
+
+    """
+
+    name = "qemu"
+    capabilities = Capabilities(freeze=True)
+    needs = Needs(disk_files=True, tap=True, dialled=True)
+
+    def __init__(
+        self,
+        *,
+        qemu: str,
+        accelerator: Accelerator,
+        tsc_khz: int | None,
+        kernel: Path,
+        initramfs: Path,
+        directory: Path,
+        tree: CgroupTree,
+        group_name: str,
+        uid: int,
+        kvm_group: int | None = None,
+        reason: str,
+    ) -> None:
+        self._qemu = qemu
+        self._accelerator = accelerator
+        self._tsc_khz = tsc_khz
+        self._kernel = kernel
+        self._initramfs = initramfs
+        self._parent = tree.server_root(group_name)
+        self._reason = reason
+        self._jail = VmJail(
+            root=directory / "root",
+            mark=f"microvm:{self._parent.path}",
+            uid=uid,
+            groups=() if kvm_group is None else (kvm_group,),
+            devices=(Path("/dev/kvm"),) if accelerator is Accelerator.KVM else (),
+        )
+        self._machines = ProcessMachines(self._parent, pid_file=VM_PID, ended="The virtual machine ended")
+        self._strays = Strays(os.fsencode(self._jail.mark), _MACHINE)
+
+    @property
+    def isolation(self) -> Isolation:
+        """A kernel of the guest's own between it and the host's, on virtual hardware."""
+        return Isolation(level="microvm", driver=self.name, platform=self._accelerator.value, reason=self._reason)
+
+    async def start(self, plan: MachinePlan) -> ProcessMachine:
+        """Start a microVM; returns when QEMU says that its processors run."""
+        try:
+            with contextlib.ExitStack() as files:
+                return await self._start(plan, files)
+        except BaseException as error:
+            await asyncio.shield(self.stop(plan.machine_id))
+            if isinstance(error, CommandFailed):
+                log.warning("qemu could not be begun", machine=plan.machine_id, error=str(error))
+                raise JailFailedError from error
+            raise
+
+    async def _start(self, plan: MachinePlan, files: contextlib.ExitStack) -> ProcessMachine:
+        hears, said = os.pipe()
+        files.callback(os.close, hears)
+        files.callback(os.close, said)
+        os.set_blocking(hears, False)
+        vm = self._vm_plan(plan, files)
+        self._jail.prepare()
+        table = plan.state_dir / MOUNT_TABLE
+        table.write_text(self._jail.mount_table(kernel=self._kernel, initramfs=self._initramfs))
+        group = self._parent.child(plan.machine_id)
+        group.create()
+        group.set_limits(memory_bytes=host_memory_mb(vm) * MIB, cpu_quota=float(plan.vcpu_count), pids_max=PIDS_MAX)
+        command = self._jail.command(
+            qemu_command(self._qemu, vm),
+            table=table,
+            groups=[directory / "cgroup.procs" for directory in group.directories()],
+            netns=plan.netns,
+            file_bytes=_disk_files(plan).disk.stat().st_size,
+        )
+        descriptors = [number for number in (vm.control, vm.link, vm.image, vm.disk, vm.tap) if number is not None]
+        try:
+            pid = await self._jail.start(command, pass_fds=descriptors, said=said)
+            (plan.state_dir / VM_PID).write_text(str(pid))
+            machine = self._machines.watch(plan.machine_id, pid)
+            await self._confirm(plan.state_dir / CONTROL_SOCKET)
+        except (JailFailedError, QmpError) as error:
+            # The instance's failure is for its user: what QEMU said is for the log.
+            log.warning("qemu did not start", machine=plan.machine_id, error=str(error), said=heard(hears))
+            raise JailFailedError from error
+        return machine
+
+    def _vm_plan(self, plan: MachinePlan, files: contextlib.ExitStack) -> VmPlan:
+        """The plan with everything open that QEMU gets, until `files` closes."""
+        root = _disk_files(plan)
+
+        def opened(path: Path, flags: int) -> int:
+            descriptor = os.open(path, flags | os.O_CLOEXEC)
+            files.callback(os.close, descriptor)
+            return descriptor
+
+        return VmPlan(
+            name=plan.machine_id,
+            accelerator=self._accelerator,
+            memory_mb=plan.memory_mb,
+            vcpu_count=plan.vcpu_count,
+            kernel=KERNEL,
+            initramfs=INITRAMFS,
+            # Made here, so that there is no moment in which nobody listens, and no path that QEMU must know.
+            control=files.enter_context(unix_socket.listen(plan.state_dir / CONTROL_SOCKET, backlog=BACKLOG)).fileno(),
+            link=files.enter_context(unix_socket.listen(plan.link_dir / SOCKET_NAME, backlog=BACKLOG)).fileno(),
+            image=opened(root.image, os.O_RDONLY),
+            disk=opened(root.disk, os.O_RDWR),
+            tap=None if plan.tap is None else plan.tap.descriptor,
+            mac=None if plan.tap is None else plan.tap.mac,
+            tsc_khz=self._tsc_khz,
+        )
+
+    async def _confirm(self, control: Path) -> None:
+        """Return when the guest's processors run, by what they are meant to. Raises QmpError."""
+        session = await Qmp.connect(control)
+        try:
+            status, kvm = await session.execute("query-status"), await session.execute("query-kvm")
+        finally:
+            await session.close()
+        if not isinstance(status, dict) or status.get("running") is not True:
+            raise QmpError("The virtual machine does not run")
+        # `-accel kvm` alone never falls back; what is reported as isolation is looked at all the same.
+        enabled = isinstance(kvm, dict) and kvm.get("enabled") is True
+        if enabled != (self._accelerator is Accelerator.KVM):
+            raise QmpError(f"The virtual machine does not run by {self._accelerator.value}")
+
+    async def adopt(self, machine_id: str, state_dir: Path) -> ProcessMachine | None:
+        """Take over a microVM that survived a restart of the daemon."""
+        return self._machines.adopt(machine_id, state_dir)
+
+    async def freeze(self, machine_id: str) -> None:
+        """Freeze QEMU's threads.
+
+        Not by QMP's `stop`: it lets the guest's clock stand still, which the agent would have to set after every thaw, and QEMU itself would go on
+        waking up for whoever writes to the link.
+        """
+        await self._parent.child(machine_id).freeze()
+
+    def is_frozen(self, machine_id: str) -> bool:
+        """Whether QEMU is frozen."""
+        return self._parent.child(machine_id).frozen()
+
+    def thaw(self, machine_id: str) -> None:
+        """Thaw QEMU's threads."""
+        self._parent.child(machine_id).thaw()
+
+    async def stop(self, machine_id: str) -> None:
+        """Kill QEMU and remove its group. The guest's disk is as after a loss of power: its journal mends it at the next start."""
+        await self._machines.end(machine_id)
+
+    async def found(self) -> set[str]:
+        """Ids with a group."""
+        return set(self._parent.children())
+
+    def leftovers(self, keep: Set[str]) -> list[tuple[LeakKind, str, str]]:
+        """See Driver."""
+        groups = [
+            (LeakKind.CONTROL_GROUP, self._parent.child(name).path, name)
+            for name in self._parent.children()
+            if name not in keep
+        ]
+        return [*groups, *((LeakKind.PROCESS, process, owner) for process, owner in self._strays.names(keep))]
+
+    async def end_strays(self, keep: Set[str]) -> int:
+        """See Driver. Until it joins its group a start is known by the mark in its command line."""
+        return await self._strays.end(keep)
+
+    def usage(self, machine_id: str) -> Usage:
+        """See the contract."""
+        return self._parent.child(machine_id).usage()
+
+    async def close(self, *, keep_running: bool) -> None:
+        """Let go of the machines (they run on), or stop them all and remove the server's group."""
+        if keep_running:
+            await self._machines.let_go()
+            return
+        for machine_id in self._machines:
+            await self.stop(machine_id)
+        await self._parent.remove()
+
+
+def _disk_files(plan: MachinePlan) -> DiskFiles:
+    if not isinstance(plan.rootfs, DiskFiles):
+        raise TypeError("a microVM mounts its root itself: it takes the files")
+    return plan.rootfs
