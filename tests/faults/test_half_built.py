@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.faults import census
+from tests.faults.faulty_host import FaultyRunsc, InjectedError, nothing_but
 from tests.integration.daemon_fixture import NEEDS_RUNSC, REPOSITORY, Host, eventually, running_host
 
 from innkeeper.core import host_verbs as verbs
@@ -35,52 +33,6 @@ STEPS = (
     InstanceState.VM_BOOTED,
     InstanceState.READY,
 )
-# A runsc that fails in the way that a file beside it says: before it began, after it was done, killed in between, not at all.
-FAULTY_RUNSC = """#!/bin/sh
-case "$(cat "$(dirname "$0")/fault")" in
-    before) exit 3 ;;
-    after) {runsc} "$@"; exit 3 ;;
-    between) {runsc} "$@" & sleep 0.1; kill -9 $! ; kill -9 $$ ;;
-esac
-exec {runsc} "$@"
-"""
-
-
-class InjectedError(Exception):
-    """The fault of a test."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faulty")
-    script = folder / "runsc"
-    script.write_text(FAULTY_RUNSC.format(runsc=shutil.which("runsc")))
-    script.chmod(0o755)
-    (folder / "fault").write_text("none")
-    return folder
-
-
-@pytest.fixture(scope="module")
-async def faulty(base: Path) -> AsyncIterator[Host]:
-    async with running_host(base / "home", runsc=str(base / "runsc")) as host:
-        yield host
-
-
-@pytest.fixture
-def fault(base: Path) -> AsyncIterator[Callable[[str], int]]:
-    yield (base / "fault").write_text
-    (base / "fault").write_text("none")
-
-
-async def nothing_but(host: Host, *instances: object) -> None:
-    """Only the machines of these instances are there, and nothing is left of others."""
-    alive = {str(instance) for instance in instances}
-    machines = host.settings.host_dir / "machines"
-    await eventually(lambda: len(list(machines.iterdir())) == len(alive))
-    left = await asyncio.to_thread(census.wait_for_none, host.settings.home, instances=alive)
-    assert left == []
-    assert {entry.name for entry in host.settings.host_dir.joinpath("instances").iterdir()} == alive
-    assert (await host.status())["leaked"] == 0
 
 
 @pytest.mark.parametrize("step", STEPS[:-1])
@@ -127,15 +79,16 @@ async def test_a_cancellation_at_each_step_leaves_nothing(faulty: Host, step: In
 
 
 @pytest.mark.parametrize(
-    "kind", ["after", pytest.param("before", marks=pytest.mark.long), pytest.param("between", marks=pytest.mark.long)]
+    "kind",
+    ["fails-late", pytest.param("fails", marks=pytest.mark.long), pytest.param("between", marks=pytest.mark.long)],
 )
-async def test_a_runsc_that_fails_leaves_nothing(faulty: Host, fault: Callable[[str], int], kind: str) -> None:
-    fault(kind)
+async def test_a_runsc_that_fails_leaves_nothing(faulty: Host, fault: FaultyRunsc, kind: str) -> None:
+    fault("run", kind)
     with pytest.raises(InnkeeperError, match="could not be started"):
         await faulty.ensure(instance := uuid4())
     await nothing_but(faulty)
     # The same instance, once the fault is over.
-    fault("none")
+    fault.works()
     await faulty.ensure(instance)
     await faulty.ok(instance, "true")
     await faulty.destroy(instance)
@@ -143,7 +96,7 @@ async def test_a_runsc_that_fails_leaves_nothing(faulty: Host, fault: Callable[[
 
 
 async def test_an_agent_that_never_dials_in_leaves_nothing(
-    faulty: Host, fault: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    faulty: Host, fault: FaultyRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It dials where nobody listens. A short patience alone is not enough: on a busy machine it dials in before the start returns.
     monkeypatch.setattr(guest_link, "SOCKET_NAME", "another.sock")
@@ -172,15 +125,15 @@ async def test_a_disk_that_cannot_be_mounted_leaves_nothing(faulty: Host) -> Non
 
 
 @pytest.mark.long
-async def test_a_fault_keeps_the_disk_that_a_room_had_before(faulty: Host, fault: Callable[[str], int]) -> None:
+async def test_a_fault_keeps_the_disk_that_a_room_had_before(faulty: Host, fault: FaultyRunsc) -> None:
     instance = await faulty.ensure()
     await faulty.ok(instance, "echo kept > file; sync")
-    for kind in ("before", "after", "between"):
+    for kind in ("fails", "fails-late", "between"):
         await faulty.destroy(instance, keep_disk=True)
-        fault(kind)
+        fault("run", kind)
         with pytest.raises(InnkeeperError):
             await faulty.ensure(instance)
-        fault("none")
+        fault.works()
         await faulty.ensure(instance)
         assert (await faulty.ok(instance, "cat file")).text == "kept\n"
     await nothing_but(faulty, instance)
@@ -189,18 +142,18 @@ async def test_a_fault_keeps_the_disk_that_a_room_had_before(faulty: Host, fault
 
 
 async def test_pools_that_cannot_be_filled_leave_nothing(
-    faulty: Host, fault: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    faulty: Host, fault: FaultyRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("innkeeper.host.warm.RETRY_SECONDS", 0.1)
-    for kind in ("before", "after"):
-        fault(kind)
+    for kind in ("fails", "fails-late"):
+        fault("run", kind)
         await faulty.request(verbs.SetPools((verbs.WarmPool(faulty.shape(f"pool-{kind}"), 1),)))
         await asyncio.sleep(1)
         assert faulty.daemon.fleet.warm.machines() == []
         await faulty.request(verbs.SetPools())
         await nothing_but(faulty)
     # A guest that comes up and cannot be given its identity.
-    fault("none")
+    fault.works()
     await faulty.request(verbs.SetPools((verbs.WarmPool(faulty.shape("pool-user"), 1, user="nobodyhere"),)))
     await asyncio.sleep(2)
     assert faulty.daemon.fleet.warm.machines() == []

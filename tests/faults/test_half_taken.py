@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from tests.faults import census
+from tests.faults.faulty_host import FaultyRunsc, InjectedError, nothing_but
 from tests.integration.daemon_fixture import NEEDS_RUNSC, REPOSITORY, Host, built_agent, eventually, running_host
 
 from innkeeper.core import checkpoint_verbs as verbs
@@ -25,40 +23,6 @@ from innkeeper.host.checkpoints import Clock
 pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
 
 STEPS = ("quiet", "paused", "saved", "copied", "resumed", "linked")
-# A runsc that does to one of its verbs what a file beside it says: fails, is killed before it began, while it works, or when it was done.
-FAULTY_RUNSC = """#!/bin/sh
-read -r verb fault < "$(dirname "$0")/fault"
-for word in "$@"; do
-    [ "$word" = "$verb" ] || continue
-    case $fault in
-        fails) exit 3 ;;
-        before) kill -9 $$ ;;
-        after) {runsc} "$@"; kill -9 $$ ;;
-        between) {runsc} "$@" & sleep 0.05; kill -9 $! ; kill -9 $$ ;;
-    esac
-done
-exec {runsc} "$@"
-"""
-
-
-class InjectedError(Exception):
-    """The fault of a test."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faulty")
-    script = folder / "runsc"
-    script.write_text(FAULTY_RUNSC.format(runsc=shutil.which("runsc")))
-    script.chmod(0o755)
-    (folder / "fault").write_text("none none\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-async def faulty(base: Path) -> AsyncIterator[Host]:
-    async with running_host(base / "home", runsc=str(base / "runsc")) as host:
-        yield host
 
 
 @pytest.fixture
@@ -67,23 +31,6 @@ async def instance(faulty: Host) -> AsyncIterator[UUID]:
     yield instance
     await faulty.destroy(instance)
     await nothing_but(faulty)
-
-
-@pytest.fixture
-def fault(base: Path) -> AsyncIterator[Callable[[str], int]]:
-    yield lambda words: (base / "fault").write_text(f"{words}\n")
-    (base / "fault").write_text("none none\n")
-
-
-async def nothing_but(host: Host, *instances: object) -> None:
-    """Only the machines of these instances are there, no checkpoint, and nothing half-made."""
-    alive = {str(instance) for instance in instances}
-    machines = host.settings.host_dir / "machines"
-    await eventually(lambda: len(list(machines.iterdir())) == len(alive))
-    left = await asyncio.to_thread(census.wait_for_none, host.settings.home, instances=alive)
-    assert left == []
-    assert list((host.settings.host_dir / "pool" / "checkpoints").iterdir()) == []
-    assert (await host.status())["leaked"] == 0
 
 
 async def ask(host: Host, verb: Any) -> dict[str, Any]:
@@ -133,25 +80,25 @@ async def test_a_fault_after_each_step_leaves_the_guest_as_it_was(
     ],
 )
 async def test_a_runsc_that_fails_or_is_killed_leaves_the_guest_as_it_was(
-    faulty: Host, instance: UUID, fault: Callable[[str], int], words: str
+    faulty: Host, instance: UUID, fault: FaultyRunsc, words: str
 ) -> None:
-    fault(words)
+    fault(*words.split())
     with pytest.raises(CheckpointFailedError):
         await ask(faulty, verbs.TakeCheckpoint(instance, uuid4()))
-    fault("none none")
+    fault.works()
     await works(faulty, instance)
 
 
 @pytest.mark.long
 async def test_a_guest_that_cannot_go_on_is_a_failed_one(
-    faulty: Host, instance: UUID, fault: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    faulty: Host, instance: UUID, fault: FaultyRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("innkeeper.host.checkpoints.LINK_SECONDS", 1.0)
     await faulty.ok(instance, "echo kept > file; sync")
-    fault("resume fails")
+    fault("resume", "fails")
     with pytest.raises(InstanceFailedError, match="did not go on"):
         await ask(faulty, verbs.TakeCheckpoint(instance, uuid4()))
-    fault("none none")
+    fault.works()
     await faulty.ensure(instance)
     assert (await faulty.ok(instance, "cat file")).text == "kept\n"
 
@@ -192,15 +139,15 @@ async def test_whoever_goes_away_meanwhile_leaves_a_guest_that_works(
 @pytest.mark.long
 @pytest.mark.parametrize("words", ["exec fails", "restore fails", "restore between", "restore after"])
 async def test_a_restore_and_a_fork_that_fail_leave_nothing(
-    faulty: Host, instance: UUID, fault: Callable[[str], int], words: str
+    faulty: Host, instance: UUID, fault: FaultyRunsc, words: str
 ) -> None:
     await ask(faulty, verbs.TakeCheckpoint(instance, checkpoint := uuid4()))
-    fault(words)
+    fault(*words.split())
     machine = EnsureMachine(uuid4(), faulty.shape(), "clone")
     for verb in (verbs.RestoreCheckpoint(checkpoint, machine), verbs.ForkMachine(instance, machine)):
         with pytest.raises(InnkeeperError, match="could not be started"):
             await ask(faulty, verb)
-    fault("none none")
+    fault.works()
     # The same instance, once the fault is over.
     await ask(faulty, verbs.RestoreCheckpoint(checkpoint, machine))
     assert (await faulty.ok(machine.instance_id, "hostname")).text == "clone\n"
