@@ -11,7 +11,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from typing import Any
 
 import pytest
 from tests.integration.daemon_fixture import built_agent
-from tests.integration.image_fixture import cache_directory, shipped_image
+from tests.integration.image_fixture import cache_directory, finished, shipped_image
 
 from innkeeper.host.disks.image_build import build_environment
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, qemu_command
 from innkeeper.host.guest_link import GUEST_LIMITS, guest_error
-from innkeeper.host.kernels.kernel_package import KernelUnavailable
+from innkeeper.host.kernels.kernel_package import KernelUnavailableError
 from innkeeper.host.kernels.kernel_store import BootFiles, Kernel, KernelStore
 from innkeeper.host.linux import command
 from innkeeper.wire.link import Link
@@ -47,36 +46,23 @@ TAP_WITHOUT_HEADER = 0x0002 | 0x1000
 
 def boot_files() -> BootFiles:
     """Kernel and initramfs: fetched once per machine, then found again in the cache directory."""
-    found: list[BootFiles | BaseException] = []
+    return finished(_boot_files())
 
-    async def make() -> BootFiles:
-        store = KernelStore(cache_directory())
-        kernels = store.kernels()
-        kernel = kernels[-1] if kernels else await _fetch(store)
-        files = await store.boot_files(kernel, built_agent())
-        _forget_unused(files.initramfs)
-        return files
 
-    def run() -> None:
-        # A thread of its own, because the caller may be inside an event loop.
-        try:
-            found.append(asyncio.run(make()))
-        except BaseException as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+async def _boot_files() -> BootFiles:
+    store = KernelStore(cache_directory())
+    kernels = store.kernels()
+    kernel = kernels[-1] if kernels else await _fetch(store)
+    files = await store.boot_files(kernel, built_agent())
+    _forget_unused(files.initramfs)
+    return files
 
 
 async def _fetch(store: KernelStore) -> Kernel:
     """The newest kernel, also on a machine that was made without apt's lists, or long ago."""
     try:
         return await store.fetch(progress=print)
-    except KernelUnavailable as error:
+    except KernelUnavailableError as error:
         print(error)
         await command.run(["apt-get", "-q", "update"], env=build_environment(os.environ), timeout_seconds=300)
         return await store.fetch(progress=print)

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import sys
-import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from innkeeper.host.disks.image_build import build_image
 from innkeeper.host.disks.image_store import ImageRecord, ImageStore
@@ -16,6 +18,7 @@ from innkeeper.host.linux import loop_device, mounts
 
 LOOP_PATIENCE_SECONDS = 60
 RECIPES = Path(__file__).parents[2] / "images"
+T = TypeVar("T")
 
 
 def cache_directory() -> Path:
@@ -25,24 +28,14 @@ def cache_directory() -> Path:
 
 def shipped_image(name: str) -> ImageRecord:
     """The image of the recipe `images/<name>` as it is now: half a minute the first time, a millisecond after that."""
-    built: list[ImageRecord | BaseException] = []
+    store = ImageStore(cache_directory())
+    return finished(build_image(RECIPES / name, store, progress=lambda line: print(line, file=sys.stderr)))
 
-    def build() -> None:
-        # A thread of its own, because the caller may be inside an event loop.
-        try:
-            store = ImageStore(cache_directory())
-            built.append(
-                asyncio.run(build_image(RECIPES / name, store, progress=lambda line: print(line, file=sys.stderr)))
-            )
-        except BaseException as error:
-            built.append(error)
 
-    thread = threading.Thread(target=build)
-    thread.start()
-    thread.join()
-    if isinstance(built[0], BaseException):
-        raise built[0]
-    return built[0]
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns or raises, run in a thread of its own, because the caller may be inside an event loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def put_into(host_dir: Path, *names: str) -> ImageStore:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.host.kernels import kernel_store
-from innkeeper.host.kernels.kernel_package import KernelPackage, KernelUnavailable
+from innkeeper.host.kernels.kernel_package import KernelPackage, KernelUnavailableError
 from innkeeper.host.kernels.kernel_store import KernelStore
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(shutil.which("depmod") is None, reason="needs kmod")]
@@ -20,7 +20,7 @@ async def test_a_package_that_apt_has_not_got(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(kernel_store, "newest_package", newest)
     store = KernelStore(tmp_path)
-    with pytest.raises(KernelUnavailable, match="linux-image-0"):
+    with pytest.raises(KernelUnavailableError, match="linux-image-0"):
         await store.fetch(progress=print)
     assert list(store.directory.iterdir()) == []
 

@@ -24,7 +24,7 @@ _DEPENDS = re.compile(r"^\s*Depends: (linux-image-\S+)$", re.MULTILINE)
 _CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
 
 
-class KernelUnavailable(RuntimeError):  # noqa: N818  # reads as a sentence where it is raised
+class KernelUnavailableError(RuntimeError):
     """There is no kernel for microVMs and none can be fetched; the message says why, and what to do."""
 
     code = "kernel_unavailable"
@@ -44,10 +44,10 @@ class KernelPackage:
 
 
 async def newest_package() -> KernelPackage:
-    """The package that apt would install now. Raises KernelUnavailable."""
+    """The package that apt would install now. Raises KernelUnavailableError."""
     architecture = ARCHITECTURES.get(os.uname().machine)
     if architecture is None:
-        raise KernelUnavailable(f"Debian has no cloud kernel for {os.uname().machine}")
+        raise KernelUnavailableError(f"Debian has no cloud kernel for {os.uname().machine}")
     every = f"linux-image-cloud-{architecture}"
     try:
         depends = await command.run(["apt-cache", "depends", "--important", every], timeout_seconds=UNPACK_SECONDS)
@@ -56,17 +56,19 @@ async def newest_package() -> KernelPackage:
         if package is not None:
             policy = await command.run(["apt-cache", "policy", package[1]], timeout_seconds=UNPACK_SECONDS)
     except command.CommandFailed as error:
-        raise KernelUnavailable(f"apt does not say which {every} there is ({error}); run: apt-get update") from error
+        raise KernelUnavailableError(
+            f"apt does not say which {every} there is ({error}); run: apt-get update"
+        ) from error
     version = _CANDIDATE.search(policy.stdout.decode())
     if package is None or version is None:
-        raise KernelUnavailable(f"apt knows no package {every}; run: apt-get update")
+        raise KernelUnavailableError(f"apt knows no package {every}; run: apt-get update")
     return KernelPackage(package[1], version[1])
 
 
 async def unpack_package(wanted: KernelPackage, folder: Path, workspace: Path) -> None:
     """Fetch it into the empty `workspace`, and put its image, its modules in their order and a record of them into the new `folder`.
 
-    apt has checked the signature. Raises KernelUnavailable, OSError.
+    apt has checked the signature. Raises KernelUnavailableError, OSError.
     """
     tree = workspace / "tree"
     # apt downloads as a user of its own, who may not write here.
@@ -80,7 +82,7 @@ async def unpack_package(wanted: KernelPackage, folder: Path, workspace: Path) -
         await command.run(["depmod", "--basedir", str(tree), wanted.release], timeout_seconds=UNPACK_SECONDS)
         await asyncio.to_thread(_keep, wanted, tree / "boot", modules, folder)
     except (command.CommandFailed, ModuleMissingError, ValueError, FileNotFoundError) as error:
-        raise KernelUnavailable(f"{wanted.package} {wanted.version}: {error}") from error
+        raise KernelUnavailableError(f"{wanted.package} {wanted.version}: {error}") from error
 
 
 def _only_package(workspace: Path) -> Path:

@@ -68,7 +68,7 @@ class KernelStore:
         return [kernel for _, kernel in sorted(found, key=lambda item: item[0])]
 
     async def fetch(self, *, progress: Callable[[str], None]) -> Kernel:
-        """The newest kernel that apt knows, fetched unless it is here: 27 MB. Raises KernelUnavailable, OSError."""
+        """The newest kernel that apt knows, fetched unless it is here: 27 MB. Raises KernelUnavailableError, OSError."""
         wanted = await newest_package()
         target = self.directory / _FOLDER.format(package=wanted.package, version=wanted.version.replace(":", "%3a"))
         if not target.exists():
