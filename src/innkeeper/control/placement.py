@@ -77,13 +77,11 @@ def choose_for_build(control: Control) -> tuple[HostEntry, Offer]:
     wish = Wish(min_isolation="none")
     there = _reachable(control)
     offers = {entry.host.id: isolation.choose(wish, rules, entry.offers, needs=BUILD_NEEDS) for entry in there}
-    able = [entry for entry in there if offers[entry.host.id] is not None]
+    able = {host: offer for host, offer in offers.items() if offer is not None}
     if there and not able:
         raise isolation.refusal(wish, rules, _offers(there), needs=BUILD_NEEDS)
-    host = _least_used(control, able)
-    offer = offers[host.host.id]
-    assert offer is not None  # noqa: S101 - it is one of the able
-    return host, offer
+    host = _least_used(control, [entry for entry in there if entry.host.id in able])
+    return host, able[host.host.id]
 
 
 def _reachable(control: Control) -> list[HostEntry]:
