@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from tests.published_port import GUEST_PORT, Endless, Published, anyio_backend, port, public_port, published, read_head
 
-from innkeeper.control import ports, rooms, sessions, shares, tokens, vms
+from innkeeper.control import ports, rooms, session_vm, sessions, shares, tokens, vms
 from innkeeper.core.vm import VmRequest
 
 __all__ = ["anyio_backend", "port", "public_port"]
@@ -431,7 +431,7 @@ async def test_the_host_decides_and_nothing_else(port: Published) -> None:
 
 async def vm_port(port: Published) -> tuple[str, str]:
     """(session id, VM id) of a new VM behind the API of `port`; its guest port is the same server."""
-    view = await vms.create(port.control, port.me, VmRequest())
+    view = await session_vm.create(port.control, port.me, VmRequest())
     return str(view.vm.session_id), view.vm.vm_id
 
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from innkeeper.control import audit, clock, lifecycle, vms
+from innkeeper.control import audit, clock, lifecycle, session_vm, vms
 from innkeeper.control.access import require
 from innkeeper.control.vm_entry import VmEntry, VmView
 from innkeeper.core.token import Principal, Scope
@@ -38,13 +38,13 @@ async def create(
     """A new session, or the one that an earlier attempt made under `session_id`. Its VM is made on first use; with variables at once.
 
     Raises:
-        InvalidRequestError, ForbiddenError: as `vms.create`.
+        InvalidRequestError, ForbiddenError: as `session_vm.create`.
         NoHostError, UnavailableError, RateLimitedError: of the VM that is made at once; there is no session then.
 
     """
     require(principal, Scope.ROOMS)
     if request.env:
-        view = await vms.create(control, principal, request, new_session=session_id, wait=False)
+        view = await session_vm.create(control, principal, request, new_session=session_id, wait=False)
         return await find(control, principal, view.vm.session_id)
     vms.check(control, principal, request)
     if session_id is not None and await control.database.read(store.get, session_id) is not None:
@@ -64,7 +64,7 @@ async def ready_entry(control: Control, principal: Principal, session_id: UUID) 
 
     Raises:
         SessionNotFoundError: also for another organization's.
-        And what `vms.create` raises.
+        And what `session_vm.create` raises.
 
     """
     entry = control.live.find((session_id, ""))
@@ -77,7 +77,7 @@ async def ready_entry(control: Control, principal: Principal, session_id: UUID) 
     ):
         lifecycle.use(control, entry)
         return entry
-    return await vms.for_session(control, principal, await load(control, principal, session_id))
+    return await session_vm.for_session(control, principal, await load(control, principal, session_id))
 
 
 async def existing_entry(control: Control, principal: Principal, session_id: UUID) -> VmEntry | None:

@@ -134,3 +134,10 @@ def spec_of(vm: Vm, instance: Instance) -> InstanceSpec:
         egress_policy=vm.egress_policy,
         env_sealed=vm.env_sealed,
     )
+
+
+def vm_of(entry: Entry) -> VmEntry:
+    """The entry of a session's key, which is a VM's."""
+    if not isinstance(entry, VmEntry):
+        raise TypeError(f"a {entry.kind} where a VM was looked up")
+    return entry

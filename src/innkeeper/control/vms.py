@@ -2,103 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import sqlalchemy as sa
 
-from innkeeper.control import audit, clock, lifecycle, placement, provisioning, shares
+from innkeeper.control import audit, clock, lifecycle, provisioning
 from innkeeper.control.access import require
-from innkeeper.control.vm_entry import VmEntry, VmView, event_of, session_key
-from innkeeper.control.vm_shape import image_of, new_spec
-from innkeeper.core import isolation
-from innkeeper.core.egress_policy import EgressPolicy
+from innkeeper.control.vm_entry import VmEntry, VmView, vm_of
+from innkeeper.control.vm_shape import image_of
 from innkeeper.core.instance import Instance
 from innkeeper.core.profile import validate_env
-from innkeeper.core.share import ShareRequest
 from innkeeper.core.token import Principal, Scope
 from innkeeper.core.vm import (
     HOLD_SECONDS_MAX,
     REASON_CHARACTERS_MAX,
-    Session,
     Vm,
     VmRequest,
     parse_vm_id,
 )
 from innkeeper.errors import (
-    ConflictError,
     ForbiddenError,
     InstanceNotFoundError,
     InvalidRequestError,
-    NoHostError,
     VmNotFoundError,
 )
 from innkeeper.store import instances
-from innkeeper.store import sessions as session_store
 from innkeeper.store import vms as store
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
 
 PAGE_MAX = 1_000
-
-
-async def create(
-    control: Control,
-    principal: Principal,
-    request: VmRequest,
-    *,
-    session: Session | None = None,
-    new_session: UUID | None = None,
-    share: ShareRequest | None = None,
-    wait: bool = True,
-) -> VmView:
-    """A new VM, ready, or without `wait` on its way up; for a session with a living VM that one, as it is.
-
-    `new_session` is the id that its own session gets; where an earlier attempt made that, its VM is the one. `share` is published with it.
-
-    Raises:
-        InvalidRequestError: naming the field.
-        ForbiddenError: a lifetime beyond the limit.
-        ConflictError: the session's living VM is of another shape.
-        NoHostError, UnavailableError, RateLimitedError: it cannot be made now; nothing is left of it.
-        InstanceNotReadyError: it takes longer than the wait limit; it goes on coming up.
-        InstanceFailedError: it did not come up.
-
-    """
-    require(principal, Scope.ROOMS)
-    check(control, principal, request)
-    if session is None and new_session is not None:
-        session = await control.database.read(session_store.get, new_session)
-    new = session is None
-    whole = request if session is None else request.over(session.request)
-    isolation.check(whole.wish, placement.rules_of(control.settings))
-    if session is None:
-        session_id = new_session or uuid4()
-        sealed = control.box.seal_env(
-            dict(request.env or {}), organization_id=principal.organization_id, object_id=session_id
-        )
-        session = Session(session_id, principal.organization_id, clock.now(), request, sealed)
-    wish = _Wish(session, request, new=new, share=share)
-    attached = None
-    if (living := control.live.find(session_key(session))) is not None and not lifecycle.ends(control, living):
-        attached = _vm(living)
-        await _attach(control, principal, attached, wish)
-    entry = await (_bring_up if wait else _begin)(control, principal, wish)
-    if entry is not attached and not wish.made:
-        # Somebody else's request for the session made it meanwhile, of whatever shape that asked for.
-        await _attach(control, principal, entry, wish)
-    return entry.view
-
-
-async def for_session(control: Control, principal: Principal, session: Session) -> VmEntry:
-    """The session's VM, ready; made where it has none that lives. Raises as `create`."""
-    return await _bring_up(control, principal, _Wish(session, session.request, new=False))
 
 
 async def ready_entry(control: Control, principal: Principal, vm_id: str) -> VmEntry:
@@ -114,7 +52,7 @@ async def ready_entry(control: Control, principal: Principal, vm_id: str) -> VmE
         lifecycle.use(control, entry)
         return entry
     try:
-        return _vm(await lifecycle.ready(control, principal, entry))
+        return vm_of(await lifecycle.ready(control, principal, entry))
     except InstanceNotFoundError:
         raise VmNotFoundError from None
 
@@ -254,175 +192,9 @@ def check(control: Control, principal: Principal, request: VmRequest) -> None:
 def remember(control: Control, vm: Vm, instance: Instance) -> VmEntry:
     """A stored VM in memory."""
     host = control.hosts.get(instance.host_id)
-    return _vm(control.live.add(VmEntry(vm, instance, host.host if host is not None else None, control.later.vm_event)))
-
-
-@dataclass(slots=True)
-class _Wish:
-    """What is asked of a session's VM. `new`: the session is stored with it; `made`: this made it."""
-
-    session: Session
-    request: VmRequest
-    new: bool
-    share: ShareRequest | None = None
-    made: bool = False
-
-
-async def _attach(control: Control, principal: Principal, entry: VmEntry, wish: _Wish) -> None:
-    """Make a living VM what is asked of it, as far as one that runs can be. Raises ConflictError, and as `shares.create`."""
-    instance, request = entry.instance, wish.request
-    for name, wanted, has in (
-        ("memory_mb", request.memory_mb, instance.memory_mb),
-        ("vcpu_count", request.vcpu_count, instance.vcpu_count),
-        ("egress_policy", request.egress_policy, entry.vm.egress_policy),
-        (
-            "image_variant",
-            request.image_variant and image_of(control, instance.organization_id, request.image_variant),
-            instance.image,
-        ),
-    ):
-        if wanted is not None and wanted != has:
-            raise ConflictError(f"{name}: the session's VM lives and has {has}")
-    _check_isolation(entry, request)
-    vm_id = entry.vm.vm_id
-    if wish.share is not None:
-        await shares.ensure(control, principal, entry, wish.share)
-    if request.env:
-        await stage_env(control, principal, vm_id, request.env)
-    changes = {
-        name: value
-        for name in ("metadata", "vm_lifetime_seconds", "idle_seconds")
-        if (value := getattr(request, name)) is not None
-    }
-    if changes:
-        await change(control, principal, vm_id, changes)
-
-
-def _check_isolation(entry: VmEntry, request: VmRequest) -> None:
-    """Refuse a living VM that is isolated otherwise than is asked; one that comes up for the first time is taken by what it asked for itself."""
-    has, asked = entry.instance.isolation, entry.vm.wish
-    driver, level = (asked.driver, asked.min_isolation) if has is None else (has.driver, has.level)
-    if request.driver not in (None, isolation.AUTO, driver):
-        raise ConflictError(f"driver: the session's VM lives and has {driver}")
-    if request.min_isolation is not None and isolation.rank(level) < isolation.rank(request.min_isolation):
-        raise ConflictError(f"min_isolation: the session's VM lives and has {level}")
-
-
-async def _bring_up(control: Control, principal: Principal, wish: _Wish) -> VmEntry:
-    """The session's VM, ready."""
-
-    def work() -> Any:
-        return _provision(control, principal, wish, committed=None)
-
-    return _vm(await lifecycle.bring_up(control, session_key(wish.session), work))
-
-
-async def _begin(control: Control, principal: Principal, wish: _Wish) -> VmEntry:
-    """The session's VM as soon as it is stored; it comes up beside."""
-    key = session_key(wish.session)
-    committed = asyncio.get_running_loop().create_future()
-
-    def note() -> None:
-        if not committed.done():
-            committed.set_result(None)
-
-    def work() -> Any:
-        return _provision(control, principal, wish, committed=note)
-
-    while True:
-        entry, flight = control.live.find(key), control.flights.get(key)
-        if entry is not None and not lifecycle.ends(control, entry) and (entry.ready or flight is not None):
-            entry.told = True
-            return _vm(entry)
-        if flight is None:
-            flight = control.flights.start(key, "up", work)
-        await asyncio.wait({flight.future, committed}, return_when=asyncio.FIRST_COMPLETED)
-        if flight.kind == "up" and flight.future.done():
-            flight.future.result()
-
-
-async def _provision(
-    control: Control, principal: Principal, wish: _Wish, *, committed: Callable[[], None] | None
-) -> VmEntry:
-    """The session's VM, ready: made, started again on its disk, or found so. `committed` is called when it is stored and will come up."""
-    found = control.live.find(session_key(wish.session))
-    if found is not None and found.doomed:
-        await provisioning.take_down(control, principal, found)
-        found = None
-    if found is not None:
-        if committed is not None:
-            committed()
-        await provisioning.bring_up(control, principal, found)
-        return _vm(found)
-    entry, lease = await _create(control, principal, wish)
-    if committed is not None:
-        entry.told = True
-        committed()
-    try:
-        await provisioning.start(control, entry, lease)
-    except NoHostError:
-        if wish.new:
-            # Nobody was told of the session either, unless the VM stayed.
-            await control.database.write(session_store.delete_unused, wish.session.id)
-        raise
-    return entry
-
-
-async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[VmEntry, UUID]:
-    """A new VM with its lease, committed before any host hears of it."""
-    settings, session = control.settings, wish.session
-    wanted = wish.request.over(session.request)
-    lifetime = wanted.vm_lifetime_seconds or settings.vm_lifetime_seconds
-    spec = new_spec(
-        session.organization_id,
-        session.id,
-        image=image_of(control, session.organization_id, wanted.image_variant),
-        vcpu_count=wanted.vcpu_count or settings.vm_vcpus,
-        memory_mb=wanted.memory_mb or settings.vm_memory_mb,
-        disk_mb=settings.vm_disk_mb,
-        wish=wanted.wish,
+    return vm_of(
+        control.live.add(VmEntry(vm, instance, host.host if host is not None else None, control.later.vm_event))
     )
-    instance = provisioning.plan(control, spec, profile_id=session.id, host_id=None)
-    vm = Vm(
-        instance_id=instance.id,
-        organization_id=session.organization_id,
-        session_id=session.id,
-        lifetime_seconds=lifetime,
-        expires_at=instance.created_at + timedelta(seconds=lifetime),
-        memory_mb=spec.memory_mb,
-        wish=spec.wish,
-        metadata=dict(wanted.metadata or {}),
-        image_variant=wanted.image_variant,
-        idle_seconds=wanted.idle_seconds,
-        egress_policy=wanted.egress_policy or EgressPolicy(),
-        env_sealed=session.env_sealed if wish.new else _merged_env(control, session, wish.request),
-    )
-    share = None if wish.share is None else shares.plan(instance, wish.share)
-
-    def insert(connection: sa.Connection) -> None:
-        if wish.new:
-            session_store.insert(connection, session)
-        store.insert(connection, vm)
-        store.insert_events(connection, event_of(vm, "created", ""))
-        if share is not None:
-            shares.insert(connection, principal, share, {"session_id": str(session.id)})
-
-    event = audit.event(principal, "vm.create", "instance", instance.id, {"session_id": str(session.id)})
-    lease = await provisioning.commit(control, instance, event, insert)
-    control.expiry_hint.set()
-    wish.made = True
-    if share is not None:
-        control.shares.put(share)
-    return remember(control, vm, instance), lease
-
-
-def _merged_env(control: Control, session: Session, request: VmRequest) -> bytes | None:
-    if not request.env:
-        return session.env_sealed
-    ids = {"organization_id": session.organization_id, "object_id": session.id}
-    env = {**control.box.open_env(session.env_sealed, **ids), **request.env}
-    validate_env(env)
-    return control.box.seal_env(env, **ids)
 
 
 async def _reserve_memory(control: Control, entry: VmEntry, memory_mb: int) -> None:
@@ -472,10 +244,3 @@ def shown(control: Control, vm: Vm, instance: Instance) -> VmView:
         return entry.view
     host = control.hosts.get(instance.host_id)
     return VmView(vm, instance, None if host is None else host.host)
-
-
-def _vm(entry: Any) -> VmEntry:
-    """The entry of a session's key, which is a VM's."""
-    if not isinstance(entry, VmEntry):
-        raise TypeError(f"a {entry.kind} where a VM was looked up")
-    return entry

@@ -13,7 +13,8 @@ from innkeeper.core import host_verbs as verbs
 from innkeeper.host import journal
 from innkeeper.host.cells import kernel_of, read_results
 from innkeeper.host.channels import STDERR, STDOUT, Channels
-from innkeeper.host.executions import READ_STEP, Executions
+from innkeeper.host.execution import READ_STEP
+from innkeeper.host.executions import Executions
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.journal import ExecutionRecord, OutputSlice
 from innkeeper.host.verbs import bind_handler

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from innkeeper.control import hosts, placement, profiles, rooms, vms, warm_pools
+from innkeeper.control import hosts, placement, profiles, rooms, session_vm, vms, warm_pools
 from innkeeper.core.host_verbs import EnsureMachine
 from innkeeper.core.instance import InstanceState
 from innkeeper.core.isolation import Offer
@@ -44,7 +44,7 @@ async def test_auto_takes_a_vm_where_hardware_runs_it(still_world: World) -> Non
         room = await make_room(still_world, "any")
         assert dataclasses.astuple(room.instance.isolation) == dataclasses.astuple(KVM)
         assert (await make_room(still_world, "named", driver="gvisor")).instance.isolation == GVISOR
-        vm = await vms.create(control, still_world.me, VmRequest(min_isolation="microvm"))
+        vm = await session_vm.create(control, still_world.me, VmRequest(min_isolation="microvm"))
         assert vm.instance.isolation == KVM
         assert asked(still_world) == ["qemu", "gvisor", "qemu"]
         # The row says so too, with the accelerator.
@@ -64,20 +64,20 @@ async def test_tcg_is_taken_by_name_alone_and_only_where_it_may_count(still_worl
             with pytest.raises(
                 DriverNotOfferedError, match=r"^min_isolation: .*qemu \(none, on tcg, only by its name\)"
             ):
-                await vms.create(control, still_world.me, wish)
+                await session_vm.create(control, still_world.me, wish)
     async with still_world.running(tcg_counts_as_microvm=True) as control:
         still_world.control = control
-        vm = await vms.create(control, still_world.me, VmRequest(driver="qemu", min_isolation="microvm"))
+        vm = await session_vm.create(control, still_world.me, VmRequest(driver="qemu", min_isolation="microvm"))
         assert (vm.instance.isolation.level, vm.instance.isolation.accelerator) == ("microvm", "tcg")
         assert "TCG" in vm.instance.isolation.reason
         with pytest.raises(DriverNotOfferedError):
-            await vms.create(control, still_world.me, VmRequest(min_isolation="microvm"))
+            await session_vm.create(control, still_world.me, VmRequest(min_isolation="microvm"))
     async with still_world.running(min_isolation="none") as control:
         still_world.control = control
-        vm = await vms.create(control, still_world.me, VmRequest(driver="qemu", min_isolation="none"))
+        vm = await session_vm.create(control, still_world.me, VmRequest(driver="qemu", min_isolation="none"))
         assert vm.instance.isolation.level == "none"
         with pytest.raises(DriverNotOfferedError, match="'gvisor' now with the driver 'qemu'"):
-            await vms.create(control, still_world.me, VmRequest(driver="qemu"))
+            await session_vm.create(control, still_world.me, VmRequest(driver="qemu"))
 
 
 async def test_what_nobody_offers_is_refused_and_leaves_nothing(world: World) -> None:
@@ -87,9 +87,9 @@ async def test_what_nobody_offers_is_refused_and_leaves_nothing(world: World) ->
         ):
             await profiles.create(world.control, world.me, {"name": "x", "image": "base", **fields})
         with pytest.raises(DriverNotOfferedError):
-            await vms.create(world.control, world.me, VmRequest(**fields))
+            await session_vm.create(world.control, world.me, VmRequest(**fields))
     with pytest.raises(InvalidRequestError, match=r"^min_isolation: "):
-        await vms.create(world.control, world.me, VmRequest(driver="gvisor", min_isolation="microvm"))
+        await session_vm.create(world.control, world.me, VmRequest(driver="gvisor", min_isolation="microvm"))
     assert "x" not in {stored.profile.name for stored in world.control.profiles.values()}
     assert (list(world.control.live), world.host.count(EnsureMachine)) == ([], 0)
     assert await world.control.database.read(lambda c: c.exec_driver_sql("select count(*) from sessions").scalar()) == 0
@@ -101,7 +101,7 @@ async def test_the_servers_minimum_is_everyones(still_world: World) -> None:
         with pytest.raises(DriverNotOfferedError, match="'microvm', which is this server's minimum, now"):
             await rooms.get_or_create(control, still_world.me, still_world.profile_id(), "r")
         with pytest.raises(InvalidRequestError, match="allows nothing below 'microvm'"):
-            await vms.create(control, still_world.me, VmRequest(driver="gvisor"))
+            await session_vm.create(control, still_world.me, VmRequest(driver="gvisor"))
         assert still_world.host.count(EnsureMachine) == 0
         assert all(pool.pools == () for pool in still_world.host.pools)
 
@@ -113,7 +113,7 @@ async def test_the_servers_driver_is_what_auto_means(still_world: World) -> None
         assert (await make_room(still_world, "auto")).instance.isolation == GVISOR
         assert (await make_room(still_world, "named", driver="qemu")).instance.isolation == KVM
         with pytest.raises(InvalidRequestError, match=r"^min_isolation: .*server's default driver"):
-            await vms.create(control, still_world.me, VmRequest(min_isolation="microvm"))
+            await session_vm.create(control, still_world.me, VmRequest(min_isolation="microvm"))
 
 
 async def test_an_instance_is_never_started_again_on_less(still_world: World) -> None:
@@ -187,7 +187,7 @@ async def test_a_sessions_vm_is_asked_for_as_it_is(still_world: World) -> None:
     still_world.host.offers = [ON_GVISOR, ON_KVM]
     async with still_world.running() as control:
         still_world.control = control
-        made = await vms.create(control, still_world.me, VmRequest(driver="gvisor"))
+        made = await session_vm.create(control, still_world.me, VmRequest(driver="gvisor"))
         (entry,) = control.live
         session = await control.database.read(_session, made.vm.session_id)
         for wish, field in (
@@ -196,9 +196,11 @@ async def test_a_sessions_vm_is_asked_for_as_it_is(still_world: World) -> None:
         ):
             # What the session was made with counts beside it.
             with pytest.raises((ConflictError, InvalidRequestError), match=f"^{field}: "):
-                await vms.create(control, still_world.me, wish, session=session)
+                await session_vm.create(control, still_world.me, wish, session=session)
         for same in (VmRequest(driver="gvisor"), VmRequest(driver="auto"), VmRequest(min_isolation="none")):
-            assert (await vms.create(control, still_world.me, same, session=session)).instance.id == entry.instance.id
+            assert (
+                await session_vm.create(control, still_world.me, same, session=session)
+            ).instance.id == entry.instance.id
 
 
 def _session(connection: Any, session_id: Any) -> Any:
@@ -211,7 +213,7 @@ async def test_what_a_vm_asked_for_counts_at_its_next_start(still_world: World) 
     still_world.host.offers = [ON_GVISOR, ON_KVM]
     async with still_world.running() as control:
         still_world.control = control
-        made = await vms.create(control, still_world.me, VmRequest(driver="gvisor", vm_lifetime_seconds=3_600))
+        made = await session_vm.create(control, still_world.me, VmRequest(driver="gvisor", vm_lifetime_seconds=3_600))
         await control.later.flush(control)
     stop(still_world, made)
     async with still_world.running(driver="qemu") as control:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from innkeeper.control import audit, clock, rooms, vms
+from innkeeper.control import audit, clock, rooms, session_vm
 from innkeeper.control.vm_entry import event_of
 from innkeeper.core.execution import ExecutionRow
 from innkeeper.core.token import Scope
@@ -46,7 +46,7 @@ async def test_what_a_full_disk_did_not_take_is_written_later_and_once(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, me = world.control, world.me
-    view = await vms.create(control, me, VmRequest())
+    view = await session_vm.create(control, me, VmRequest())
     await control.later.flush(control)
     row = ExecutionRow(uuid7(), me.organization_id, view.vm.instance_id, "exec", clock.now())
     happened = event_of(view.vm, "held", "r")

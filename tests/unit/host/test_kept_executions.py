@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from innkeeper.host import executions, kept_executions
-from innkeeper.host.executions import Execution, Executions
+from innkeeper.host.execution import Execution
+from innkeeper.host.executions import Executions
 from innkeeper.host.journal import Journal
 from innkeeper.host.kept_executions import Headroom, beyond_limits, prune, size_of
 from innkeeper.host.metrics import HostMetrics

@@ -31,7 +31,7 @@ from innkeeper.api.v1.vm_schemas import (
     VmShape,
     VmUpdate,
 )
-from innkeeper.control import sessions, shares, vm_events, vms
+from innkeeper.control import session_vm, sessions, shares, vm_events, vms
 from innkeeper.control.context import Control
 from innkeeper.control.silences import with_silences
 from innkeeper.control.vm_entry import VmView
@@ -64,7 +64,7 @@ def add_vm_routes(router: APIRouter, control: Control) -> None:
             share_id = uuid7() if once is None else uuid5(once, "share")
             wanted = ShareRequest(share_id, body.share.port, body.share.is_public)
         try:
-            view = await vms.create(
+            view = await session_vm.create(
                 control, principal, request_of(body), session=session, new_session=once, share=wanted, wait=wait
             )
         except InstanceNotReadyError as error:
