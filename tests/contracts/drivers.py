@@ -91,13 +91,11 @@ def qemu() -> Kind:
     """MicroVMs whose instructions are translated, which works everywhere."""
 
     def make(home: Path, server_id: str) -> Driver:
-        files = boot_files()
         return QemuDriver(
             qemu=QEMU,
             accelerator=Accelerator.TCG,
             tsc_khz=tsc_khz(Path("/proc/cpuinfo").read_text()),
-            kernel=files.kernel,
-            initramfs=files.initramfs,
+            boot=boot_files(),
             directory=home / "qemu",
             tree=CgroupTree.detect(),
             group_name=f"innkeeper-{server_id}{VM_SUFFIX}",

@@ -9,7 +9,14 @@ from typing import Any
 
 from innkeeper.bus.contract import End, Handler, ServerCall
 from innkeeper.core import build_verbs as verbs
-from innkeeper.errors import GuestError, ImageNotFoundError, InvalidRequestError, NotFoundError, UnavailableError
+from innkeeper.errors import (
+    GuestError,
+    ImageNotFoundError,
+    InvalidRequestError,
+    NotFoundError,
+    NotHereError,
+    UnavailableError,
+)
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_export import ExportPlan, export_image
 from innkeeper.host.disks.image_store import ImageStore
@@ -105,6 +112,8 @@ class BuildSteps:
 
     async def _save(self, request: verbs.SaveStep, call: ServerCall) -> dict[str, Any]:
         machine = self._fleet.machine(request.instance_id)
+        if machine.upper is None:
+            raise NotHereError(f"The host does not read the disks of the driver {machine.driver.name}")
         async with machine.in_use():
             await machine.endpoint.request("end_all", {"grace_ms": GRACE_MS}, timeout_seconds=END_SECONDS)
             disk = self._disks.disk_path(machine.record.disk)

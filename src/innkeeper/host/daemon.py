@@ -108,8 +108,8 @@ async def run_daemon(
     metrics, vitals = HostMetrics(), Vitals("host")
     pool = await open_pool(settings.host_dir, size_mib=settings.pool_disk_mb)
     store = ImageStore(settings.host_dir)
-    drivers = await open_drivers(settings, directories)
     agent_dir = install_agent(agent_binary, settings.host_dir)
+    drivers = await open_drivers(settings, directories, agent=agent_dir / "inn-agent")
     images = ShippedImages(
         store=store,
         recipes=recipes,

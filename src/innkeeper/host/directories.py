@@ -38,6 +38,11 @@ class Directories:
         return self.host / "runsc"
 
     @property
+    def microvms(self) -> Path:
+        """What QEMU's jails are made of."""
+        return self.host / "microvms"
+
+    @property
     def instances(self) -> Path:
         """One folder per instance: record and journals."""
         return self.host / "instances"
@@ -100,7 +105,7 @@ class Directories:
 
     def make(self) -> None:
         """Make them all, root's alone."""
-        for path in (self.machines, self.mounts, self.runsc, self.instances, self.usage, self.trash):
+        for path in (self.machines, self.mounts, self.runsc, self.microvms, self.instances, self.usage, self.trash):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The scanner, another user, may pass through, and only into folders that are its own.
         self.changes.mkdir(mode=0o711, exist_ok=True)

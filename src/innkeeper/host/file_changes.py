@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from innkeeper.core.host_verbs import path_to_wire
-from innkeeper.errors import InnkeeperError
+from innkeeper.errors import InnkeeperError, NotHereError
 from innkeeper.host.change_result import FileChange, count_changes, read_changes
 from innkeeper.host.change_scanner import ChangeScanError, ChangeScanner, ScanTarget
 from innkeeper.host.machine import Machine
@@ -110,15 +110,20 @@ class FileChanges:
 
     def forget_baseline(self, machine: Machine) -> None:
         """The guest was written to by its configuration: the baseline is taken anew before its first command."""
+        if machine.upper is None:
+            return
         self._target(machine).baseline.unlink(missing_ok=True)
         machine.has_baseline = False
 
     def release(self, machine: Machine) -> None:
         """Let go of a machine that ends; what belongs to its instance stays. To be called before its disk is unmounted."""
-        self._scanner.unwatch(machine.upper)
+        if machine.upper is not None:
+            self._scanner.unwatch(machine.upper)
         shutil.rmtree(self._directory / machine.id, ignore_errors=True)
 
     def _target(self, machine: Machine) -> ScanTarget:
+        if machine.upper is None:
+            raise NotHereError(f"The host does not see what changes in guests of the driver {machine.driver.name}")
         return ScanTarget(
             upper=machine.upper,
             lowers=machine.lowers,
@@ -128,11 +133,12 @@ class FileChanges:
 
     def watch(self, machine: Machine) -> None:
         """Let the kernel tell when nothing changed: a command that touched no file then needs no scan."""
-        self._scanner.watch(machine.upper)
+        if machine.upper is not None:
+            self._scanner.watch(machine.upper)
 
     async def ensure_baseline(self, machine: Machine) -> None:
         """Have a baseline before the first command; one that exists (a disk that was used before) stays, so nothing goes unreported."""
-        if machine.has_baseline:
+        if machine.has_baseline or machine.upper is None:
             return
         async with machine.scan_lock:
             if machine.has_baseline:
@@ -147,6 +153,8 @@ class FileChanges:
         """What changed since the last command: `{"files_changed", "files_changed_total", "files_changed_truncated"}`."""
         instance_id = machine.record.instance_id
         assert instance_id is not None  # noqa: S101 - see _target
+        if machine.upper is None:
+            return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
         result = self.folder(instance_id) / f"{execution_id}.changes"
         async with machine.scan_lock:
             with self._scanning("changes"):

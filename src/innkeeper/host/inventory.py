@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.errors import UnavailableError
+from innkeeper.host.drivers.qemu_command import Accelerator
 from innkeeper.host.probes.check import Check, Findings, findings_from_dict
 from innkeeper.host.probes.control_groups import probe_control_groups
 from innkeeper.host.probes.filesystems import probe_filesystems
@@ -37,6 +38,16 @@ class PlatformChoice:
     """A gVisor platform and why it was taken."""
 
     platform: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualHardware:
+    """The QEMU that runs microVMs here, what runs their instructions, and why that."""
+
+    qemu: str
+    accelerator: Accelerator
+    tsc_khz: int | None
     reason: str
 
 
@@ -97,6 +108,23 @@ async def choose_platform(settings: Settings) -> PlatformChoice:
         failed = [check.sentence() for check in found[0].checks if check.ok is False]
         raise UnavailableError("\n".join(failed) or "no gVisor platform runs on this host")
     return choice
+
+
+async def choose_virtual_hardware(settings: Settings) -> VirtualHardware:
+    """What microVMs run on here: by KVM where a guest was really booted by it (tried once, remembered), else by TCG.
+
+    Raises UnavailableError, with the reason, where they cannot.
+    """
+    (found,) = await _probe_all(settings, quick=True, only=("kvm",))
+    checks = {check.name: check for check in found.checks}
+    if checks["qemu"].ok is not True:
+        raise UnavailableError(f"QEMU: {checks['qemu'].detail}")
+    path, rate = found.facts["qemu"]["path"], found.facts["tsc_khz"]
+    if found.facts["kvm"]:
+        return VirtualHardware(path, Accelerator.KVM, rate, f"KVM {checks['kvm'].detail}")
+    if rate is None:
+        raise UnavailableError(f"KVM: {checks['kvm'].detail}; TCG: {checks['tsc'].detail}")
+    return VirtualHardware(path, Accelerator.TCG, rate, f"no KVM: {checks['kvm'].detail}")
 
 
 def _choose(settings: Settings, facts: Mapping[str, Any]) -> PlatformChoice | None:

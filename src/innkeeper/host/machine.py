@@ -140,14 +140,14 @@ class Identity:
 
 @dataclass(slots=True, eq=False)
 class Machine:
-    """A running machine. `upper` and `lowers` are what the change scanner reads."""
+    """A running machine. `upper` and `lowers` are what the host's change scanner reads; there is no `upper` where the guest alone has its disk mounted."""
 
     record: MachineRecord
     state_dir: Path
     driver: Driver
     running: RunningMachine
     endpoint: GuestEndpoint
-    upper: Path
+    upper: Path | None
     lowers: tuple[Path, ...]
     resources: AsyncExitStack
     freeze_after_seconds: float
@@ -289,7 +289,7 @@ class Machine:
 
         Only a new mount, which goes through the journal, makes it writable again; the next start does that.
         """
-        if has_stopped(self.upper):
+        if self.upper is not None and has_stopped(self.upper):
             self.fail("The host could not write the instance's disk")
 
     def fail(self, reason: str) -> None:

@@ -23,8 +23,8 @@ from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError, Un
 from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
-from innkeeper.host.disks.rootfs import DiskPlan, mount_root, release
-from innkeeper.host.drivers.contract import Driver, MachinePlan, checkpointing
+from innkeeper.host.disks.rootfs import DiskPlan, find_disk, mount_root, release
+from innkeeper.host.drivers.contract import DiskFiles, Driver, MachinePlan, RunningMachine, Tap, checkpointing
 from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.freeze import thaw
@@ -33,8 +33,6 @@ from innkeeper.host.network.addressing import Slot
 from innkeeper.host.network.firewall import Limited, Policy, PolicyClass
 from innkeeper.host.network.network import Network
 
-LINK_SECONDS = 15.0
-CONFIGURE_SECONDS = 15.0
 ENTROPY_BYTES = 64
 # Run once before a guest is frozen, so that a claim finds bash and python in memory. Images without them lose nothing.
 WARM_LINES = ("true", "command -v python3 >/dev/null && python3 -c pass")
@@ -174,16 +172,15 @@ class MachineBuilder:
                 # Before anything runs: a machine that stands on an instance's disk must never be taken for a spare one.
                 record.save_claim(state_dir)
             stack.push_async_callback(self._release_disk, record)
-            plan = replace(self._disk_plan(record), copy_of=None if origin is None else origin.disk)
-            rootfs = await mount_root(self._disks, plan)
-            stack.push_async_callback(release, plan.mount_directory)
+            plan = replace(self._disk_plan(driver, record), copy_of=None if origin is None else origin.disk)
+            root, upper = await self._make_root(driver, record, plan, stack)
             steps.stamp(InstanceState.IMAGE_GENERATED)
             endpoint = GuestEndpoint(state_dir / "link")
-            await endpoint.listen()
+            await _expect(driver, endpoint)
             stack.push_async_callback(endpoint.close, remove=True)
             machine_plan = MachinePlan(
                 machine_id=machine_id,
-                rootfs=rootfs.root,
+                rootfs=root,
                 hostname=record.hostname,
                 netns=slot.netns_path,
                 agent_dir=self._agent_dir.parent / record.agent,
@@ -193,14 +190,13 @@ class MachineBuilder:
                 vcpu_count=shape.vcpu_count,
             )
             memory = None if origin is None else origin.memory
-            if memory is None:
-                running = await driver.start(machine_plan)
-            else:
-                running = await checkpointing(driver).restore(machine_plan, memory)
+            running = await self._run(driver, machine_plan, slot, memory)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
             stack.push_async_callback(driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
-            await endpoint.link(timeout_seconds=LINK_SECONDS)
+            if driver.needs.dialled:
+                endpoint.dial()
+            await endpoint.link(timeout_seconds=driver.patience_seconds)
             steps.stamp(InstanceState.VM_BOOTED)
             return Machine(
                 record=record,
@@ -208,14 +204,37 @@ class MachineBuilder:
                 driver=driver,
                 running=running,
                 endpoint=endpoint,
-                upper=rootfs.upper,
-                lowers=self._lowers(record),
+                upper=upper,
+                lowers=self._lowers(driver, record),
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,
                 restored=memory is not None,
                 # What was saved may run programs; nobody has asked it yet.
                 user_processes=0 if memory is None else 1,
             )
+
+    async def _make_root(
+        self, driver: Driver, record: MachineRecord, plan: DiskPlan, stack: AsyncExitStack
+    ) -> tuple[Path | DiskFiles, Path | None]:
+        """The root as the driver takes it, and where what the guest writes appears on the host, if it does."""
+        if driver.needs.disk_files:
+            return DiskFiles(self._images.file(record.shape.image_digest), await find_disk(self._disks, plan)), None
+        mounted = await mount_root(self._disks, plan)
+        stack.push_async_callback(release, plan.mount_directory)
+        return mounted.root, mounted.upper
+
+    async def _run(self, driver: Driver, plan: MachinePlan, slot: Slot, memory: Path | None) -> RunningMachine:
+        """The machine of a plan, started, or going on from the folder `memory`."""
+        descriptor = await self._network.open_tap(slot) if driver.needs.tap else None
+        try:
+            if descriptor is not None:
+                plan = replace(plan, tap=Tap(descriptor, slot.mac))
+            if memory is None:
+                return await driver.start(plan)
+            return await checkpointing(driver).restore(plan, memory)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _agent_of(self, origin: Origin | None) -> str:
         """The version of the agent. Memory that was saved has parts of the program's file mapped, and needs the very same."""
@@ -224,16 +243,20 @@ class MachineBuilder:
     async def adopt(self, record: MachineRecord) -> Machine | None:
         """The machine of a record, if everything of it is still there; None when it must be cleaned away instead."""
         state_dir = self._directories.machines / record.machine_id
-        plan = self._disk_plan(record)
         driver = self._drivers.of(record)
         if driver is None:
             return None
+        plan = self._disk_plan(driver, record)
         running = await driver.adopt(record.machine_id, state_dir)
-        # Not by the list of mounts, which is as long as there are guests: a hundred of them would read it a hundred times.
-        if running is None or not os.path.ismount(plan.overlay.target):  # noqa: ASYNC240 - two lstat(2)
+        if running is None:
             return None
-        # A daemon that was killed in the moment of a backup left it frozen: its guest's next write would never end.
-        thaw(plan.mount_directory / "disk")
+        mounted = not driver.needs.disk_files
+        if mounted:
+            # Not by the list of mounts, which is as long as there are guests: a hundred of them would read it a hundred times.
+            if not os.path.ismount(plan.overlay.target):  # noqa: ASYNC240 - two lstat(2)
+                return None
+            # A daemon that was killed in the moment of a backup left it frozen: its guest's next write would never end.
+            thaw(plan.mount_directory / "disk")
         if (state_dir / HELD_STILL).exists():
             # Likewise in the moment of a checkpoint.
             await checkpointing(driver).resume(record.machine_id)
@@ -246,9 +269,10 @@ class MachineBuilder:
             stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
             stack.push_async_callback(self._network.release, slot)
             stack.push_async_callback(self._release_disk, record)
-            stack.push_async_callback(release, plan.mount_directory)
+            if mounted:
+                stack.push_async_callback(release, plan.mount_directory)
             endpoint = GuestEndpoint(state_dir / "link")
-            await endpoint.listen()
+            await _expect(driver, endpoint)
             stack.push_async_callback(endpoint.close, remove=True)
             stack.push_async_callback(driver.stop, record.machine_id)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
@@ -256,14 +280,16 @@ class MachineBuilder:
             if not frozen:
                 # The earlier daemon may have ended in the middle of a freeze, which would take hold behind our back.
                 driver.thaw(record.machine_id)
+            if driver.needs.dialled:
+                endpoint.dial()
             return Machine(
                 record=record,
                 state_dir=state_dir,
                 driver=driver,
                 running=running,
                 endpoint=endpoint,
-                upper=plan.overlay.upper,
-                lowers=self._lowers(record),
+                upper=plan.overlay.upper if mounted else None,
+                lowers=self._lowers(driver, record),
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,
                 frozen=frozen,
@@ -272,14 +298,14 @@ class MachineBuilder:
             )
         return None
 
-    def _lowers(self, record: MachineRecord) -> tuple[Path, ...]:
-        return (self._images.mount(record.shape.image_digest),)
+    def _lowers(self, driver: Driver, record: MachineRecord) -> tuple[Path, ...]:
+        return () if driver.needs.disk_files else (self._images.mount(record.shape.image_digest),)
 
-    def _disk_plan(self, record: MachineRecord) -> DiskPlan:
+    def _disk_plan(self, driver: Driver, record: MachineRecord) -> DiskPlan:
         return DiskPlan(
             name=record.disk,
             size_mib=record.shape.disk_mb,
-            lowers=self._lowers(record),
+            lowers=self._lowers(driver, record),
             mount_directory=self._directories.mounts / record.machine_id,
         )
 
@@ -312,8 +338,9 @@ class MachineBuilder:
         identity = Identity(request.user or request.shape.user, request.workdir, request.env)
         if machine.primed == identity:
             # It has all that already; what is left to know is that its agent answers.
-            link = await machine.endpoint.link(timeout_seconds=LINK_SECONDS)
-            async with asyncio.timeout(CONFIGURE_SECONDS):
+            patience = machine.driver.patience_seconds
+            link = await machine.endpoint.link(timeout_seconds=patience)
+            async with asyncio.timeout(patience):
                 await link.ping()
             return False
         await self._configure(machine, identity, bare=request.bare)
@@ -336,13 +363,21 @@ class MachineBuilder:
             "sudo": not bare,
             "spare_shell": not bare,
         }
+        if machine.driver.needs.tap:
+            params["network"] = {
+                "interface": slot.guest_interface,
+                "mac": slot.mac,
+                "address": str(slot.guest_ip),
+                "prefix": slot.prefix_length,
+                "gateway": str(slot.gateway_ip),
+            }
         if identity.workdir is not None:
             params["workdir"] = identity.workdir
         if warm:
             params["warm"] = list(WARM_LINES)
         if machine.restored:
             params["restored"] = True
-        answer = await machine.endpoint.request("configure", params, timeout_seconds=CONFIGURE_SECONDS)
+        answer = await machine.endpoint.request("configure", params, timeout_seconds=machine.driver.patience_seconds)
         if answer.get("tmp_is_tmpfs"):
             # Files there would escape the disk, its quota and files_changed.
             raise GuestError("The image has an empty /tmp, which gVisor covers with a tmpfs: put a file into it")
@@ -350,6 +385,14 @@ class MachineBuilder:
     async def discard(self, machine: Machine) -> None:
         """Stop a machine and release everything of it."""
         await asyncio.shield(machine.close(stop=True))
+
+
+async def _expect(driver: Driver, endpoint: GuestEndpoint) -> None:
+    """Have a place for the guest's link, listening there where the guest is who dials."""
+    if driver.needs.dialled:
+        endpoint.directory.mkdir(mode=0o755, exist_ok=True)
+    else:
+        await endpoint.listen()
 
 
 async def _memory_needs(driver: Driver) -> dict[str, str]:

@@ -15,8 +15,9 @@ from innkeeper.errors import UnavailableError
 from innkeeper.host.directories import Directories
 from innkeeper.host.drivers import registry
 from innkeeper.host.drivers.contract import Capabilities
+from innkeeper.host.drivers.qemu_command import Accelerator
 from innkeeper.host.drivers.registry import DriverRegistry, Registered, known_drivers, open_drivers
-from innkeeper.host.inventory import PlatformChoice
+from innkeeper.host.inventory import PlatformChoice, VirtualHardware
 from innkeeper.host.machine import MachineRecord
 from innkeeper.settings import Settings
 
@@ -97,12 +98,48 @@ async def test_a_host_where_no_driver_runs_says_why(tmp_path: Path, monkeypatch:
     async def one_runs(_: Settings) -> PlatformChoice:
         return PlatformChoice("ptrace", "the only one that runs here")
 
+    async def no_qemu(_: Settings) -> VirtualHardware:
+        raise UnavailableError("QEMU: not installed")
+
     settings, directories = Settings(home=tmp_path), Directories(tmp_path)
     monkeypatch.setattr(registry, "choose_platform", none_runs)
-    with pytest.raises(UnavailableError, match="FIX: apt install runsc"):
-        await open_drivers(settings, directories)
+    monkeypatch.setattr(registry, "choose_virtual_hardware", no_qemu)
+    with pytest.raises(UnavailableError, match="FIX: apt install runsc\nQEMU: not installed"):
+        await open_drivers(settings, directories, agent=tmp_path / "agent")
     monkeypatch.setattr(registry, "choose_platform", one_runs)
-    (offer,) = (await open_drivers(settings, directories)).offers()
+    offer, other = (await open_drivers(settings, directories, agent=tmp_path / "agent")).offers()
     assert offer.isolation == Isolation("gvisor", "gvisor", "ptrace", "the only one that runs here")
-    (untried,) = known_drivers(settings, directories).offers()
-    assert (untried.driver, untried.isolation) == ("gvisor", None)
+    assert (other.driver, other.isolation, other.reason) == ("qemu", None, "QEMU: not installed")
+    untried = known_drivers(settings, directories).offers()
+    assert [(one.driver, one.isolation) for one in untried] == [("gvisor", None), ("qemu", None)]
+
+
+async def test_a_host_offers_microvms_with_a_user_and_a_kernel_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one_runs(_: Settings) -> PlatformChoice:
+        return PlatformChoice("ptrace", "the only one that runs here")
+
+    async def in_software(_: Settings) -> VirtualHardware:
+        return VirtualHardware("/usr/bin/qemu", Accelerator.TCG, 2_250_000, "no KVM: it emulates")
+
+    async def offered() -> tuple[Isolation | None, str]:
+        _, other = (await open_drivers(Settings(home=tmp_path), Directories(tmp_path), agent=agent)).offers()
+        return other.isolation, other.reason
+
+    monkeypatch.setattr(registry, "choose_platform", one_runs)
+    monkeypatch.setattr(registry, "choose_virtual_hardware", in_software)
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"a program")
+    monkeypatch.setattr(registry, "VM_USER", "innkeeper-nobody-has-this-name")
+    isolation, reason = await offered()
+    assert isolation is None
+    assert reason == "there is no user innkeeper-nobody-has-this-name, as whom virtual machines run"
+    monkeypatch.setattr(registry, "VM_USER", "nobody")
+    assert await offered() == (None, "there is no kernel for virtual machines; run: inn kernel fetch")
+    kernel = tmp_path / "host" / "kernels" / "linux-image-1_1"
+    (kernel / "modules").mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"package": "linux-image-1", "version": "1"}')
+    isolation, _ = await offered()
+    # Not the level of a microVM to those who decide (core/isolation.py): the accelerator is told.
+    assert isolation == Isolation("microvm", "qemu", "tcg", "no KVM: it emulates", accelerator="tcg")

@@ -117,14 +117,19 @@ class ImageStore:
         target = self.mounts_directory / digest
         if os.path.ismount(target):
             return target
-        path = self.directory / f"{digest}.erofs"
-        if not path.is_file():
-            raise ImageNotFoundError(f"no image with digest {digest[:12]} on this host")
+        path = self.file(digest)
         target.mkdir(exist_ok=True)
         # Nothing is awaited between the check and the mount: two callers cannot both mount it.
         with loop_device.attach(path, read_only=True) as device:
             mounts.mount(device.path, target, "erofs", MOUNT_FLAGS)
         return target
+
+    def file(self, digest: str) -> Path:
+        """The image's file, for a guest that mounts it itself. Raises ImageNotFoundError."""
+        path = self.directory / f"{digest}.erofs"
+        if not path.is_file():
+            raise ImageNotFoundError(f"no image with digest {digest[:12]} on this host")
+        return path
 
     async def unmount_all(self) -> None:
         """Unmount every image; one still used by a guest goes when that guest does."""

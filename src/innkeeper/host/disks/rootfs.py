@@ -130,6 +130,14 @@ async def mount_root(pool: DiskPool, plan: DiskPlan) -> InstanceDisk:
     )
 
 
+async def find_disk(pool: DiskPool, plan: DiskPlan) -> Path:
+    """The file of the disk, made where it is not there yet, for a guest that mounts it itself. Nobody else has it open. Raises OSError."""
+    path = pool.disk_path(plan.name)
+    if not await pool.create_disk(plan.name, plan.size_mib, copy_of=plan.copy_of):
+        await loop_device.wait_unused(path)
+    return path
+
+
 async def release(mount_directory: Path) -> None:
     """Unmount root and disk of a guest and remove the mount points; whatever is gone already is fine."""
     thaw(mount_directory / "disk")

@@ -103,6 +103,8 @@ class Driver(Protocol):
     name: str
     capabilities: Capabilities
     needs: Needs
+    # How long its guests may take to say something while they start, in seconds: on a busy host, many times what they usually take.
+    patience_seconds: float
 
     @property
     def isolation(self) -> Isolation:

@@ -58,6 +58,7 @@ class GvisorDriver:
     name = "gvisor"
     capabilities = Capabilities(freeze=True, host_sees_changes=True, checkpoint=True, fork=True, disk_snapshot=True)
     needs = Needs()
+    patience_seconds = 15.0
 
     def __init__(
         self, *, runsc: str, platform: str, root: Path, tree: CgroupTree, group_name: str, reason: str

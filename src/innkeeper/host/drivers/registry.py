@@ -6,19 +6,30 @@ earlier server started with it.
 
 from __future__ import annotations
 
+import pwd
 from collections.abc import Set
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from innkeeper.core.isolation import Offer
 from innkeeper.core.leak import LeakKind
 from innkeeper.errors import UnavailableError
 from innkeeper.host.directories import Directories
+from innkeeper.host.drivers.accelerator import QEMU
 from innkeeper.host.drivers.contract import Capabilities, Driver
 from innkeeper.host.drivers.gvisor import GvisorDriver
-from innkeeper.host.inventory import choose_platform
+from innkeeper.host.drivers.qemu import QemuDriver
+from innkeeper.host.drivers.qemu_command import Accelerator
+from innkeeper.host.inventory import VirtualHardware, choose_platform, choose_virtual_hardware
+from innkeeper.host.kernels.kernel_store import BootFiles, KernelStore
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.machine import MachineRecord
 from innkeeper.settings import Settings
+
+# Every QEMU runs as this one, and nothing else does.
+VM_USER = "innkeeper-vm"
+# Whoever starts nothing needs no user.
+NOBODY = 65_534
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +108,13 @@ def capability_names(capabilities: Capabilities) -> frozenset[str]:
     return frozenset(field.name for field in fields(capabilities) if getattr(capabilities, field.name))
 
 
-async def open_drivers(settings: Settings, directories: Directories) -> DriverRegistry:
-    """Every driver, tried: raises UnavailableError where none can run machines here."""
+async def open_drivers(settings: Settings, directories: Directories, *, agent: Path) -> DriverRegistry:
+    """Every driver, tried; `agent` is the binary that microVMs boot. Raises UnavailableError where none can run machines here."""
     refused: list[str] = []
-    registered = [await _tried_gvisor(settings, directories, refused)]
+    registered = [
+        await _tried_gvisor(settings, directories, refused),
+        await _tried_qemu(settings, directories, agent, refused),
+    ]
     if len(refused) == len(registered):
         raise UnavailableError("\n".join(refused))
     return DriverRegistry(*registered)
@@ -108,7 +122,10 @@ async def open_drivers(settings: Settings, directories: Directories) -> DriverRe
 
 def known_drivers(settings: Settings, directories: Directories) -> DriverRegistry:
     """Every driver, untried: to look at what there is, not to start anything."""
-    return DriverRegistry(Registered(_gvisor(settings, directories), "it was not tried"))
+    untried = "it was not tried"
+    return DriverRegistry(
+        Registered(_gvisor(settings, directories), untried), Registered(_qemu(settings, directories), untried)
+    )
 
 
 async def _tried_gvisor(settings: Settings, directories: Directories, refused: list[str]) -> Registered:
@@ -130,3 +147,56 @@ def _gvisor(settings: Settings, directories: Directories, *, platform: str = "",
         group_name=f"innkeeper-{settings.server_id}",
         reason=reason,
     )
+
+
+async def _tried_qemu(settings: Settings, directories: Directories, agent: Path, refused: list[str]) -> Registered:
+    try:
+        hardware = await choose_virtual_hardware(settings)
+        user = _vm_user()
+        boot = await _newest_kernel(settings, agent)
+    except UnavailableError as error:
+        refused.append(error.message)
+        return Registered(_qemu(settings, directories), error.message.partition("\n")[0])
+    return Registered(_qemu(settings, directories, hardware=hardware, boot=boot, uid=user))
+
+
+def _vm_user() -> int:
+    try:
+        return pwd.getpwnam(VM_USER).pw_uid
+    except KeyError:
+        raise UnavailableError(f"there is no user {VM_USER}, as whom virtual machines run") from None
+
+
+async def _newest_kernel(settings: Settings, agent: Path) -> BootFiles:
+    store = KernelStore(settings.host_dir)
+    kernels = store.kernels()
+    if not kernels:
+        raise UnavailableError("there is no kernel for virtual machines; run: inn kernel fetch")
+    return await store.boot_files(kernels[-1], agent)
+
+
+def _qemu(
+    settings: Settings,
+    directories: Directories,
+    *,
+    hardware: VirtualHardware | None = None,
+    boot: BootFiles | None = None,
+    uid: int = NOBODY,
+) -> QemuDriver:
+    return QemuDriver(
+        qemu=QEMU if hardware is None else hardware.qemu,
+        accelerator=Accelerator.TCG if hardware is None else hardware.accelerator,
+        tsc_khz=None if hardware is None else hardware.tsc_khz,
+        boot=boot,
+        directory=directories.microvms,
+        tree=CgroupTree.detect(),
+        group_name=f"innkeeper-{settings.server_id}-vm",
+        uid=uid,
+        kvm_group=None if hardware is None or hardware.accelerator is not Accelerator.KVM else _kvm_group(),
+        reason="" if hardware is None else hardware.reason,
+    )
+
+
+def _kvm_group() -> int:
+    """The group of those who may open the device."""
+    return Path("/dev/kvm").stat().st_gid
