@@ -19,6 +19,7 @@ from innkeeper.core.instance import BootStep, InstanceState
 from innkeeper.errors import InnkeeperError
 from innkeeper.host import guest_link, machine_builder
 from innkeeper.host.disks.image_build import build_argv
+from innkeeper.host.drivers.gvisor import GvisorDriver
 from innkeeper.host.linux import loop_device
 from innkeeper.host.machine import Machine
 
@@ -100,7 +101,7 @@ async def test_an_agent_that_never_dials_in_leaves_nothing(
 ) -> None:
     # It dials where nobody listens. A short patience alone is not enough: on a busy machine it dials in before the start returns.
     monkeypatch.setattr(guest_link, "SOCKET_NAME", "another.sock")
-    monkeypatch.setattr(machine_builder, "LINK_SECONDS", 1.0)
+    monkeypatch.setattr(GvisorDriver, "patience_seconds", 1.0)
     with pytest.raises(InnkeeperError, match="did not answer"):
         await faulty.ensure()
     await nothing_but(faulty)
