@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parents[1]
 # Where the Debian package innkeeper-images puts them.
 READY_IMAGES = Path("/usr/share/innkeeper/images")
+# Where the Debian package innkeeper-kernel puts Debian's package of one.
+READY_KERNEL = Path("/usr/share/innkeeper/kernel")
 
 
 def agent_binary(settings: Settings) -> Path | None:
@@ -25,6 +27,11 @@ def recipes(settings: Settings) -> Path | None:
 def ready_images(settings: Settings) -> Path | None:
     """The folder with shipped images that were built elsewhere, or None where there is none."""
     return _first(settings.ready_images_dir, READY_IMAGES)
+
+
+def ready_kernel() -> Path | None:
+    """The package of the kernel for microVMs that was brought along, or None where there is none."""
+    return next(iter(sorted(READY_KERNEL.glob("linux-image-*.deb"))), None)
 
 
 def _first(chosen: Path | None, *places: Path) -> Path | None:

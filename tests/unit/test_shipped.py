@@ -39,3 +39,13 @@ def test_ready_images_are_where_a_package_puts_them_or_the_operator_says(tmp_pat
     assert shipped.ready_images(Settings()) == tmp_path / "package"
     # What the operator names is not replaced by what is there.
     assert shipped.ready_images(Settings(ready_images_dir=tmp_path / "mine")) is None
+
+
+def test_a_kernel_that_was_brought_along_is_debians_package_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "READY_KERNEL", tmp_path / "kernel")
+    assert shipped.ready_kernel() is None
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel" / "copyright").touch()
+    assert shipped.ready_kernel() is None
+    (tmp_path / "kernel" / "linux-image-6.1.deb").touch()
+    assert shipped.ready_kernel() == tmp_path / "kernel" / "linux-image-6.1.deb"

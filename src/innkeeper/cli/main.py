@@ -31,6 +31,7 @@ COMMANDS = {
     "profile": ("profile", "app"),
     "image": ("image", "app"),
     "registry": ("registry", "app"),
+    "kernel": ("kernel", "app"),
     "organization": ("organization", "app"),
     "token": ("token", "app"),
     "host": ("host", "app"),

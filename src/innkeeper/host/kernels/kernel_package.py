@@ -22,6 +22,9 @@ IMAGE = "vmlinuz"
 MODULES = "modules"
 _DEPENDS = re.compile(r"^\s*Depends: (linux-image-\S+)$", re.MULTILINE)
 _CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
+# As `dpkg-deb --show` prints a package's own fields; both become part of a folder's name.
+_FIELDS = "${Package} ${Version} ${Architecture}\n"
+_SHOWN = re.compile(r"(linux-image-[a-z0-9.+-]+) (\d[A-Za-z0-9.+:~-]*) (\S+)\n")
 
 
 class KernelUnavailableError(RuntimeError):
@@ -45,10 +48,7 @@ class KernelPackage:
 
 async def newest_package() -> KernelPackage:
     """The package that apt would install now. Raises KernelUnavailableError."""
-    architecture = ARCHITECTURES.get(os.uname().machine)
-    if architecture is None:
-        raise KernelUnavailableError(f"Debian has no cloud kernel for {os.uname().machine}")
-    every = f"linux-image-cloud-{architecture}"
+    every = f"linux-image-cloud-{_architecture()}"
     try:
         depends = await command.run(["apt-cache", "depends", "--important", every], timeout_seconds=UNPACK_SECONDS)
         package = _DEPENDS.search(depends.stdout.decode())
@@ -65,18 +65,49 @@ async def newest_package() -> KernelPackage:
     return KernelPackage(package[1], version[1])
 
 
-async def unpack_package(wanted: KernelPackage, folder: Path, workspace: Path) -> None:
-    """Fetch it into the empty `workspace`, and put its image, its modules in their order and a record of them into the new `folder`.
+async def package_in(file: Path) -> KernelPackage:
+    """Which kernel a package's file holds. Raises KernelUnavailableError where it holds none, or one for another processor."""
+    try:
+        shown = await command.run(
+            ["dpkg-deb", "--show", f"--showformat={_FIELDS}", "--", str(file)], timeout_seconds=UNPACK_SECONDS
+        )
+    except command.CommandFailed as error:
+        raise KernelUnavailableError(f"{file} is no Debian package: {error}") from error
+    found = _SHOWN.fullmatch(shown.stdout.decode(errors="replace"))
+    if found is None:
+        raise KernelUnavailableError(f"{file} is no package of a kernel")
+    if found[3] != _architecture():
+        raise KernelUnavailableError(f"{file} is for {found[3]}, this machine is {_architecture()}")
+    return KernelPackage(found[1], found[2])
 
-    apt has checked the signature. Raises KernelUnavailableError, OSError.
-    """
-    tree = workspace / "tree"
+
+def _architecture() -> str:
+    """Debian's name of this machine's processor. Raises KernelUnavailableError."""
+    machine = os.uname().machine
+    if machine not in ARCHITECTURES:
+        raise KernelUnavailableError(f"Debian has no cloud kernel for {machine}")
+    return ARCHITECTURES[machine]
+
+
+async def download(wanted: KernelPackage, workspace: Path) -> Path:
+    """The package's file, fetched into the empty `workspace`. apt has checked the signature. Raises KernelUnavailableError."""
     # apt downloads as a user of its own, who may not write here.
     fetch = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", f"{wanted.package}={wanted.version}"]
     try:
         await command.run(fetch, cwd=workspace, env=build_environment(os.environ), timeout_seconds=FETCH_SECONDS)
-        package = await asyncio.to_thread(_only_package, workspace)
-        await command.run(["dpkg-deb", "--extract", str(package), str(tree)], timeout_seconds=UNPACK_SECONDS)
+        return await asyncio.to_thread(_only_package, workspace)
+    except (command.CommandFailed, ValueError) as error:
+        raise KernelUnavailableError(f"{wanted.package} {wanted.version} cannot be fetched: {error}") from error
+
+
+async def unpack(wanted: KernelPackage, file: Path, folder: Path, workspace: Path) -> None:
+    """Put the package's image, its modules in their order and a record of them into the new `folder`.
+
+    Nothing is left but that and what is in `workspace`. Raises KernelUnavailableError, OSError.
+    """
+    tree = workspace / "tree"
+    try:
+        await command.run(["dpkg-deb", "--extract", str(file), str(tree)], timeout_seconds=UNPACK_SECONDS)
         modules = await asyncio.to_thread(_modules_folder, tree, wanted.release)
         # The package comes without the list of what needs what: that is made where it is installed.
         await command.run(["depmod", "--basedir", str(tree), wanted.release], timeout_seconds=UNPACK_SECONDS)

@@ -6,13 +6,21 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from innkeeper.host.kernels.initramfs import LAYOUT, initramfs
-from innkeeper.host.kernels.kernel_package import IMAGE, MODULES, RECORD, KernelPackage, newest_package, unpack_package
+from innkeeper.host.kernels.kernel_package import (
+    IMAGE,
+    MODULES,
+    RECORD,
+    KernelPackage,
+    download,
+    newest_package,
+    package_in,
+    unpack,
+)
 from innkeeper.host.linux.hold import held_folder
 
 WORKSPACE = ".fetch-"
@@ -26,6 +34,21 @@ class Kernel:
 
     package: KernelPackage
     directory: Path
+
+    @property
+    def name(self) -> str:
+        """What it is known by among the kernels of a server."""
+        return self.directory.name
+
+    @property
+    def size_bytes(self) -> int:
+        """What it and its initramfs take."""
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+
+    @property
+    def fetched_at(self) -> float:
+        """When it was last asked for, in seconds since 1970."""
+        return (self.directory / RECORD).stat().st_mtime
 
     @property
     def image(self) -> Path:
@@ -52,7 +75,6 @@ class KernelStore:
 
     def __init__(self, host_dir: Path) -> None:
         self.directory = host_dir / "kernels"
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def kernels(self) -> list[Kernel]:
         """Every kernel that is here, the one that was fetched last at the end."""
@@ -67,24 +89,39 @@ class KernelStore:
                 continue
         return [kernel for _, kernel in sorted(found, key=lambda item: item[0])]
 
-    async def fetch(self, *, progress: Callable[[str], None]) -> Kernel:
-        """The newest kernel that apt knows, fetched unless it is here: 27 MB. Raises KernelUnavailableError, OSError."""
-        wanted = await newest_package()
+    async def fetch(self, *, progress: Callable[[str], None], file: Path | None = None) -> Kernel:
+        """The newest kernel that apt knows (27 MB), or the one in a package's `file`: made unless it is here, and from now on the newest of this store.
+
+        Raises KernelUnavailableError, OSError.
+        """
+        wanted = await (newest_package() if file is None else package_in(file))
         target = self.directory / _FOLDER.format(package=wanted.package, version=wanted.version.replace(":", "%3a"))
-        if not target.exists():
-            progress(f"kernel for microVMs: fetching {wanted.package} {wanted.version}")
-            with held_folder(self.directory, WORKSPACE) as workspace:
-                fresh = workspace / "kernel"
-                await unpack_package(wanted, fresh, workspace)
-                await asyncio.to_thread(_sync_tree, fresh)
-                try:
-                    fresh.rename(target)
-                except OSError:
-                    # Somebody else was faster.
-                    if not target.exists():
-                        raise
-                _sync(self.directory)
+        if target.exists():
+            await asyncio.to_thread(os.utime, target / RECORD)
+            return Kernel(wanted, target)
+        source = "apt" if file is None else file
+        progress(f"kernel for microVMs: {wanted.package} {wanted.version}, from {source}")
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with held_folder(self.directory, WORKSPACE) as workspace:
+            fresh = workspace / "kernel"
+            await unpack(wanted, file or await download(wanted, workspace), fresh, workspace)
+            await asyncio.to_thread(_sync_tree, fresh)
+            try:
+                fresh.rename(target)
+            except OSError:
+                # Somebody else was faster.
+                if not target.exists():
+                    raise
+            _sync(self.directory)
         return Kernel(wanted, target)
+
+    def remove(self, kernel: Kernel) -> int:
+        """Remove a kernel and its initramfs; how many bytes that were. No server may be about to use it."""
+        freed = kernel.size_bytes
+        # First out of sight, and gone with the workspace: half of a kernel must not look like one, nor be in the way of the next that has its name.
+        with held_folder(self.directory, WORKSPACE) as workspace:
+            kernel.directory.rename(workspace / "removed")
+        return freed
 
     async def boot_files(self, kernel: Kernel, agent: Path) -> BootFiles:
         """What a guest of that kernel is booted with, with this agent as its init; made where it is not here yet, in a second. Raises OSError."""
@@ -95,10 +132,7 @@ class KernelStore:
         freed = 0
         for kernel in self.kernels()[:-1]:
             if not any(_initramfs_of(kernel, identity).exists() for identity in in_use):
-                freed += sum(path.stat().st_size for path in kernel.directory.rglob("*") if path.is_file())
-                # First out of sight: half of a kernel must not look like one.
-                (kernel.directory / RECORD).unlink()
-                shutil.rmtree(kernel.directory)
+                freed += self.remove(kernel)
         for path in self.directory.glob(f"*/{_PREFIX}*{_SUFFIX}"):
             if path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) not in in_use:
                 freed += path.stat().st_size
