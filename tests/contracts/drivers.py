@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tests import leaks
@@ -20,7 +21,7 @@ from innkeeper.host.daemon import install_agent
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
 from innkeeper.host.disks.rootfs import DiskPlan, InstanceDisk, mount_root, release
 from innkeeper.host.drivers.accelerator import QEMU, tsc_khz
-from innkeeper.host.drivers.contract import DiskFiles, Driver, MachinePlan, RunningMachine, checkpointing
+from innkeeper.host.drivers.contract import Checkpointing, DiskFiles, Driver, MachinePlan, RunningMachine, checkpointing
 from innkeeper.host.drivers.gvisor import GvisorDriver
 from innkeeper.host.drivers.qemu import QemuDriver
 from innkeeper.host.drivers.qemu_command import OVERHEAD_MIB, TCG_CACHE_MIB, Accelerator
@@ -244,16 +245,18 @@ class Lab:
         plan, disk = await self.plan(hostname=hostname, copy_of=saved.disk)
         return await self._up(plan, disk, lambda plan: checkpointing(self.driver).restore(plan, saved.memory))
 
-    async def launch(self, plan: MachinePlan, disk: InstanceDisk | None) -> Guest:
-        """The machine of a plan, whose agent has answered."""
-        return await self._up(plan, disk, self.driver.start)
+    async def launch(self, plan: MachinePlan, disk: InstanceDisk | None, *, saved: Path | None = None) -> Guest:
+        """The machine of a plan, whose agent has answered; with the memory in a folder, if there is one."""
+        if saved is None:
+            return await self._up(plan, disk, self.driver.start)
+        return await self._up(plan, disk, lambda plan: cast(Checkpointing, self.driver).restore(plan, saved))
 
     async def _up(
         self, plan: MachinePlan, disk: InstanceDisk | None, start: Callable[[MachinePlan], Awaitable[RunningMachine]]
     ) -> Guest:
         endpoint = GuestEndpoint(plan.link_dir)
         if self.driver.needs.dialled:
-            plan.link_dir.mkdir()
+            plan.link_dir.mkdir(exist_ok=True)
         else:
             await endpoint.listen()
         self.stack.push_async_callback(endpoint.close, remove=True)

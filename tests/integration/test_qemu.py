@@ -14,7 +14,11 @@ from tests import leaks
 from tests.contracts.drivers import LINK_SECONDS, VM_USER, Guest, Lab, lab, qemu
 from tests.integration.booted_vm import NEEDS_QEMU
 
+from innkeeper.host.disks.disk_template import reflink
 from innkeeper.host.drivers.contract import Tap
+from innkeeper.host.drivers.qmp import Qmp
+from innkeeper.host.drivers.vm_jail import JailFailedError
+from innkeeper.host.drivers.vm_memory import STATE, go_on, runs, save_state
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 from innkeeper.host.network.addressing import Slot
@@ -170,6 +174,40 @@ async def test_a_daemon_that_comes_back_finds_the_guest_and_what_it_ran(running:
         0,
         f"{marker}\nruns\n",
     )
+
+
+async def test_a_state_that_was_saved_goes_on_in_another_machine(running: Running) -> None:
+    guest, lab, marker = running.guest, running.lab, secrets.token_hex(4)
+    assert (await guest.run(f"(sleep 600; echo {marker}) >/dev/null 2>&1 & echo before > /root/when"))[0] == 0
+    folder, disk = lab.home / "saved", lab.pool.directory / "saved.img"
+    folder.mkdir()
+    control = await Qmp.connect(guest.plan.state_dir / "control.sock")
+    try:
+        await save_state(control, folder / STATE, memory_bytes=guest.plan.memory_mb << 20)
+        assert not await runs(control)
+        reflink(lab.pool.disk_path(guest.id), disk)
+        await go_on(control)
+        assert await runs(control)
+        await go_on(control)
+    finally:
+        await control.close()
+    assert (await guest.run("echo after > /root/when"))[0] == 0
+    slot = await running.network.acquire()
+    descriptor = await running.network.open_tap(slot)
+    try:
+        plan, _ = await lab.plan(copy_of=disk)
+        plan = replace(plan, netns=slot.netns_path, tap=Tap(descriptor, slot.mac))
+        copy = await lab.launch(plan, None, saved=folder)
+        assert await copy.run(f"cat /root/when; pgrep -f {marker} > /dev/null && echo runs") == (0, "before\nruns\n")
+        assert await guest.run("cat /root/when") == (0, "after\n")
+        await lab.driver.stop(copy.id)
+        os.truncate(folder / STATE, 1 << 20)
+        with pytest.raises(JailFailedError):
+            await lab.launch(plan, None, saved=folder)
+    finally:
+        os.close(descriptor)
+    assert await lab.driver.found() == {guest.id}
+    disk.unlink()
 
 
 async def test_a_guest_that_powers_off_is_noticed(running: Running) -> None:

@@ -102,3 +102,13 @@ def test_sizes_are_the_plans():
     assert "memory-backend-ram,id=ram,size=256M" in values(command, "-object")
     assert host_memory_mb(PLAN) - host_memory_mb(replace(PLAN, accelerator=Accelerator.KVM)) == 64
     assert host_memory_mb(PLAN) > 256 + 64
+
+
+def test_one_that_takes_a_state_neither_boots_nor_runs_before_it_is_told():
+    start, incoming = qemu_command("qemu", PLAN), qemu_command("qemu", replace(PLAN, incoming=True))
+    assert "-S" not in start
+    assert values(start, "-incoming") == []
+    assert "-S" in incoming
+    assert values(incoming, "-incoming") == ["defer"]
+    # Otherwise they are the same machine: the state fits no other.
+    assert [word for word in incoming if word not in ("-S", "-incoming", "defer")] == start

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import socket
 from contextlib import asynccontextmanager
 
 import pytest
@@ -105,6 +107,55 @@ async def test_a_long_path_is_no_obstacle(tmp_path):
         assert len(str(path)) > 107
         session = await Qmp.connect(path)
         await session.close()
+
+
+async def test_a_descriptor_goes_with_its_command(tmp_path):
+    with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("qmp.sock")
+        listener.listen(1)
+
+        def qemu():
+            end, _ = listener.accept()
+            with end, end.makefile("rw") as lines:
+                end.settimeout(SECONDS)
+                end.send(json.dumps(GREETING).encode() + b"\r\n")
+                number = json.loads(lines.readline())["id"]
+                end.send(json.dumps({"return": {}, "id": number}).encode() + b"\n")
+                line, descriptors, _, _ = socket.recv_fds(end, 9999, 4)
+                heard = json.loads(line)
+                with os.fdopen(descriptors[0], "wb") as into:
+                    into.write(b"from QEMU")
+                end.send(json.dumps({"return": {}, "id": heard["id"]}).encode() + b"\n")
+                return heard, len(descriptors)
+
+        serving = asyncio.get_running_loop().run_in_executor(None, qemu)
+        session = await Qmp.connect(tmp_path / "qmp.sock")
+        out, into = os.pipe()
+        await session.hand_over("state", into)
+        os.close(into)
+        heard, count = await serving
+        with os.fdopen(out, "rb") as file:
+            # The end of the file: nobody has another copy.
+            assert file.read() == b"from QEMU"
+        assert (heard["execute"], heard["arguments"], count) == ("getfd", {"fdname": "state"}, 1)
+        await session.close()
+
+
+async def test_a_descriptor_for_a_qemu_that_does_not_read_is_lost(tmp_path):
+    async def act(qemu):
+        await qemu.greet()
+        qemu.reader._transport.pause_reading()
+        await asyncio.sleep(SECONDS)
+
+    async with monitor(tmp_path, act) as path:
+        session = await Qmp.connect(path)
+        stuck = asyncio.ensure_future(session.execute("x", {"long": "x" * (4 << 20)}, timeout_seconds=SECONDS * 2))
+        await asyncio.sleep(0.1)
+        with pytest.raises(QmpLostError, match="does not read"):
+            await session.hand_over("state", 0)
+        await session.close()
+        with pytest.raises(QmpLostError):
+            await stuck
 
 
 async def test_events_are_heard_between_answers(tmp_path):

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Set
+from collections.abc import AsyncIterator, Set
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -16,9 +17,10 @@ from innkeeper.core.leak import LeakKind
 from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory_mb, qemu_command
-from innkeeper.host.drivers.qmp import Qmp, QmpError
+from innkeeper.host.drivers.qmp import Qmp, QmpError, QmpLostError
 from innkeeper.host.drivers.strays import Strays
 from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, MOUNT_TABLE, PIDS_MAX, JailFailedError, VmJail, heard
+from innkeeper.host.drivers.vm_memory import STATE, load_state
 from innkeeper.host.guest_link import SOCKET_NAME
 from innkeeper.host.kernels.kernel_store import BootFiles
 from innkeeper.host.linux import unix_socket
@@ -85,6 +87,8 @@ class QemuDriver:
         )
         self._machines = ProcessMachines(self._parent, pid_file=VM_PID, ended="The virtual machine ended")
         self._strays = Strays(os.fsencode(self._jail.mark), _MACHINE)
+        # Where each running machine's QEMU takes commands, and whose turn it is.
+        self._controls: dict[str, tuple[Path, asyncio.Lock]] = {}
 
     @property
     def isolation(self) -> Isolation:
@@ -99,9 +103,16 @@ class QemuDriver:
 
     async def start(self, plan: MachinePlan) -> ProcessMachine:
         """Start a microVM; returns when QEMU says that its processors run."""
+        return await self._launch(plan, state=None)
+
+    async def restore(self, plan: MachinePlan, folder: Path) -> ProcessMachine:
+        """See Checkpointing. Name and address are the agent's to set, which still has those of the guest that was saved."""
+        return await self._launch(plan, state=folder / STATE)
+
+    async def _launch(self, plan: MachinePlan, *, state: Path | None) -> ProcessMachine:
         try:
             with contextlib.ExitStack() as files:
-                return await self._start(plan, files)
+                return await self._start(plan, files, state)
         except BaseException as error:
             await asyncio.shield(self.stop(plan.machine_id))
             if isinstance(error, CommandFailed):
@@ -109,14 +120,14 @@ class QemuDriver:
                 raise JailFailedError from error
             raise
 
-    async def _start(self, plan: MachinePlan, files: contextlib.ExitStack) -> ProcessMachine:
+    async def _start(self, plan: MachinePlan, files: contextlib.ExitStack, state: Path | None) -> ProcessMachine:
         if self._boot is None:
             raise JailFailedError("There is no kernel for virtual machines")
         hears, said = os.pipe()
         files.callback(os.close, hears)
         files.callback(os.close, said)
         os.set_blocking(hears, False)
-        vm = self._vm_plan(plan, files)
+        vm = replace(self._vm_plan(plan, files), incoming=state is not None)
         self._jail.prepare()
         table = plan.state_dir / MOUNT_TABLE
         table.write_text(self._jail.mount_table(kernel=self._boot.kernel, initramfs=self._boot.initramfs))
@@ -134,8 +145,12 @@ class QemuDriver:
         try:
             pid = await self._jail.start(command, pass_fds=descriptors, said=said)
             (plan.state_dir / VM_PID).write_text(str(pid))
-            machine = self._machines.watch(plan.machine_id, pid)
-            await self._confirm(plan.state_dir / CONTROL_SOCKET)
+            machine = self._watch(plan.machine_id, plan.state_dir, pid)
+            async with self._control(plan.machine_id) as session:
+                if state is not None:
+                    await load_state(session, state)
+                    await session.execute("cont")
+                await self._confirm(session)
         except (JailFailedError, QmpError) as error:
             # The instance's failure is for its user: what QEMU said is for the log.
             log.warning("qemu did not start", machine=plan.machine_id, error=str(error), said=heard(hears))
@@ -168,13 +183,27 @@ class QemuDriver:
             tsc_khz=self._tsc_khz,
         )
 
-    async def _confirm(self, control: Path) -> None:
-        """Return when the guest's processors run, by what they are meant to. Raises QmpError."""
-        session = await Qmp.connect(control)
+    @contextlib.asynccontextmanager
+    async def _control(self, machine_id: str) -> AsyncIterator[Qmp]:
+        """A session on a running machine's control socket, of which there is one at a time. Raises QmpError."""
         try:
-            status, kvm = await session.execute("query-status"), await session.execute("query-kvm")
-        finally:
-            await session.close()
+            path, turn = self._controls[machine_id]
+        except KeyError:
+            raise QmpLostError("The virtual machine does not run") from None
+        async with turn:
+            session = await Qmp.connect(path)
+            try:
+                yield session
+            finally:
+                await session.close()
+
+    def _watch(self, machine_id: str, state_dir: Path, pid: int) -> ProcessMachine:
+        self._controls[machine_id] = (state_dir / CONTROL_SOCKET, asyncio.Lock())
+        return self._machines.watch(machine_id, pid)
+
+    async def _confirm(self, session: Qmp) -> None:
+        """Return when the guest's processors run, by what they are meant to. Raises QmpError."""
+        status, kvm = await session.execute("query-status"), await session.execute("query-kvm")
         if not isinstance(status, dict) or status.get("running") is not True:
             raise QmpError("The virtual machine does not run")
         # `-accel kvm` alone never falls back; what is reported as isolation is looked at all the same.
@@ -184,7 +213,8 @@ class QemuDriver:
 
     async def adopt(self, machine_id: str, state_dir: Path) -> ProcessMachine | None:
         """Take over a microVM that survived a restart of the daemon."""
-        return self._machines.adopt(machine_id, state_dir)
+        pid = self._machines.running_pid(machine_id, state_dir)
+        return None if pid is None else self._watch(machine_id, state_dir, pid)
 
     def runs(self, machine_id: str, state_dir: Path) -> bool:
         """See the contract."""
@@ -208,6 +238,7 @@ class QemuDriver:
 
     async def stop(self, machine_id: str) -> None:
         """Kill QEMU and remove its group. The guest's disk is as after a loss of power: its journal mends it at the next start."""
+        self._controls.pop(machine_id, None)
         await self._machines.end(machine_id)
 
     async def found(self) -> set[str]:
@@ -235,6 +266,7 @@ class QemuDriver:
         """Let go of the machines (they run on), or stop them all and remove the server's group."""
         if keep_running:
             await self._machines.let_go()
+            self._controls.clear()
             return
         for machine_id in self._machines:
             await self.stop(machine_id)

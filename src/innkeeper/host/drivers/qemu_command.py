@@ -30,7 +30,8 @@ class Accelerator(StrEnum):
 class VmPlan:
     """What a microVM is started with. `kernel` and `initramfs` are paths as QEMU sees them; the rest but sizes are descriptors that it inherits.
 
-    `tsc_khz` is the rate of the host's time stamp counter; TCG needs it. Without an `image` or a `disk` the guest has none.
+    `tsc_khz` is the rate of the host's time stamp counter; TCG needs it. Without an `image` or a `disk` the guest has none. One that is `incoming` boots
+    nothing: it waits for the state of another and, when it has that, to be continued.
     """
 
     name: str
@@ -46,6 +47,7 @@ class VmPlan:
     tap: int | None = None
     mac: str | None = None
     tsc_khz: int | None = None
+    incoming: bool = False
 
 
 def host_memory_mb(plan: VmPlan) -> int:
@@ -70,7 +72,7 @@ def kernel_arguments(accelerator: Accelerator, tsc_khz: int | None) -> str:
 
 
 def qemu_command(qemu: str, plan: VmPlan) -> list[str]:
-    """The arguments that start the VM at once."""
+    """The arguments that start the VM at once, unless it is `incoming`."""
     # fmt: off
     command = [
         qemu, "-name", plan.name,
@@ -104,6 +106,8 @@ def qemu_command(qemu: str, plan: VmPlan) -> list[str]:
             "-device", f"virtio-net-device,netdev=net0,mac={plan.mac}",
         ]
     # fmt: on
+    if plan.incoming:
+        command += ["-S", "-incoming", "defer"]
     return [*command, "-object", "rng-builtin,id=rng0", "-device", "virtio-rng-device,rng=rng0"]
 
 

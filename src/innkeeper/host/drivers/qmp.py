@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,13 @@ class Qmp:
     """A session on a control socket. Get one by `connect`; QEMU serves one at a time."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: Callable[[Event], None]
+        self,
+        connection: socket.socket,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_event: Callable[[Event], None],
     ) -> None:
+        self._connection = connection
         self._reader = reader
         self._writer = writer
         self._on_event = on_event
@@ -79,10 +85,11 @@ class Qmp:
         Raises QmpLostError when nobody listens or QEMU does not greet in time, QmpError for a greeting that is none.
         """
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=unix_socket.connect(path), limit=MAX_LINE_BYTES)
+            connection = unix_socket.connect(path)
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MAX_LINE_BYTES)
         except OSError as error:
             raise QmpLostError(f"QEMU's control socket cannot be reached: {error.strerror}") from error
-        session = cls(reader, writer, on_event)
+        session = cls(connection, reader, writer, on_event)
         try:
             async with asyncio.timeout(GREETING_SECONDS):
                 if not isinstance((await session._line()).get("QMP"), dict):
@@ -97,9 +104,14 @@ class Qmp:
         return session
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_seconds: float = COMMAND_SECONDS
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        descriptor: int | None = None,
+        timeout_seconds: float = COMMAND_SECONDS,
     ) -> Any:
-        """What QEMU returns for a command; whoever uses it checks its shape.
+        """What QEMU returns for a command; whoever uses it checks its shape. A copy of `descriptor` goes with it, for commands that take one.
 
         Raises QmpRefusedError for an error, QmpLostError without an answer in time.
         """
@@ -112,7 +124,7 @@ class Qmp:
         if arguments:
             body["arguments"] = arguments
         try:
-            self._writer.write(json.dumps(body).encode() + b"\n")
+            self._send(json.dumps(body).encode() + b"\n", descriptor)
             async with asyncio.timeout(timeout_seconds):
                 reply = await answer
         except TimeoutError:
@@ -123,6 +135,24 @@ class Qmp:
             error = reply["error"] if isinstance(reply["error"], dict) else {}
             raise QmpRefusedError(command, str(error.get("class", "")), str(error.get("desc", "")))
         return reply["return"]
+
+    async def hand_over(self, name: str, descriptor: int) -> None:
+        """Give QEMU a copy of a descriptor, which commands may then call `name`. Raises QmpError."""
+        await self.execute("getfd", {"fdname": name}, descriptor=descriptor)
+
+    def _send(self, line: bytes, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._writer.write(line)
+            return
+        # Past asyncio, whose transports carry no descriptors: what it still holds back would come after it.
+        if self._writer.transport.get_write_buffer_size():
+            raise QmpLostError("QEMU does not read its control socket")
+        try:
+            sent = socket.send_fds(self._connection, [line], [descriptor])
+        except OSError as error:
+            raise QmpLostError(f"QEMU's control socket took no descriptor: {error.strerror}") from error
+        if sent != len(line):
+            raise QmpLostError("QEMU does not read its control socket")
 
     async def close(self) -> None:
         """End the session; QEMU goes on. Safe to repeat."""
