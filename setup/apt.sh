@@ -8,9 +8,11 @@ server_packages=(
     ca-certificates debian-archive-keyring mmdebstrap erofs-utils skopeo umoci e2fsprogs xfsprogs util-linux mount kmod
     iproute2 nftables python3
 )
+# MicroVMs need these besides. The Debian package recommends them.
+microvm_packages=(qemu-system-x86)
 # A checkout is built besides: the guest agent, the Python environment.
 build_packages=(golang-go python3-venv curl)
-test_packages=(git procps shellcheck apt-utils docker-registry musl-tools openssh-client chromium qemu-system-x86)
+test_packages=(git procps shellcheck apt-utils docker-registry musl-tools openssh-client chromium "${microvm_packages[@]}")
 bench_packages=(bubblewrap crun)
 # apt-ftparchive, which indexes the bundle.
 package_packages=(apt-utils)

@@ -105,13 +105,13 @@ Architecture: $architecture
 Maintainer: Innkeeper maintainers <innkeeper@localhost>
 Installed-Size: $(installed_kib "$1")
 Depends: $(printf '%s, ' "${depends[@]}" | sed 's/, $//')
-Recommends: runsc (>= 0.0~${oldest_runsc}0101)
+Recommends: runsc (>= 0.0~${oldest_runsc}0101)$([ "$architecture" != amd64 ] || printf ', %s' "${microvm_packages[@]}")
 Section: admin
 Priority: optional
 Description: isolated guest computers for AI agents, on your own Linux machines
  A server that gives AI agents computers of their own: it answers requests
- for rooms with Debian guests under gVisor, runs commands in them and says
- which files each command changed.
+ for rooms and VMs with guests under gVisor or QEMU, runs commands in them
+ and says which files each command changed.
  .
  runsc has to be of $oldest_runsc or newer: in Debian 12 that is the one in
  bookworm-backports.

@@ -21,10 +21,24 @@ ensure_modules() {
     [ -e /dev/loop-control ] || modprobe --quiet loop || true
 }
 
-ensure_user() {
-    grep -q "^$api_user:" /etc/passwd && return
-    say "creating the system user $api_user"
-    useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$api_user"
+# The API process runs as the first one, virtual machines as the second.
+ensure_users() {
+    local user
+    for user in "$api_user" innkeeper-vm; do
+        grep -q "^$user:" /etc/passwd && continue
+        say "creating the system user $user"
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user"
+    done
+}
+
+# Whether it looks as if KVM could run microVMs here. That it does is for the server to find out, by running one.
+may_have_kvm() { [ -c /dev/kvm ] && grep -qwE '^flags.*(vmx|svm)' /proc/cpuinfo && [ "$(uname -m)" = x86_64 ]; }
+
+# What microVMs boot, into the state directory that `inn` would take. Without it guests run under gVisor.
+ensure_kernel() {
+    [ "$(.venv/bin/inn kernel list --json)" = '[]' ] || return 0
+    .venv/bin/inn kernel fetch > /dev/null || { apt update && .venv/bin/inn kernel fetch > /dev/null; } ||
+        say 'no kernel for microVMs: guests run under gVisor'
 }
 
 ensure_python() {
@@ -67,7 +81,7 @@ ensure_bytecode() {
 }
 
 case $purpose in
-    run) ;;
+    run) ! may_have_kvm || packages+=("${microvm_packages[@]}") ;;
     test) packages+=("${test_packages[@]}") ;;
     bench) packages+=("${bench_packages[@]}") ;;
     package) packages+=("${package_packages[@]}") ;;
@@ -78,8 +92,9 @@ command -v dpkg-query > /dev/null || die 'this sets up Debian 12 or 13; elsewher
 
 ensure_packages "${packages[@]}"
 ensure_modules
-ensure_user
+ensure_users
 ensure_python
 [ "$purpose" != test ] || ensure_clients
 ensure_bytecode
 setup/build_agent.sh
+if [ "$purpose" = run ] && may_have_kvm; then ensure_kernel; fi

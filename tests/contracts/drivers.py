@@ -101,6 +101,7 @@ def qemu() -> Kind:
             tree=CgroupTree.detect(),
             group_name=f"innkeeper-{server_id}{VM_SUFFIX}",
             uid=VM_USER,
+            gid=VM_USER,
             reason="under test",
         )
 

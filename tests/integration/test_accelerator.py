@@ -19,35 +19,40 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def boot(initramfs: Path, *, kernel: Path | None = None, seconds: float = PATIENCE_SECONDS) -> str | None:
-    return await why_not(
+async def boot(
+    initramfs: Path, directory: Path, *, kernel: Path | None = None, seconds: float = PATIENCE_SECONDS
+) -> str | None:
+    found = await why_not(
         QEMU,
         Accelerator.TCG,
         kernel=kernel or boot_files().kernel,
         initramfs=initramfs,
+        directory=directory,
         tsc_khz=RATE,
         seconds=seconds,
     )
+    assert not [name for name in os.listdir(directory) if name.startswith(".")]  # noqa: PTH208
+    return found
 
 
-async def test_a_guest_whose_first_program_runs_has_come_up() -> None:
-    assert await boot(boot_files().initramfs) is None
+async def test_a_guest_whose_first_program_runs_has_come_up(tmp_path: Path) -> None:
+    assert await boot(boot_files().initramfs, tmp_path) is None
 
 
 async def test_one_that_is_too_slow_has_not(tmp_path: Path) -> None:
     # No kernel is that fast.
-    assert await boot(boot_files().initramfs, seconds=0.05) == "a guest did not come up within 0.05 s"
+    assert await boot(boot_files().initramfs, tmp_path, seconds=0.05) == "a guest did not come up within 0.05 s"
 
 
 @pytest.mark.long
 async def test_a_kernel_without_a_first_program_has_not(tmp_path: Path) -> None:
     empty = tmp_path / "initramfs"
     empty.write_bytes(bytes(512))
-    assert await boot(empty) == "a guest's kernel did not come up"
+    assert await boot(empty, tmp_path) == "a guest's kernel did not come up"
 
 
 async def test_what_qemu_says_is_the_reason(tmp_path: Path) -> None:
-    said = await boot(boot_files().initramfs, kernel=tmp_path / "no-kernel")
+    said = await boot(boot_files().initramfs, tmp_path, kernel=tmp_path / "no-kernel")
     assert said is not None
     assert "no-kernel" in said
 

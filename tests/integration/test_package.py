@@ -116,7 +116,9 @@ def test_it_depends_on_what_a_checkout_installs(deb, unpacked):
         text=True,
     )
     assert set(lists.stdout.split()) < depends
-    assert control(deb, "Recommends").startswith("runsc (>= 0.0~2023")
+    runsc, *microvms = control(deb, "Recommends").split(", ")
+    assert runsc.startswith("runsc (>= 0.0~2023")
+    assert microvms == (["qemu-system-x86"] if control(deb, "Architecture") == "amd64" else [])
     # What its binaries are linked with is the C library's and nothing else's.
     needed = set()
     for binary in unpacked.rglob("*.so*"):
@@ -181,11 +183,12 @@ def test_a_server_runs_from_it_and_guests_outlive_its_upgrade(deb, unpacked, tmp
         began = time.monotonic()
 
     with isolated_root(work, state=state, bound={deb.parent: "/mnt/old", more: "/mnt/new"}) as root:
-        root.run("sh", "-c", "userdel innkeeper; dpkg --install /mnt/old/*.deb")
+        root.run("sh", "-c", "userdel innkeeper; userdel innkeeper-vm; dpkg --install /mnt/old/*.deb")
         assert root.output("sh", "-c", "cd / && inn version") == f"innkeeper {control(deb, 'Version').split('-')[0]}\n"
         assert root.output("dpkg", "--verify", "innkeeper") == ""
         wanted = root.files / "etc/systemd/system/multi-user.target.wants"
         assert {path.name for path in wanted.glob("innkeeper*")} == {"innkeeper.service", "innkeeper-guests.service"}
+        assert len(set(root.output("id", "--user", "innkeeper", "innkeeper-vm").split())) == 2
         took("install")
         settings = root.configure(images="base")
         doctor = json.loads(root.output("inn", "doctor", "--json"))
@@ -232,7 +235,7 @@ def test_a_server_runs_from_it_and_guests_outlive_its_upgrade(deb, unpacked, tmp
         assert (root.files / "etc/innkeeper/innkeeper.toml").exists()
         (root.files / "var/lib/innkeeper/host").mkdir(parents=True)
         root.run("dpkg", "--purge", "innkeeper")
-        assert root.run("getent", "passwd", "innkeeper", expected=2).stdout == ""
+        assert root.run("getent", "passwd", "innkeeper", "innkeeper-vm", expected=2).stdout == ""
         assert not [path for path in ("etc/innkeeper", "var/lib/innkeeper") if (root.files / path).exists()]
         assert not list(wanted.glob("innkeeper*"))
 

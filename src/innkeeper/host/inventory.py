@@ -18,6 +18,7 @@ from typing import Any
 
 from innkeeper.errors import UnavailableError
 from innkeeper.host.drivers.qemu_command import Accelerator
+from innkeeper.host.kernels.kernel_store import KernelStore
 from innkeeper.host.probes.check import Check, Findings, findings_from_dict
 from innkeeper.host.probes.control_groups import probe_control_groups
 from innkeeper.host.probes.filesystems import probe_filesystems
@@ -25,10 +26,15 @@ from innkeeper.host.probes.firewall import check_forwarding
 from innkeeper.host.probes.machine import agent_path, is_root, machine_checks, nearest_existing
 from innkeeper.host.probes.network import check_ip_forward, probe_network
 from innkeeper.host.probes.sandbox import faster, locate_runsc, probe_sandbox
-from innkeeper.host.probes.virtual_machines import locate_qemu, probe_virtual_machines
+from innkeeper.host.probes.virtual_machines import (
+    check_guest_kernel,
+    check_vm_user,
+    locate_qemu,
+    probe_virtual_machines,
+)
 from innkeeper.settings import Settings
 
-FORMAT = 3
+FORMAT = 4
 
 Probe = Callable[[Settings], Awaitable[Findings]]
 
@@ -49,6 +55,7 @@ class VirtualHardware:
     accelerator: Accelerator
     tsc_khz: int | None
     reason: str
+    kvm_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,7 @@ async def take_inventory(settings: Settings, *, quick: bool = False) -> Inventor
         checks.append(await check_forwarding(settings))
     else:
         checks += [Check(name, None, "not tried: needs root") for name in PROBES]
+    checks += [check_vm_user(api_user=settings.api_user), check_guest_kernel(settings.home, settings.host_dir)]
     checks.append(check_ip_forward())
     choice = _choose(settings, facts)
     if choice is not None:
@@ -116,12 +124,18 @@ async def choose_virtual_hardware(settings: Settings) -> VirtualHardware:
     Raises UnavailableError, with the reason, where they cannot.
     """
     (found,) = await _probe_all(settings, quick=True, only=("kvm",))
+    return virtual_hardware(found)
+
+
+def virtual_hardware(found: Findings) -> VirtualHardware:
+    """What the findings about virtual machines come to. Raises UnavailableError, with the reason, where none can run."""
     checks = {check.name: check for check in found.checks}
     if checks["qemu"].ok is not True:
         raise UnavailableError(f"QEMU: {checks['qemu'].detail}")
     path, rate = found.facts["qemu"]["path"], found.facts["tsc_khz"]
     if found.facts["kvm"]:
-        return VirtualHardware(path, Accelerator.KVM, rate, f"KVM {checks['kvm'].detail}")
+        group = found.facts["kvm_group"]
+        return VirtualHardware(path, Accelerator.KVM, rate, f"KVM {checks['kvm'].detail}", group)
     if rate is None:
         raise UnavailableError(f"KVM: {checks['kvm'].detail}; TCG: {checks['tsc'].detail}")
     return VirtualHardware(path, Accelerator.TCG, rate, f"no KVM: {checks['kvm'].detail}")
@@ -193,8 +207,8 @@ def _key(settings: Settings) -> dict[str, Any]:
         "kernel": [kernel.release, kernel.version, kernel.machine],
         "runsc": _identity(locate_runsc(settings.runsc)),
         "qemu": _identity(locate_qemu()),
-        # The one that KVM is tried by: its folders are made and removed here.
-        "guest kernels": _identity_of_folder(settings.host_dir / "kernels"),
+        # The one that KVM is tried by.
+        "guest kernel": [kernel.name for kernel in KernelStore(settings.host_dir).kernels()[-1:]],
         # A module that is loaded later makes it appear.
         "kvm": os.path.exists("/dev/kvm"),  # noqa: PTH110
         "platform": settings.runsc_platform,
@@ -208,14 +222,6 @@ def _identity(program: str | None) -> list[Any]:
         return []
     status = os.stat(program)  # noqa: PTH116 - follows the link to the real binary
     return [os.path.realpath(program), status.st_size, status.st_mtime_ns]
-
-
-def _identity_of_folder(folder: Path) -> int:
-    """What changes when something is put into a folder, or taken out; 0 for none."""
-    try:
-        return folder.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 def _load(path: Path, key: Mapping[str, Any]) -> dict[str, Findings]:

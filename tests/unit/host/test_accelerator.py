@@ -1,15 +1,18 @@
 """What runs a microVM's instructions, judged by what real machines showed."""
 
 import json
+import os
 import stat
 
 import pytest
 
+from innkeeper import shipped
 from innkeeper.host.drivers.accelerator import Qemu, ask_version, parse_version, told, tsc_khz
 from innkeeper.host.drivers.qmp import Event
 from innkeeper.host.inventory import _identity, _key
+from innkeeper.host.kernels.kernel_package import RECORD
 from innkeeper.host.probes import kvm, virtual_machines
-from innkeeper.host.probes.virtual_machines import check_kvm, check_qemu, check_tsc
+from innkeeper.host.probes.virtual_machines import check_guest_kernel, check_qemu, check_tsc, check_vm_user
 from innkeeper.settings import Settings
 
 BOOKWORM = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003-2022 Fabrice Bellard\n"
@@ -17,65 +20,12 @@ BACKPORTS = (
     "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c) 2003-2025 Fabrice Bellard\n"
 )
 
-# What probes/kvm.py printed, and what it must be taken for.
-RECORDED = {
-    "no virtualization at all": (
-        {"exists": False, "machine": "x86_64", "hardware": False, "pvm": False},
-        (False, "/dev/kvm does not exist"),
-    ),
-    "a cloud machine on PVM, where KVM ends a tiny guest and boots none": (
-        {"exists": True, "machine": "x86_64", "hardware": False, "pvm": True, "exit": 5, "took_ms": 263.0},
-        (False, "/dev/kvm exists without hardware virtualization behind it (tiny guest: 263 ms)"),
-    ),
-    "the same without its module's name": (
-        {"exists": True, "machine": "x86_64", "hardware": False, "pvm": False, "exit": 5, "took_ms": 1.4},
-        (False, "/dev/kvm exists without hardware virtualization behind it (tiny guest: 1 ms)"),
-    ),
-    "flags of a processor that is emulated": (
-        {"exists": True, "machine": "x86_64", "hardware": True, "pvm": False, "exit": 5, "took_ms": 283.0},
-        (False, "/dev/kvm emulates: a tiny guest took 283 ms"),
-    ),
-    "a container whose device group keeps everybody out": (
-        {"exists": True, "machine": "x86_64", "hardware": True, "pvm": False, "refused": "Operation not permitted"},
-        (False, "/dev/kvm exists but refuses a guest: Operation not permitted"),
-    ),
-    "a guest that failed to enter": (
-        {"exists": True, "machine": "x86_64", "hardware": True, "pvm": False, "exit": 9, "took_ms": 0.1},
-        (False, "/dev/kvm exists but a tiny guest ended with exit reason 9, not HLT"),
-    ),
-    "another architecture": (
-        {"exists": True, "machine": "aarch64", "hardware": False, "pvm": False},
-        (False, "/dev/kvm exists; running a guest is only tried on x86_64"),
-    ),
-    "a processor with virtualization": (
-        {"exists": True, "machine": "x86_64", "hardware": True, "pvm": False, "exit": 5, "took_ms": 0.21},
-        (True, "runs a tiny guest (0.2 ms)"),
-    ),
-}
-
-
-@pytest.mark.parametrize("host", RECORDED)
-def test_kvm_is_judged_by_what_it_does_and_not_by_being_there(host):
-    seen, verdict = RECORDED[host]
-    assert kvm.judge(seen) == verdict
-    for booted in (None, "", "a guest did not come up within 3 s"):
-        check = check_kvm(seen, booted)
-        # The decider is a guest that boots; that none was tried proves nothing.
-        assert (check.ok, check.blocks) == (True if verdict[0] and booted == "" else None, False)
-        assert check.detail.startswith(verdict[1])
-        assert (not booted or booted in check.detail) == (verdict[0] or not booted)
-
 
 @pytest.mark.anyio
 async def test_what_this_machine_shows_can_be_judged():
     good, why = kvm.judge(await virtual_machines.observe_kvm())
     assert isinstance(good, bool)
     assert why
-
-
-def test_a_module_that_is_not_loaded_has_its_line_to_paste():
-    assert check_kvm({"exists": False, "machine": "x86_64", "hardware": True}, None).fix == virtual_machines.LOAD_FIX
-    assert check_kvm({"exists": False, "machine": "x86_64", "hardware": False}, None).fix is None
 
 
 @pytest.mark.parametrize(
@@ -113,6 +63,30 @@ async def test_a_program_that_is_no_qemu_has_no_version(tmp_path):
         found = await ask_version(str(program))
         assert (None if found is None else found.version) == expected
     assert await ask_version(str(tmp_path / "nothing")) is None
+
+
+def test_virtual_machines_have_a_user_of_their_own():
+    missing = check_vm_user(api_user="nobody", name="no-such-user-here")
+    assert (missing.ok, missing.blocks) == (None, False)
+    assert missing.fix.startswith("useradd --system --user-group") and missing.fix.endswith("no-such-user-here")
+    assert check_vm_user(api_user="innkeeper", name="nobody").ok
+    for name, api_user in (("root", "innkeeper"), ("nobody", "nobody")):
+        assert check_vm_user(api_user=api_user, name=name).ok is None
+
+
+def test_the_kernel_is_the_one_that_was_fetched_last_or_brought_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "ready_kernel", lambda: None)
+    none = check_guest_kernel(tmp_path / "a b", tmp_path / "a b" / "host")
+    assert (none.ok, none.fix) == (None, f"inn kernel fetch --home '{tmp_path}/a b'")
+    assert not (tmp_path / "a b").exists()
+    monkeypatch.setattr(shipped, "ready_kernel", lambda: tmp_path / "linux-image-1.deb")
+    assert check_guest_kernel(tmp_path, tmp_path / "host").detail.startswith(f"{tmp_path}/linux-image-1.deb")
+    for name, time in (("newer", 2), ("older", 1)):
+        folder = tmp_path / "host" / "kernels" / name
+        folder.mkdir(parents=True)
+        (folder / RECORD).write_text('{"package": "linux-image-1", "version": "1"}')
+        os.utime(folder / RECORD, (time, time))
+    assert check_guest_kernel(tmp_path, tmp_path / "host").detail == "newer"
 
 
 # /proc/cpuinfo's lines of a real machine, whose kernel had said "tsc: Detected 2596.120 MHz processor".

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,18 +100,19 @@ async def test_a_host_where_no_driver_runs_says_why(tmp_path: Path, monkeypatch:
     async def one_runs(_: Settings) -> PlatformChoice:
         return PlatformChoice("ptrace", "the only one that runs here")
 
-    async def no_qemu(_: Settings) -> VirtualHardware:
-        raise UnavailableError("QEMU: not installed")
-
     settings, directories = Settings(home=tmp_path), Directories(tmp_path)
     monkeypatch.setattr(registry, "choose_platform", none_runs)
-    monkeypatch.setattr(registry, "choose_virtual_hardware", no_qemu)
-    with pytest.raises(UnavailableError, match="FIX: apt install runsc\nQEMU: not installed"):
+    monkeypatch.setattr(registry, "locate_qemu", lambda: None)
+    with pytest.raises(UnavailableError, match="FIX: apt install runsc\nqemu: not installed"):
         await open_drivers(settings, directories, agent=tmp_path / "agent")
     monkeypatch.setattr(registry, "choose_platform", one_runs)
     offer, other = (await open_drivers(settings, directories, agent=tmp_path / "agent")).offers()
     assert offer.isolation == Isolation("gvisor", "gvisor", "ptrace", "the only one that runs here")
-    assert (other.driver, other.isolation, other.reason) == ("qemu", None, "QEMU: not installed")
+    assert (other.driver, other.isolation, other.reason) == (
+        "qemu",
+        None,
+        "qemu: not installed; microVMs need it, the gVisor driver does not",
+    )
     untried = known_drivers(settings, directories).offers()
     assert [(one.driver, one.isolation) for one in untried] == [("gvisor", None), ("qemu", None)]
 
@@ -132,11 +135,28 @@ async def test_a_host_offers_microvms_with_a_user_and_a_kernel_for_them(
     agent = tmp_path / "agent"
     agent.write_bytes(b"a program")
     monkeypatch.setattr(registry, "VM_USER", "innkeeper-nobody-has-this-name")
+    monkeypatch.setattr(registry, "locate_qemu", lambda: None)
+    assert (await offered())[1].startswith("qemu: not installed")
+    monkeypatch.setattr(registry, "locate_qemu", lambda: "/usr/bin/qemu")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+        said = "qemu: microVMs run on x86_64 alone, and this is aarch64; gVisor runs on both"
+        assert await offered() == (None, said)
     isolation, reason = await offered()
     assert isolation is None
-    assert reason == "there is no user innkeeper-nobody-has-this-name, as whom virtual machines run"
+    assert reason == "vm user: there is no user 'innkeeper-nobody-has-this-name', which virtual machines run as"
+    monkeypatch.setattr(registry, "VM_USER", "root")
+    assert (await offered())[1].startswith("vm user: 'root' is root")
     monkeypatch.setattr(registry, "VM_USER", "nobody")
-    assert await offered() == (None, "there is no kernel for virtual machines; run: inn kernel fetch")
+    assert await offered() == (
+        None,
+        "guest kernel: none was fetched, and microVMs boot one: inn kernel fetch",
+    )
+    brought = tmp_path / "linux-image.deb"
+    brought.write_text("damaged")
+    monkeypatch.setattr(registry.shipped, "ready_kernel", lambda: brought)
+    assert (await offered())[1].startswith(f"guest kernel: {brought} is no Debian package")
+    monkeypatch.setattr(registry.shipped, "ready_kernel", lambda: None)
     kernel = tmp_path / "host" / "kernels" / "linux-image-1_1"
     (kernel / "modules").mkdir(parents=True)
     (kernel / "kernel.json").write_text('{"package": "linux-image-1", "version": "1"}')

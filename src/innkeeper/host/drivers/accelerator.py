@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, qemu_command
 from innkeeper.host.drivers.qmp import Event, Qmp, QmpError
 from innkeeper.host.linux import command, unix_socket
+from innkeeper.host.linux.hold import held_folder
 
 MINIMUM_VERSION = (7, 2)
 QEMU = "qemu-system-x86_64"
@@ -23,6 +23,7 @@ QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 3.0
 BOOT_MEMORY_MB = 256
 SAID_BYTES = 300
+WORKSPACE = ".inn-probe-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,14 @@ async def why_not(
     *,
     kernel: Path,
     initramfs: Path,
+    directory: Path,
     tsc_khz: int | None = None,
     seconds: float = BOOT_SECONDS,
 ) -> str | None:
-    """Boot a guest without disks or network: None when its first program ran within `seconds`, else what kept it. Nothing of it is left."""
-    with tempfile.TemporaryDirectory(prefix="inn-boot-") as name, contextlib.ExitStack() as files:
+    """Boot a guest without disks or network: None when its first program ran within `seconds`, else what kept it. Nothing of it is left in `directory`."""
+    with held_folder(directory, WORKSPACE) as folder, contextlib.ExitStack() as files:
         control, link = (
-            files.enter_context(unix_socket.listen(Path(name, socket), backlog=1)) for socket in ("control", "link")
+            files.enter_context(unix_socket.listen(folder / socket, backlog=1)) for socket in ("control", "link")
         )
         plan = VmPlan(
             name="probe",
@@ -107,7 +109,7 @@ async def why_not(
             return error.reason
         files.close()
         try:
-            return await _outcome(process, Path(name, "control"), seconds)
+            return await _outcome(process, folder / "control", seconds)
         finally:
             await asyncio.shield(command.end(process))
 

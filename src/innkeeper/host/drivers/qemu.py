@@ -47,6 +47,7 @@ class QemuDriver:
         boot: the guests' kernel, and their first root with the agent as init; None for a driver that starts nothing.
         directory: the driver's own, for the roots of its jails.
         uid: the user that every QEMU runs as, and nobody else.
+        gid: that user's group.
         kvm_group: the group that may open /dev/kvm.
         reason: why this accelerator, for `isolation`.
 
@@ -67,6 +68,7 @@ class QemuDriver:
         tree: CgroupTree,
         group_name: str,
         uid: int,
+        gid: int,
         kvm_group: int | None = None,
         reason: str,
     ) -> None:
@@ -82,6 +84,7 @@ class QemuDriver:
             root=directory / "root",
             mark=f"microvm:{self._parent.path}",
             uid=uid,
+            gid=gid,
             groups=() if kvm_group is None else (kvm_group,),
             devices=(Path("/dev/kvm"),) if accelerator is Accelerator.KVM else (),
         )

@@ -6,11 +6,12 @@ earlier server started with it.
 
 from __future__ import annotations
 
-import pwd
+import os
 from collections.abc import Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from innkeeper import shipped
 from innkeeper.core.isolation import Offer
 from innkeeper.core.leak import LeakKind
 from innkeeper.errors import UnavailableError
@@ -21,13 +22,21 @@ from innkeeper.host.drivers.gvisor import GvisorDriver
 from innkeeper.host.drivers.qemu import QemuDriver
 from innkeeper.host.drivers.qemu_command import Accelerator
 from innkeeper.host.inventory import VirtualHardware, choose_platform, choose_virtual_hardware
+from innkeeper.host.kernels.kernel_package import KernelUnavailableError
 from innkeeper.host.kernels.kernel_store import BootFiles, KernelStore
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.machine import MachineRecord
+from innkeeper.host.probes.virtual_machines import (
+    MACHINE,
+    VM_USER,
+    check_guest_kernel,
+    check_qemu,
+    check_vm_user,
+    find_user,
+    locate_qemu,
+)
 from innkeeper.settings import Settings
 
-# Every QEMU runs as this one, and nothing else does.
-VM_USER = "innkeeper-vm"
 # Whoever starts nothing needs no user.
 NOBODY = 65_534
 
@@ -151,28 +160,36 @@ def _gvisor(settings: Settings, directories: Directories, *, platform: str = "",
 
 async def _tried_qemu(settings: Settings, directories: Directories, agent: Path, refused: list[str]) -> Registered:
     try:
+        user = _vm_user(settings)
+        # Before the hardware is chosen, where the kernel is booted to try KVM.
+        boot = await _boot_files(settings, agent)
         hardware = await choose_virtual_hardware(settings)
-        user = _vm_user()
-        boot = await _newest_kernel(settings, agent)
     except UnavailableError as error:
         refused.append(error.message)
         return Registered(_qemu(settings, directories), error.message.partition("\n")[0])
-    return Registered(_qemu(settings, directories, hardware=hardware, boot=boot, uid=user))
+    return Registered(_qemu(settings, directories, hardware=hardware, boot=boot, user=user))
 
 
-def _vm_user() -> int:
-    try:
-        return pwd.getpwnam(VM_USER).pw_uid
-    except KeyError:
-        raise UnavailableError(f"there is no user {VM_USER}, as whom virtual machines run") from None
+def _vm_user(settings: Settings) -> tuple[int, int]:
+    """The user and group of virtual machines. Raises UnavailableError where there is nobody, or nothing, to run them."""
+    path, machine = locate_qemu(), os.uname().machine
+    if path is None or machine != MACHINE:
+        raise UnavailableError(check_qemu(path, None, machine=machine).sentence())
+    check, user = check_vm_user(api_user=settings.api_user, name=VM_USER), find_user(VM_USER)
+    if user is None or not check.ok:
+        raise UnavailableError(check.sentence())
+    return user
 
 
-async def _newest_kernel(settings: Settings, agent: Path) -> BootFiles:
+async def _boot_files(settings: Settings, agent: Path) -> BootFiles:
     store = KernelStore(settings.host_dir)
-    kernels = store.kernels()
-    if not kernels:
-        raise UnavailableError("there is no kernel for virtual machines; run: inn kernel fetch")
-    return await store.boot_files(kernels[-1], agent)
+    try:
+        kernel = await store.newest(brought=shipped.ready_kernel())
+    except (KernelUnavailableError, OSError) as error:
+        raise UnavailableError(f"guest kernel: {error}") from error
+    if kernel is None:
+        raise UnavailableError(check_guest_kernel(settings.home, settings.host_dir).sentence())
+    return await store.boot_files(kernel, agent)
 
 
 def _qemu(
@@ -181,7 +198,7 @@ def _qemu(
     *,
     hardware: VirtualHardware | None = None,
     boot: BootFiles | None = None,
-    uid: int = NOBODY,
+    user: tuple[int, int] = (NOBODY, NOBODY),
 ) -> QemuDriver:
     return QemuDriver(
         qemu=QEMU if hardware is None else hardware.qemu,
@@ -191,12 +208,8 @@ def _qemu(
         directory=directories.microvms,
         tree=CgroupTree.detect(),
         group_name=f"innkeeper-{settings.server_id}-vm",
-        uid=uid,
-        kvm_group=None if hardware is None or hardware.accelerator is not Accelerator.KVM else _kvm_group(),
+        uid=user[0],
+        gid=user[1],
+        kvm_group=None if hardware is None else hardware.kvm_group,
         reason="" if hardware is None else hardware.reason,
     )
-
-
-def _kvm_group() -> int:
-    """The group of those who may open the device."""
-    return Path("/dev/kvm").stat().st_gid

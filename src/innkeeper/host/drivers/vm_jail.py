@@ -53,7 +53,8 @@ class VmJail:
     Args:
         root: a directory of the server's own, for the jails' roots; every jail has the same.
         mark: a word of the command line by which a start that was cut short is known.
-        uid: the user and group that it runs as; nobody else's.
+        uid: the user that it runs as; nobody else's.
+        gid: that user's group.
         groups: further groups, such as /dev/kvm's.
         devices: paths of devices that it opens itself.
 
@@ -62,6 +63,7 @@ class VmJail:
     root: Path
     mark: str
     uid: int
+    gid: int
     groups: tuple[int, ...] = ()
     devices: tuple[Path, ...] = ()
 
@@ -112,7 +114,7 @@ class VmJail:
             "sh", "-c", _ENTER, self.mark, str(table), str(self.root),
             "unshare", "--pid", "--", "sh", "-c", _BEGIN, self.mark,
             "prlimit", "--core=0", f"--nofile={OPEN_FILES}", f"--fsize={file_bytes}", "--",
-            "setpriv", f"--reuid={self.uid}", f"--regid={self.uid}",
+            "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}",
             f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups",
             "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs", "--",
             *argv,

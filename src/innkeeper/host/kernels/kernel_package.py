@@ -14,7 +14,8 @@ from innkeeper.host.disks.image_build import build_environment
 from innkeeper.host.kernels.modules import ModuleMissingError, load_order, module_name, read_module
 from innkeeper.host.linux import command
 
-ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
+# Debian's names of the processors that microVMs run on.
+ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64"}
 FETCH_SECONDS = 600.0
 UNPACK_SECONDS = 120.0
 RECORD = "kernel.json"
@@ -85,7 +86,7 @@ def _architecture() -> str:
     """Debian's name of this machine's processor. Raises KernelUnavailableError."""
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
-        raise KernelUnavailableError(f"Debian has no cloud kernel for {machine}")
+        raise KernelUnavailableError(f"microVMs run on {' and '.join(ARCHITECTURES)} alone, and this is {machine}")
     return ARCHITECTURES[machine]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from innkeeper.host.kernels.initramfs import LAYOUT, initramfs
 from innkeeper.host.kernels.kernel_package import (
     IMAGE,
@@ -22,6 +24,8 @@ from innkeeper.host.kernels.kernel_package import (
     unpack,
 )
 from innkeeper.host.linux.hold import held_folder
+
+log = structlog.stdlib.get_logger(__name__)
 
 WORKSPACE = ".fetch-"
 _PREFIX, _SUFFIX = "initramfs-", ".gz"
@@ -114,6 +118,16 @@ class KernelStore:
                     raise
             _sync(self.directory)
         return Kernel(wanted, target)
+
+    async def newest(self, *, brought: Path | None) -> Kernel | None:
+        """What new guests boot: the kernel that was fetched last, else one made of the package that was `brought` along, in two seconds.
+
+        Raises KernelUnavailableError, OSError.
+        """
+        kernels = self.kernels()
+        if kernels or brought is None:
+            return kernels[-1] if kernels else None
+        return await self.fetch(progress=log.info, file=brought)
 
     def remove(self, kernel: Kernel) -> int:
         """Remove a kernel and its initramfs; how many bytes that were. No server may be about to use it."""

@@ -44,11 +44,13 @@ class Findings:
 
     checks: tuple[Check, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    # Whether another look would find the same: false for what a busy moment or a missing right may have decided.
+    lasting: bool = True
 
     @property
     def good(self) -> bool:
         """Whether they may be remembered: a failure is looked at again each time, since somebody may have pasted the fix."""
-        return all(check.ok is not False or not check.required for check in self.checks)
+        return self.lasting and all(check.ok is not False or not check.required for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""

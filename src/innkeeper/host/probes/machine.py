@@ -113,13 +113,17 @@ def check_user(name: str) -> Check:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        fix = f"useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {shlex.quote(name)}"
-        return Check("user", False, f"there is no user '{name}' for the API process", fix, required=True)
+        return Check("user", False, f"there is no user '{name}' for the API process", user_fix(name), required=True)
     if entry.pw_uid == 0:
         return Check(
             "user", False, f"'{name}' is root; the API process must not be", "unset INNKEEPER_API_USER", required=True
         )
     return Check("user", True, f"{name} (uid {entry.pw_uid})", required=True)
+
+
+def user_fix(name: str) -> str:
+    """The line that makes a user whom nobody can log in as, with a group of its own."""
+    return f"useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {shlex.quote(name)}"
 
 
 def check_open_files() -> Check:
