@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import socket
 import struct
@@ -22,6 +21,7 @@ from tests.integration.daemon_fixture import built_agent
 from tests.integration.image_fixture import cache_directory, finished, shipped_image
 
 from innkeeper.host.disks.image_build import build_environment
+from innkeeper.host.drivers.accelerator import tsc_khz
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, qemu_command
 from innkeeper.host.guest_link import GUEST_LIMITS, guest_error
 from innkeeper.host.kernels.kernel_package import KernelUnavailableError
@@ -85,12 +85,6 @@ def new_disk(path: Path) -> Path:
         ["mkfs.ext4", "-q", "-F", "-m0", "-E", "lazy_itable_init=1,nodiscard", path], check=True, timeout=120
     )
     return path
-
-
-def tsc_khz() -> int:
-    match = re.search(r"^cpu MHz\s*: ([0-9.]+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    assert match is not None
-    return int(float(match[1]) * 1000)
 
 
 @dataclass
@@ -183,7 +177,7 @@ def booted_vm(folder: Path, *, disk: Path, tap: bool = False) -> Iterator[Booted
             disk=written.fileno(),
             tap=network,
             mac=MAC if tap else None,
-            tsc_khz=tsc_khz(),
+            tsc_khz=tsc_khz(Path("/proc/cpuinfo").read_text()),
         )
         descriptors = [plan.control, plan.link, image.fileno(), written.fileno(), *([network] if network else [])]
         errors = stack.enter_context((folder / "qemu.log").open("wb"))

@@ -52,6 +52,11 @@ def plant(host: Host) -> dict[str, set[str]]:
         folder = base / "pool" / "checkpoints" / str(one)
         folder.mkdir()
         write_manifest(folder, Checkpoint(one, uuid4(), time.time() - age_seconds, "b" * 64, 64, 0, folder))
+    for name, fetched_at in (("old", 1), ("new", 2)):
+        (base / "kernels" / name).mkdir(parents=True)
+        (base / "kernels" / name / "kernel.json").write_text('{"package": "linux-image-1", "version": "1"}')
+        (base / "kernels" / name / "initramfs-0123.gz").touch()
+        os.utime(base / "kernels" / name / "kernel.json", (fetched_at, fetched_at))
     (base / "changes" / str(uuid4())).mkdir()
     (gone,) = (one.name for one in (base / "changes").iterdir() if not (base / "instances" / one.name).exists())
     return {
@@ -61,6 +66,7 @@ def plant(host: Host) -> dict[str, set[str]]:
         "agent": {"agent/0123456789abcdef"},
         "disk": {"nobodys"},
         "checkpoint": {str(NOBODYS)},
+        "kernel": {"kernels/old", "kernels/new/initramfs-0123.gz"},
         "baseline": {f"changes/{gone}"},
     }
 
@@ -92,6 +98,7 @@ async def test_garbage_goes_and_what_lives_stays(tmp_path: Path, monkeypatch: py
         assert (await host.ok(await building, "echo new")).text == "new\n"
         assert await gc(host, remove=False) == {}
         base = host.settings.host_dir
+        assert [path.name for path in (base / "kernels" / "new").iterdir()] == ["kernel.json"]
         new = base / "images" / ".build-new"
         assert (new / "tree").exists() and (base / "images" / ("b" * 64 + ".erofs")).exists()
         assert [leak["name"] for leak in (await host.status())["leaks"]] == [str(new)]

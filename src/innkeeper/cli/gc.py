@@ -23,7 +23,7 @@ def gc(
     """List what takes disk space on a host and nothing needs, with sizes; remove it with --yes. Safe while the server runs.
 
     Files of images that nobody names and nothing stands on, temporary files older than an hour, what was left of removed rooms, guest agents of
-    earlier versions that no guest uses, journals beyond a room's limits.
+    earlier versions that no guest uses, kernels that new microVMs do not boot, journals beyond a room's limits.
     """
     server = connect(ctx)
     path = f"/v1/hosts/{server.host(host)['id']}/gc"

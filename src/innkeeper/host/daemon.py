@@ -42,6 +42,7 @@ from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.image_verbs import ImageVerbs
+from innkeeper.host.kernels.kernel_store import KernelStore
 from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
@@ -297,6 +298,8 @@ async def run_daemon(
                 fleet,
                 builder,
                 agent_dir,
+                KernelStore(settings.host_dir),
+                drivers.booted,
                 collect_images,
                 execution_retention_days=settings.execution_retention_days,
             ),

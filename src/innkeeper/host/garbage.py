@@ -18,6 +18,7 @@ from innkeeper.host.disks.checkpoint_store import CheckpointStore
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.fleet import Fleet
+from innkeeper.host.kernels.kernel_store import KernelStore
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.retention import DAY_SECONDS
 
@@ -27,7 +28,10 @@ STALE_SECONDS = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A thing to remove. `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `baseline` or `journals`; bytes are what it takes."""
+    """A thing to remove, and the bytes that it takes.
+
+    `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `baseline` or `journals`.
+    """
 
     kind: str
     name: str
@@ -53,6 +57,9 @@ class GarbageCollector:
     fleet: Fleet
     builder: MachineBuilder
     agent_dir: Path
+    kernels: KernelStore
+    # Identities of what the drivers boot.
+    booted: frozenset[str]
     collect_images: Callable[[frozenset[str]], Awaitable[object]]
     execution_retention_days: int
 
@@ -83,6 +90,11 @@ class GarbageCollector:
             await asyncio.to_thread(kept_executions.prune, *folders, keep=keep, older_than=self._oldest())
             return True
         path = self.directories.host / one.name
+        if one.kind == "kernel":
+            if path not in self.kernels.doomed(self.booted):
+                return False
+            await asyncio.to_thread(self.kernels.drop, path)
+            return not path.exists()
         if one.kind == "baseline" and path.name not in {entry.name for entry in self._dead_baselines()}:
             return False
         await asyncio.to_thread(temporary.remove, path)
@@ -104,6 +116,7 @@ class GarbageCollector:
             *(self._at("temporary", path) for path in sorted(temporary.abandoned(host)) if _is_stale(path)),
             *(self._at("trash", path) for path in sorted(self.directories.trash.iterdir()) if _is_stale(path)),
             *(self._at("agent", path) for path in self._old_agents()),
+            *(self._at("kernel", path) for path in self.kernels.doomed(self.booted)),
             *(self._at("baseline", path) for path in self._dead_baselines()),
             *self._old_journals(),
         ]

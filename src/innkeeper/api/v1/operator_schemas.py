@@ -94,7 +94,9 @@ class GarbageAsk(BaseModel):
 class GarbageItem(BaseModel):
     """A thing that nothing needs."""
 
-    kind: str = Field(description="`image`, `temporary`, `trash`, `agent`, `disk`, `baseline` or `journals`.")
+    kind: str = Field(
+        description="`image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `baseline` or `journals`."
+    )
     name: str
     size_bytes: int
 

@@ -43,10 +43,11 @@ NOBODY = 65_534
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A driver, and why it starts nothing here; None where it does."""
+    """A driver, and why it starts nothing here; None where it does. `boot` is what its machines boot, where they do."""
 
     driver: Driver
     why_not: str | None = None
+    boot: BootFiles | None = None
 
 
 class DriverRegistry:
@@ -80,6 +81,11 @@ class DriverRegistry:
         """The driver that a machine was started with; None for one of another version of the server."""
         one = self._registered.get(record.driver)
         return None if one is None else one.driver
+
+    @property
+    def booted(self) -> frozenset[str]:
+        """The identities of what machines boot."""
+        return frozenset(one.boot.identity for one in self._registered.values() if one.boot is not None)
 
     # --- what is asked of all of them ------------------------------------------------------------------------------
 
@@ -167,7 +173,7 @@ async def _tried_qemu(settings: Settings, directories: Directories, agent: Path,
     except UnavailableError as error:
         refused.append(error.message)
         return Registered(_qemu(settings, directories), error.message.partition("\n")[0])
-    return Registered(_qemu(settings, directories, hardware=hardware, boot=boot, user=user))
+    return Registered(_qemu(settings, directories, hardware=hardware, boot=boot, user=user), boot=boot)
 
 
 def _vm_user(settings: Settings) -> tuple[int, int]:

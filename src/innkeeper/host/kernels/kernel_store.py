@@ -141,17 +141,25 @@ class KernelStore:
         """What a guest of that kernel is booted with, with this agent as its init; made where it is not here yet, in a second. Raises OSError."""
         return await asyncio.to_thread(_boot_files, kernel, agent)
 
-    def collect(self, in_use: frozenset[str]) -> int:
-        """Remove what no identity of `in_use` stands for, but for the newest kernel; how many bytes that were."""
-        freed = 0
-        for kernel in self.kernels()[:-1]:
-            if not any(_initramfs_of(kernel, identity).exists() for identity in in_use):
-                freed += self.remove(kernel)
-        for path in self.directory.glob(f"*/{_PREFIX}*{_SUFFIX}"):
-            if path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) not in in_use:
-                freed += path.stat().st_size
-                path.unlink()
-        return freed
+    def doomed(self, in_use: frozenset[str]) -> list[Path]:
+        """Folders of kernels and files of initramfs that no identity of `in_use` stands for, but for the newest kernel."""
+        kernels = self.kernels()
+        folders = [
+            kernel.directory
+            for kernel in kernels[:-1]
+            if not any(_initramfs_of(kernel, identity).exists() for identity in in_use)
+        ]
+        every = sorted(self.directory.glob(f"*/{_PREFIX}*{_SUFFIX}"))
+        files = [path for path in every if path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) not in in_use]
+        return [*folders, *(path for path in files if path.parent not in folders)]
+
+    def drop(self, path: Path) -> None:
+        """Remove what `doomed` named; harmless when it is gone."""
+        kernel = next((kernel for kernel in self.kernels() if kernel.directory == path), None)
+        if kernel is not None:
+            self.remove(kernel)
+        elif path.parent.parent == self.directory:
+            path.unlink(missing_ok=True)
 
 
 def _initramfs_of(kernel: Kernel, identity: str) -> Path:

@@ -82,13 +82,16 @@ async def test_what_is_not_in_use_is_collected_but_for_the_newest_kernel(store: 
     oldest, older, newest = (add(store, number) for number in (1, 2, 3))
     used = await store.boot_files(older, agent)
     unused = [await store.boot_files(kernel, agent) for kernel in (oldest, newest)]
-    assert store.collect(frozenset({used.identity})) > 0
+    doomed = store.doomed(frozenset({used.identity}))
+    assert doomed == [oldest.directory, unused[1].initramfs]
+    for path in (*doomed, *doomed):
+        store.drop(path)
+    assert store.doomed(frozenset({used.identity})) == []
     assert store.kernels() == [older, newest]
     assert used.initramfs.exists()
     assert not any(files.initramfs.exists() for files in unused)
     assert newest.image.exists()
-    assert store.collect(frozenset()) > 0
-    assert store.kernels() == [newest]
+    assert store.doomed(frozenset()) == [older.directory]
 
 
 def test_a_folder_without_a_record_is_no_kernel(store: KernelStore) -> None:
