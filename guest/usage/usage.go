@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -51,27 +52,35 @@ func Processes(own map[int]bool) (all, users int) {
 		}
 		all++
 		// The state is read only of strangers: mostly there is none, and then this is one readdir.
-		if pid != self && !own[pid] && alive(name) {
+		if pid != self && !own[pid] && alive(pid) {
 			users++
 		}
 	}
 	return all, users
 }
 
-func alive(pid string) bool {
-	fields := statFields("/proc/" + pid + "/stat")
-	const state, parent = 0, 1
-	if len(fields) < 2 {
-		return false
-	}
-	kernelThread := pid == "2" && fields[parent] == "0" || fields[parent] == "2" && self2IsKernel()
-	return fields[state] != "Z" && fields[state] != "X" && !kernelThread
+var kernel struct {
+	once    sync.Once
+	threads bool
 }
 
-// self2IsKernel: only outside a container is process 2 the parent of the kernel's threads.
-func self2IsKernel() bool {
-	content, err := os.ReadFile("/proc/2/comm")
-	return err == nil && string(bytes.TrimSpace(content)) == "kthreadd"
+// hasKernelThreads says whether process 2 is the parent of the kernel's threads, as everywhere but in a container.
+func hasKernelThreads() bool {
+	kernel.once.Do(func() { // not before the first question: a machine's first process begins without /proc
+		content, err := os.ReadFile("/proc/2/comm")
+		kernel.threads = err == nil && string(bytes.TrimSpace(content)) == "kthreadd"
+	})
+	return kernel.threads
+}
+
+func alive(pid int) bool {
+	// A thread of the kernel's is in group 0, which no program that the agent starts can be in. There are dozens of them, and a group costs one call,
+	// a state five.
+	if group, err := syscall.Getpgid(pid); err != nil || group == 0 && hasKernelThreads() {
+		return false
+	}
+	fields := statFields("/proc/" + strconv.Itoa(pid) + "/stat")
+	return len(fields) > 0 && fields[0] != "Z" && fields[0] != "X"
 }
 
 // statFields are the fields after the command, which may hold spaces and parentheses.
