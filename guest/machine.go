@@ -9,6 +9,7 @@ import (
 func (a *agent) inMachine(guest *boot.Guest) {
 	scans := changes.NewVerb(a.children, changes.Place{Upper: guest.Upper, Lowers: guest.Lowers, Private: guest.Private}, boot.Binary)
 	a.table.AlsoOwn(scans.Pid)
+	a.table.TellWrites(scans.Writes)
 	a.verbs["changes"] = scans.Changes
 	a.end = boot.PowerOff
 }

@@ -42,6 +42,7 @@ type answer struct {
 	Total      uint64   `json:"total"`
 	Scanned    int      `json:"scanned"`
 	DurationUS int64    `json:"duration_us"`
+	Recalled   bool     `json:"recalled,omitempty"` // an earlier result that was asked for again
 	Error      *failure `json:"error,omitempty"`
 }
 

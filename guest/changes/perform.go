@@ -40,8 +40,7 @@ func perform(ctx context.Context, q *request) (answer, error) {
 			a, err = compare(ctx, q)
 		}
 	} else {
-		var stored bool
-		if a.Total, stored, err = recall(q); err == nil && !stored {
+		if a.Total, a.Recalled, err = recall(q); err == nil && !a.Recalled {
 			a, err = compare(ctx, q)
 		}
 	}

@@ -41,8 +41,10 @@ type Verb struct {
 	scanner *scanner
 	lastID  uint64
 
-	mu  sync.Mutex
-	pid int // of the scanner, 0 where none runs
+	mu     sync.Mutex
+	pid    int     // of the scanner, 0 where none runs
+	writes *writes // nil where the kernel cannot tell, and before the first scan
+	asked  bool    // whether it can
 }
 
 // scanner is a running process.
@@ -65,6 +67,31 @@ func (v *Verb) Pid() int {
 	return v.pid
 }
 
+// Writes is how often something was written to the guest's disk since the first scan; nil where that is not known.
+func (v *Verb) Writes() *uint64 {
+	v.mu.Lock()
+	counting := v.writes
+	v.mu.Unlock()
+	if counting == nil {
+		return nil
+	}
+	if count, known := counting.count(); known {
+		return &count
+	}
+	return nil
+}
+
+// count begins to count with the first scan: not at the boot, which everybody waits for.
+func (v *Verb) count() *uint64 {
+	v.mu.Lock()
+	if !v.asked {
+		v.asked = true
+		v.writes, _ = countWrites(v.place.Upper)
+	}
+	v.mu.Unlock()
+	return v.Writes()
+}
+
 type wish struct {
 	Op       string   `json:"op"`
 	ID       string   `json:"id"`
@@ -75,6 +102,7 @@ type summary struct {
 	Total      *uint64 `json:"total,omitempty"`
 	Scanned    int     `json:"scanned"`
 	DurationUS int64   `json:"duration_us"`
+	Writes     *uint64 `json:"writes,omitempty"` // as of before the scan
 }
 
 // Changes serves the verb.
@@ -106,9 +134,10 @@ func (v *Verb) serve(stream *link.Stream, wanted *wish) error {
 		stream.Succeed(struct{}{})
 		return nil
 	case "baseline":
+		writes := v.count()
 		found, err := v.scan(stream, &request{Op: "baseline", Baseline: baseline, Excluded: wanted.Excluded})
 		if err == nil {
-			stream.Succeed(summary{Scanned: found.Scanned, DurationUS: found.DurationUS})
+			stream.Succeed(summary{Scanned: found.Scanned, DurationUS: found.DurationUS, Writes: writes})
 		}
 		return err
 	case "changes":
@@ -124,6 +153,7 @@ func (v *Verb) serve(stream *link.Stream, wanted *wish) error {
 			_ = os.Remove(path)
 		}
 	}
+	writes := v.count()
 	found, err := v.scan(stream, &request{Op: "changes", Baseline: baseline, Result: result, Excluded: wanted.Excluded})
 	if err != nil {
 		return err
@@ -133,7 +163,10 @@ func (v *Verb) serve(stream *link.Stream, wanted *wish) error {
 			return err
 		}
 	}
-	stream.Succeed(summary{&found.Total, found.Scanned, found.DurationUS})
+	if found.Recalled {
+		writes = nil // it says nothing of now
+	}
+	stream.Succeed(summary{&found.Total, found.Scanned, found.DurationUS, writes})
 	return nil
 }
 

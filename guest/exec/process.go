@@ -81,7 +81,8 @@ type exitMessage struct {
 	DroppedBytes  int64 `json:"dropped_bytes"`
 	UserProcesses int   `json:"user_processes"`
 
-	Cell *cellMessage `json:"cell,omitempty"`
+	Writes *uint64      `json:"writes,omitempty"`
+	Cell   *cellMessage `json:"cell,omitempty"`
 }
 
 // over is closed when the work is done.
@@ -134,6 +135,9 @@ func (p *Process) leaderEnded() {
 	}
 	message := p.howItEnded()
 	message.UserProcesses = users
+	if p.table.writes != nil {
+		message.Writes = p.table.writes()
+	}
 	if p.timedOut {
 		message.ExitCode = 124
 	}

@@ -36,6 +36,7 @@ type Table struct {
 	spares   spares
 
 	others []func() int
+	writes func() *uint64 // nil where the guest does not count them
 
 	kernelMu sync.Mutex
 	kernels  map[string]*session
@@ -91,6 +92,9 @@ func (t *Table) UserProcesses() int {
 
 // AlsoOwn adds a process of the agent's to those that keep no guest awake; 0 is none. To be called before anything is served.
 func (t *Table) AlsoOwn(pid func() int) { t.others = append(t.others, pid) }
+
+// TellWrites has every exit say how often the guest's disk was written to by then. To be called before anything is served.
+func (t *Table) TellWrites(count func() *uint64) { t.writes = count }
 
 // OwnPids are processes that belong to the agent itself, and interpreters that wait for a cell.
 func (t *Table) OwnPids() map[int]bool {

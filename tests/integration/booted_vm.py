@@ -93,6 +93,8 @@ class Output:
 
     exit_code: int
     text: str
+    # How often its disk had been written to by then.
+    writes: int | None = None
 
 
 @dataclass
@@ -145,14 +147,14 @@ async def run(link: Link, shell: str, *, user: str = "root") -> Output:
     """A shell line in the guest, to its end."""
     stream = link.open("exec", {"id": os.urandom(8).hex(), "shell": shell, "merge": True, "user": user})
     output = b""
-    exit_code = -1
+    ended: dict[str, Any] = {"exit_code": -1}
     async with asyncio.timeout(PATIENCE_SECONDS):
         while (event := await stream.next_event()) is not None:
             if isinstance(event, Data):
                 output += event.data
             elif event.body.get("exited"):
-                exit_code = event.body["exit_code"]
-    return Output(exit_code, output.decode())
+                ended = event.body
+    return Output(ended["exit_code"], output.decode(), ended.get("writes"))
 
 
 @contextlib.contextmanager

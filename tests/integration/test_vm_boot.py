@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,34 @@ async def test_a_guest_scans_its_own_files(vm: BootedVm, tmp_path: Path) -> None
         assert (await changes_of(link, "second", tmp_path))[1] == []
         # It waits for the next one, and keeps no guest from being taken for idle.
         assert (await request(link, "processes"))["user_processes"] == 0
+        await run(link, "(sleep 1000 >/dev/null 2>&1 &)")
+        assert (await request(link, "processes"))["user_processes"] == 1
+        await run(link, "pkill sleep")
+
+
+async def test_the_end_of_a_command_says_whether_the_disk_was_written_to(vm: BootedVm, tmp_path: Path) -> None:
+    async with vm.link() as link:
+        await request(link, "changes", op="baseline")
+
+        async def nothing_written(number: int) -> bool:
+            """Whether reading, and writing elsewhere, is told as nothing since a scan. What was written before may still be on its way to the disk."""
+            answer, _ = await changes_of(link, f"quiet-{number}", tmp_path)
+            ended = await run(link, "cat /etc/passwd; ls -R /usr/lib; python3 -c pass; echo x > /dev/shm/x")
+            return ended.writes is not None and ended.writes == answer["writes"]
+
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        number = 0
+        while not await nothing_written(number):
+            assert time.monotonic() < deadline
+            number += 1
+        for line in ("echo x > /tmp/written", "chmod 600 /tmp/written", "touch /tmp/written", "rm /tmp/written"):
+            answer, _ = await changes_of(link, f"before-{line.split()[0]}", tmp_path)
+            ended = await run(link, line)
+            assert ended.writes is not None and ended.writes > answer["writes"], line
+        # Asked again by the same name, the agent says nothing of now.
+        await run(link, "echo x > /tmp/again")
+        assert "writes" in (await changes_of(link, "again", tmp_path))[0]
+        assert "writes" not in (await changes_of(link, "again", tmp_path))[0]
 
 
 async def test_a_command_outlives_the_link_and_is_found_again(vm: BootedVm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ _OFFSET = struct.Struct("<Q")
 _MAGIC = b"INNCHNG1"
 _INDEX_EVERY = 1000
 _MAX_PATH_BYTES = 4095
+# Of what a guest lists: paths of over 100 bytes each, in the bytes that are taken of it.
+MAX_LISTED = 250_000
+# What no walk of a tree comes to: an empty name, the directory itself, the one above it.
+_UNTRUE = re.compile(rb"/\.{0,2}(?:/|\Z)")
 _STATUS: dict[int, Literal["created", "modified", "deleted"]] = {1: "created", 2: "modified", 3: "deleted"}
 _KIND: dict[int, Literal["file", "symlink"]] = {1: "file", 2: "symlink"}
 
@@ -57,6 +62,22 @@ def read_changes(result: Path, cursor: int, limit: int) -> tuple[list[FileChange
         return _page(file, cursor, limit)
 
 
+def check_result(result: Path) -> int:
+    """How many rows a result has that a guest wrote. Raises ValueError unless every one, and the index, is as a scanner writes them; OSError."""
+    with _open(result) as file:
+        total, index = _header(file)
+        if not 0 < total <= MAX_LISTED:
+            raise ValueError(f"{total} rows; 1 to {MAX_LISTED} are taken")
+        offsets = []
+        for number in range(total):
+            if number % _INDEX_EVERY == 0:
+                offsets.append(file.tell())
+            _row(file)
+        if file.tell() != index or file.read() != b"".join(map(_OFFSET.pack, offsets)):
+            raise ValueError("the result is damaged")
+        return total
+
+
 def _open(result: Path) -> BinaryIO:
     # The scanner's user could put anything here: never follow, never wait for the other end of a FIFO.
     fd = os.open(result, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,16 +104,20 @@ def _page(file: BinaryIO, cursor: int, limit: int) -> tuple[list[FileChange], in
     file.seek(_seekable(_OFFSET.unpack(_exactly(file, _OFFSET.size))[0]))
     rows: list[FileChange] = []
     for number in range(cursor - cursor % _INDEX_EVERY, last):
-        status, kind, length, size = _ROW.unpack(_exactly(file, _ROW.size))
-        path = _exactly(file, length)
-        if number < cursor:
-            continue
-        if status not in _STATUS or kind not in _KIND or not 1 < length <= _MAX_PATH_BYTES or size >= 1 << 63:
-            raise ValueError("the result is damaged")
-        if not path.startswith(b"/") or b"\0" in path:
-            raise ValueError("the result is damaged")
-        rows.append(FileChange(path, _STATUS[status], size, _KIND[kind]))
+        row = _row(file)
+        if number >= cursor:
+            rows.append(row)
     return rows, last if last < total else None
+
+
+def _row(file: BinaryIO) -> FileChange:
+    status, kind, length, size = _ROW.unpack(_exactly(file, _ROW.size))
+    path = _exactly(file, length)
+    if status not in _STATUS or kind not in _KIND or not 1 < length <= _MAX_PATH_BYTES or size >= 1 << 63:
+        raise ValueError("the result is damaged")
+    if not path.startswith(b"/") or b"\0" in path or _UNTRUE.search(path):
+        raise ValueError("the result is damaged")
+    return FileChange(path, _STATUS[status], size, _KIND[kind])
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:

@@ -288,7 +288,7 @@ async def run_daemon(
         operator = OperatorVerbs(
             level=level or LogLevel(settings.log_level),
             metrics=metrics,
-            readings=HostReadings(fleet, drivers, admission, turns, network, pool, scanner, vitals),
+            readings=HostReadings(fleet, drivers, admission, turns, network, pool, scanner, changes, vitals),
             fleet=fleet,
             garbage=GarbageCollector(
                 directories,

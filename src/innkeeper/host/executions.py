@@ -32,7 +32,7 @@ from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.execution import Execution
 from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.file_changes import FileChanges
-from innkeeper.host.guest_program import GuestProgram, checked_integer
+from innkeeper.host.guest_program import GuestProgram, checked_count, checked_integer
 from innkeeper.host.journal import Journal, unfinished
 from innkeeper.host.kept_executions import Excess, Headroom, prune, size_of
 from innkeeper.host.machine import Machine
@@ -208,7 +208,9 @@ class Executions:
         if isinstance(cell, dict):
             await keep_cell(execution.machine, execution.directory, record, cell)
             self._metrics.count_cell("lost" if record.kernel_lost else "fresh" if record.kernel_fresh else "kept")
-        changes = NO_CHANGES if request.exact_env else await self._changes_of(machine, request.execution_id)
+        changes = NO_CHANGES
+        if not request.exact_env:
+            changes = await self._changes_of(machine, request.execution_id, checked_count(exited, "writes"))
         clock.lap("changes")
         record.ended = True
         try:
@@ -235,10 +237,10 @@ class Executions:
         execution.changed.set()
         machine.check_disk()
 
-    async def _changes_of(self, machine: Machine, execution_id: UUID) -> dict[str, Any]:
+    async def _changes_of(self, machine: Machine, execution_id: UUID, writes: int | None) -> dict[str, Any]:
         """What the command changed. It was carried out, so a scan that fails costs its list, never its result."""
         try:
-            return await self._changes.after_command(machine, execution_id)
+            return await self._changes.after_command(machine, execution_id, writes=writes)
         except ChangeScanError as error:
             log.warning("no report of changes", machine=machine.id, code=error.code)
             if error.code in ("bad_baseline", "no_baseline"):

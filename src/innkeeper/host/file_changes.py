@@ -17,18 +17,19 @@ from uuid import UUID
 import structlog
 
 from innkeeper.core.host_verbs import path_to_wire
-from innkeeper.errors import InnkeeperError, NotHereError
+from innkeeper.errors import InnkeeperError
 from innkeeper.host.change_result import FileChange, count_changes, read_changes
-from innkeeper.host.change_scanner import ChangeScanError, ChangeScanner, ScanTarget
+from innkeeper.host.change_scanner import ChangeScanError, ChangeScanner
+from innkeeper.host.change_source import ChangeSource
+from innkeeper.host.guest_changes import GuestChanges
 from innkeeper.host.machine import Machine
 from innkeeper.host.metrics import HostMetrics
+from innkeeper.host.mounted_changes import MountedChanges
 from innkeeper.host.wire_paths import guest_path_params
 
 log = structlog.stdlib.get_logger(__name__)
 
 ROWS_IN_ANSWER = 1_000
-# What the agent writes itself when it is configured, and what no command can change on the disk.
-EXCLUDED = ("/proc", "/sys", "/dev", "/run", "/.innkeeper")
 DIGEST_BYTES = 16
 REPORTED = "reported"
 # 16 MB a room. A guest that reports more paths than that gets no more of them published.
@@ -80,10 +81,18 @@ class FileChanges:
         metrics: HostMetrics | None = None,
     ) -> None:
         self._metrics = metrics or HostMetrics()
-        self._scanner = scanner
+        self._mounted, self._inside = MountedChanges(scanner), GuestChanges()
         self._directory = directory
         self._records = records
         self._uid, self._gid = scanner_uid, scanner_gid
+
+    @property
+    def scans_saved(self) -> int:
+        """Scans that were not needed, since this daemon began."""
+        return self._mounted.saved + self._inside.saved
+
+    def _source(self, machine: Machine) -> ChangeSource:
+        return self._mounted if machine.driver.capabilities.host_sees_changes else self._inside
 
     def folder(self, instance_id: UUID) -> Path:
         """The instance's folder: `baseline` and one result file per execution."""
@@ -110,55 +119,47 @@ class FileChanges:
 
     def forget_baseline(self, machine: Machine) -> None:
         """The guest was written to by its configuration: the baseline is taken anew before its first command."""
-        if machine.upper is None:
-            return
-        self._target(machine).baseline.unlink(missing_ok=True)
+        self._baseline(machine).unlink(missing_ok=True)
         machine.has_baseline = False
 
     def release(self, machine: Machine) -> None:
         """Let go of a machine that ends; what belongs to its instance stays. To be called before its disk is unmounted."""
-        if machine.upper is not None:
-            self._scanner.unwatch(machine.upper)
+        self._source(machine).release(machine)
         shutil.rmtree(self._directory / machine.id, ignore_errors=True)
 
-    def _target(self, machine: Machine) -> ScanTarget:
-        if machine.upper is None:
-            raise NotHereError(f"The host does not see what changes in guests of the driver {machine.driver.name}")
-        return ScanTarget(
-            upper=machine.upper,
-            lowers=machine.lowers,
-            baseline=self._directory / str(machine.record.instance_id or machine.id) / "baseline",
-            excluded=EXCLUDED,
-        )
+    def _baseline(self, machine: Machine) -> Path:
+        return self._directory / str(machine.record.instance_id or machine.id) / "baseline"
 
     def watch(self, machine: Machine) -> None:
         """Let the kernel tell when nothing changed: a command that touched no file then needs no scan."""
-        if machine.upper is not None:
-            self._scanner.watch(machine.upper)
+        self._source(machine).watch(machine)
 
     async def ensure_baseline(self, machine: Machine) -> None:
         """Have a baseline before the first command; one that exists (a disk that was used before) stays, so nothing goes unreported."""
-        if machine.has_baseline or machine.upper is None:
+        if machine.has_baseline:
             return
         async with machine.scan_lock:
             if machine.has_baseline:
                 return
-            target = self._target(machine)
-            if not target.baseline.exists():
+            baseline = self._baseline(machine)
+            if not baseline.exists():
                 with self._scanning("baseline"):
-                    await self._scanner.baseline(target)
+                    await self._source(machine).take_baseline(machine, baseline)
             machine.has_baseline = True
 
-    async def after_command(self, machine: Machine, execution_id: UUID) -> dict[str, Any]:
-        """What changed since the last command: `{"files_changed", "files_changed_total", "files_changed_truncated"}`."""
+    async def after_command(self, machine: Machine, execution_id: UUID, *, writes: int | None = None) -> dict[str, Any]:
+        """What changed since the last command: `{"files_changed", "files_changed_total", "files_changed_truncated"}`.
+
+        `writes` is how often the guest says that its disk had been written to when the command ended, if it says anything.
+        """
         instance_id = machine.record.instance_id
-        assert instance_id is not None  # noqa: S101 - see _target
-        if machine.upper is None:
-            return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
+        assert instance_id is not None  # noqa: S101 - only instances run commands
         result = self.folder(instance_id) / f"{execution_id}.changes"
         async with machine.scan_lock:
             with self._scanning("changes"):
-                found = await self._scanner.changes(self._target(machine), result=result, limit=ROWS_IN_ANSWER)
+                found = await self._source(machine).changes(
+                    machine, self._baseline(machine), result=result, limit=ROWS_IN_ANSWER, writes=writes
+                )
         if found.total == 0:
             return {"files_changed": [], "files_changed_total": 0, "files_changed_truncated": False}
         rows = await self._rows(machine, found.rows)
@@ -216,28 +217,19 @@ class FileChanges:
             return None
         return "inode/symlink" if change.kind == "symlink" else mime_by_name(change.path)
 
-    async def _remember(self, instance_id: UUID, result: Path, rows: Iterable[FileChange], total: int) -> None:
+    async def _remember(self, instance_id: UUID, result: Path, rows: Sequence[FileChange], total: int) -> None:
         """Append digests of the reported paths: what `public_files: reported` allows. 16 bytes a path, on disk only."""
-        paths = [change.path for change in rows]
-        await asyncio.to_thread(
-            _remember, self._records / str(instance_id) / REPORTED, paths, result if total > len(paths) else None
-        )
+        everything = rows if total == len(rows) else _all_rows(result)
+        await asyncio.to_thread(_remember, self._records / str(instance_id) / REPORTED, everything)
 
     async def was_reported(self, instance_id: UUID, path: bytes) -> bool:
         """Whether a files_changed of the instance ever listed the path."""
         return _digest(path) in await asyncio.to_thread(_digests, self._records / str(instance_id) / REPORTED)
 
 
-def _remember(reported: Path, paths: list[bytes], result: Path | None) -> None:
-    if result is not None:
-        paths, cursor = [], 0
-        following: int | None = 0
-        while following is not None:
-            cursor = following
-            more, following = read_changes(result, cursor, 10_000)
-            paths.extend(change.path for change in more)
+def _remember(reported: Path, rows: Iterable[FileChange]) -> None:
     known = _digests(reported)
-    new = {digest for digest in map(_digest, paths) if digest not in known}
+    new = {digest for digest in (_digest(change.path) for change in rows) if digest not in known}
     room = MAX_REPORTED - len(known)
     if len(new) > room:
         log.warning("paths beyond the limit are not remembered, and so not public", reported=str(reported))
@@ -245,6 +237,13 @@ def _remember(reported: Path, paths: list[bytes], result: Path | None) -> None:
         # Only for an instance that is still there: its folder is not made anew.
         with contextlib.suppress(FileNotFoundError), reported.open("ab") as file:
             file.write(b"".join(list(new)[:room]))
+
+
+def _all_rows(result: Path) -> Iterator[FileChange]:
+    following: int | None = 0
+    while following is not None:
+        rows, following = read_changes(result, following, 10_000)
+        yield from rows
 
 
 def _digest(path: bytes) -> bytes:

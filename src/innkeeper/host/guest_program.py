@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from innkeeper.errors import GuestError, InnkeeperError, InstanceFailedError, LinkLostError
@@ -146,3 +146,9 @@ def checked_integer(body: dict[str, Any], name: str) -> int:
     if type(value) is not int or not -(2**31) <= value < 2**31:
         raise GuestError(f"The guest agent sent no valid {name}")
     return value
+
+
+def checked_count(body: Mapping[str, Any], name: str) -> int | None:
+    """A count that the agent sent, or None where it sent none that makes sense."""
+    value = body.get(name)
+    return value if type(value) is int and 0 <= value < 2**64 else None

@@ -13,6 +13,7 @@ from innkeeper.host.admission import Admission, Load, committed_mb, total_memory
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.drivers.registry import DriverRegistry
+from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.linux.command import CommandFailed
 from innkeeper.host.network.network import Network
@@ -34,6 +35,7 @@ class HostReadings:
     network: Network
     disks: DiskPool
     scanner: ChangeScanner
+    changes: FileChanges
     vitals: Vitals
 
     async def __call__(self) -> Iterable[Reading]:
@@ -55,7 +57,9 @@ class HostReadings:
             *await self._packets(),
             gauge("disk_pool_free_bytes", "Room for new data on guests' disks.", self.disks.free_bytes()),
             gauge("disks", "Guests' disks.", len(self.disks.disks())),
-            counter("scans_saved", "Scans that were not needed because nothing had been written.", self.scanner.saved),
+            counter(
+                "scans_saved", "Scans that were not needed because nothing had been written.", self.changes.scans_saved
+            ),
             counter(
                 "scanner_starts",
                 "Processes that were started to scan: more than one means that one died.",
