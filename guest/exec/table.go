@@ -73,7 +73,8 @@ func (t *Table) Configure(settings Settings) {
 	}
 	go func() {
 		t.spares.discard()
-		t.spares.prepare()
+		// Not at once: a guest whose instructions are translated would start that shell before it answers whoever configures it.
+		t.spares.plan(spareDelay)
 	}()
 }
 

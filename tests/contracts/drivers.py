@@ -239,31 +239,31 @@ class Lab:
     async def start(self, *, memory_mb: int = 256, vcpu_count: int = 1) -> Guest:
         """A machine whose agent has answered."""
         plan, disk = await self.plan(memory_mb=memory_mb, vcpu_count=vcpu_count)
-        return await self._up(plan, disk, self.driver.start)
+        return await self.come_up(plan, disk, self.driver.start)
 
     async def restore(self, saved: Saved, *, hostname: str = "clone") -> Guest:
         """A machine that goes on from what was saved, and whose agent has answered."""
         plan, disk = await self.plan(hostname=hostname, copy_of=saved.disk)
-        return await self._up(plan, disk, lambda plan: checkpointing(self.driver).restore(plan, saved.memory))
+        return await self.come_up(plan, disk, lambda plan: checkpointing(self.driver).restore(plan, saved.memory))
 
     async def launch(self, plan: MachinePlan, disk: InstanceDisk | None, *, saved: Path | None = None) -> Guest:
         """The machine of a plan, whose agent has answered; with the memory in a folder, if there is one."""
         if saved is None:
-            return await self._up(plan, disk, self.driver.start)
-        return await self._up(plan, disk, lambda plan: cast(Checkpointing, self.driver).restore(plan, saved))
+            return await self.come_up(plan, disk, self.driver.start)
+        return await self.come_up(plan, disk, lambda plan: cast(Checkpointing, self.driver).restore(plan, saved))
 
-    async def _up(
+    async def come_up(
         self, plan: MachinePlan, disk: InstanceDisk | None, start: Callable[[MachinePlan], Awaitable[RunningMachine]]
     ) -> Guest:
+        """The machine of a plan that is started that way, whose agent has answered."""
         endpoint = GuestEndpoint(plan.link_dir)
         if self.driver.needs.dialled:
             plan.link_dir.mkdir(exist_ok=True)
+            endpoint.dial()
         else:
             await endpoint.listen()
         self.stack.push_async_callback(endpoint.close, remove=True)
         running = await start(plan)
-        if self.driver.needs.dialled:
-            endpoint.dial()
         # By whichever driver is the current one at the end: a test may have replaced it.
         self.stack.push_async_callback(lambda: self.driver.stop(plan.machine_id))
         await endpoint.link(timeout_seconds=LINK_SECONDS)

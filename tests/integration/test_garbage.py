@@ -57,6 +57,7 @@ def plant(host: Host) -> dict[str, set[str]]:
         (base / "kernels" / name / "kernel.json").write_text('{"package": "linux-image-1", "version": "1"}')
         (base / "kernels" / name / "initramfs-0123.gz").touch()
         os.utime(base / "kernels" / name / "kernel.json", (fetched_at, fetched_at))
+    (base / "pool" / "machine-templates" / ("c" * 64)).mkdir()
     (base / "changes" / str(uuid4())).mkdir()
     (gone,) = (one.name for one in (base / "changes").iterdir() if not (base / "instances" / one.name).exists())
     return {
@@ -66,6 +67,7 @@ def plant(host: Host) -> dict[str, set[str]]:
         "agent": {"agent/0123456789abcdef"},
         "disk": {"nobodys"},
         "checkpoint": {str(NOBODYS)},
+        "template": {"c" * 64},
         "kernel": {"kernels/old", "kernels/new/initramfs-0123.gz"},
         "baseline": {f"changes/{gone}"},
     }

@@ -117,7 +117,16 @@ def assert_jailed(pid: int) -> None:
         assert Path(f"/proc/{pid}/ns/{namespace}").readlink() != Path("/proc/self/ns", namespace).readlink()
     targets = {line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
     trees = {f"/{name}" for name in ("bin", "sbin", "lib", "lib64") if not Path("/", name).is_symlink()} & targets
-    assert targets - trees == {"/", "/usr", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", "/kernel", "/initramfs"}
+    assert targets - trees == {
+        "/",
+        "/usr",
+        "/proc",
+        "/etc/ld.so.cache",
+        "/dev/null",
+        "/dev/urandom",
+        "/kernel",
+        "/initramfs",
+    }
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert [line.split()[4] for line in limits.splitlines() if line.startswith("Max core file")] == ["0"]
 

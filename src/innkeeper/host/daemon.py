@@ -35,6 +35,7 @@ from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.oci_import import ImageImporter
 from innkeeper.host.disks.oci_job import ImportLimits, RegistryRoutes
 from innkeeper.host.disks.step_cache import StepCache
+from innkeeper.host.disks.template_store import TemplateStore
 from innkeeper.host.drivers.registry import DriverRegistry, open_drivers
 from innkeeper.host.execution_verbs import ExecutionVerbs
 from innkeeper.host.executions import Executions
@@ -173,6 +174,9 @@ async def run_daemon(
             changes=changes,
             steps=steps,
             checkpoints=checkpoint_store,
+            templates=TemplateStore(pool.directory / "machine-templates"),
+            drivers=drivers,
+            disks=pool,
             max_starts=settings.max_starts,
             on_failure=lambda instance_id, failure: watchers.publish(
                 {"type": "machine.failed", "instance_id": str(instance_id), "failure": failure}

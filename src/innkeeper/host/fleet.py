@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,17 +19,21 @@ import structlog
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
 from innkeeper.errors import InnkeeperError, InstanceNotFoundError, NoHostError, NotFoundError, UnavailableError
-from innkeeper.host.admission import Admission, Load
+from innkeeper.host.admission import MIB, Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.departures import Departures
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
 from innkeeper.host.disks.checkpoint_store import CheckpointStore
+from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.step_cache import StepCache
+from innkeeper.host.disks.template_store import TemplateStore
+from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.instance_locks import InstanceLocks
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Origin, Steps
 from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
+from innkeeper.host.templates import Templates
 from innkeeper.host.usage import UsageLedger
 from innkeeper.host.warm import WarmPools
 from innkeeper.wire.frames import ProtocolError
@@ -56,6 +61,9 @@ class Fleet:
         changes: FileChanges,
         steps: StepCache,
         checkpoints: CheckpointStore,
+        templates: TemplateStore,
+        drivers: DriverRegistry,
+        disks: DiskPool,
         max_starts: int,
         on_failure: OnFailure,
         on_pool_ready: Callable[[str], None],
@@ -79,6 +87,14 @@ class Fleet:
         self._waiting_cold = 0
         self._touched = 0.0
         self._departures = Departures(directories=directories, builder=builder, changes=changes, usage=usage)
+        self.templates = Templates(
+            store=templates,
+            drivers=drivers,
+            disks=disks,
+            build=self._build_template,
+            warm_up=builder.warm_up,
+            discard=self._departures.discard,
+        )
         self.warm = WarmPools(
             build=self._build_warm,
             discard=self._departures.discard,
@@ -164,7 +180,7 @@ class Fleet:
             Load(machine.record.shape.memory_mb, machine.frozen)
             for machine in (*self.machines(), *self.warm.machines())
         ]
-        return [*loads, Load(self._building_mb, frozen=False)]
+        return [*loads, Load(self._building_mb + self.templates.held_bytes() // MIB, frozen=False)]
 
     # --- getting a machine -----------------------------------------------------------------------------------------
 
@@ -297,19 +313,25 @@ class Fleet:
         disk: str | None = None,
         origin: Origin | None = None,
         instance_id: UUID | None = None,
+        as_template: bool = False,
     ) -> Machine:
-        self._admit(shape.memory_mb, for_instance=instance_id is not None)
+        self._admit(shape.memory_mb, for_instance=instance_id is not None or as_template)
         self._building_mb += shape.memory_mb
         try:
-            machine = await self._builder.build(
+            begin = partial(
+                self._builder.build,
                 shape,
                 steps=steps,
                 hostname=hostname,
                 label=label,
                 disk=disk,
-                origin=origin,
                 instance_id=instance_id,
+                as_template=as_template,
             )
+            if disk is None and origin is None and not as_template:
+                machine = await self.templates.start(shape, lambda origin: begin(origin=origin))
+            else:
+                machine = await begin(origin=origin)
         finally:
             self._building_mb -= shape.memory_mb
         self._watch(machine)
@@ -327,6 +349,9 @@ class Fleet:
                 self._departures.later(self._departures.discard(spare))
             else:
                 return
+
+    async def _build_template(self, shape: MachineShape) -> Machine:
+        return await self._build(shape, steps=Steps(lambda _: None), label="template", as_template=True)
 
     async def _build_warm(self, pool: WarmPool) -> Machine:
         async with self._starts:
@@ -420,6 +445,7 @@ class Fleet:
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of every machine (they run on), or take all away."""
+        await self.templates.close()
         everything = [*self.machines(), *self.warm.machines()]
         if keep_running:
             await asyncio.gather(*(machine.close(stop=False) for machine in everything))

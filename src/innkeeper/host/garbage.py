@@ -30,7 +30,7 @@ STALE_SECONDS = 3_600.0
 class Garbage:
     """A thing to remove, and the bytes that it takes.
 
-    `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `baseline` or `journals`.
+    `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `template`, `baseline` or `journals`.
     """
 
     kind: str
@@ -65,7 +65,8 @@ class GarbageCollector:
 
     async def find(self, keep: Keep) -> list[Garbage]:
         """What could go now."""
-        return [*self._images(keep.images), *await asyncio.to_thread(self._rest, keep)]
+        templates = [Garbage("template", path.name, _size(path)) for path in await self._useless_templates()]
+        return [*self._images(keep.images), *templates, *await asyncio.to_thread(self._rest, keep)]
 
     async def remove(self, keep: Keep) -> list[Garbage]:
         """Remove it; what went. Each is looked at once more just before, so what came to life meanwhile stays."""
@@ -79,6 +80,8 @@ class GarbageCollector:
             return self.images.size_of(one.name) is None
         if one.kind == "disk":
             return one.name in self._dead_disks() and await self.disks.remove_disk(one.name)
+        if one.kind == "template":
+            return await self.fleet.templates.drop(one.name)
         if one.kind == "checkpoint":
             try:
                 return await asyncio.to_thread(self.checkpoints.drop, UUID(one.name))
@@ -107,6 +110,9 @@ class GarbageCollector:
         if in_use is not None:
             for digest, size_bytes in self.images.doomed(in_use, keep=keep).items():
                 yield Garbage("image", digest, size_bytes)
+
+    async def _useless_templates(self) -> list[Path]:
+        return await self.fleet.templates.useless(lambda digest: self.images.size_of(digest) is not None)
 
     def _rest(self, keep: Keep) -> list[Garbage]:
         host, disks = self.directories.host, self.disks.disks()

@@ -35,6 +35,8 @@ PROTOCOL_VERSIONS = (1,)
 SOCKET_NAME = "agent.sock"
 GENERATION = "generation"
 ANSWER_POLL_SECONDS = 0.002
+# Of a microVM's start, which makes its socket.
+START_POLL_SECONDS = 0.005
 HELLO_SECONDS = 10.0
 # For a guest's answer on its port: it may be frozen, and is dialled anew after that. Who waits for a link has a deadline of his own.
 PORT_SECONDS = 3_600.0
@@ -145,11 +147,16 @@ class GuestEndpoint:
             await pace.wait()
 
     def dial(self) -> None:
-        """Dial the port of a started microVM, whose QEMU listens in the directory, and again whenever the link breaks."""
+        """Dial the port of a microVM, as soon as there is a socket for it in the directory, and again whenever the link breaks.
+
+        One that goes on from a state should find its port open on this side, as it was when that was saved: else the agent looks for it now and then only.
+        """
         self._accepting = asyncio.get_running_loop().create_task(self._dial_all())
 
     async def _dial_all(self) -> None:
         pace = _Pace()
+        while not (self.directory / SOCKET_NAME).exists():
+            await asyncio.sleep(START_POLL_SECONDS)
         while self._ended is None:
             await pace.wait()
             if self._link is not None:

@@ -24,7 +24,15 @@ from innkeeper.host.directories import Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.disks.rootfs import DiskPlan, find_disk, mount_root, release
-from innkeeper.host.drivers.contract import DiskFiles, Driver, MachinePlan, RunningMachine, Tap, checkpointing
+from innkeeper.host.drivers.contract import (
+    DiskFiles,
+    Driver,
+    MachinePlan,
+    RunningMachine,
+    Tap,
+    checkpointing,
+    templating,
+)
 from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.freeze import thaw
@@ -42,11 +50,15 @@ OnStep = Callable[[BootStep], None]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a new machine begins as: a copy of a disk; and, with the folder `memory`, in the midst of what ran on it, under the agent of that name."""
+    """What a new machine begins as: a copy of a disk; and, with the folder `memory`, in the midst of what ran on it, under the agent of that name.
+
+    `template` is the folder of a template's memory: nothing ran on its disk yet.
+    """
 
     disk: Path
     memory: Path | None = None
     agent: str = ""
+    template: Path | None = None
 
 
 class Steps:
@@ -112,9 +124,10 @@ class MachineBuilder:
         disk: str | None = None,
         origin: Origin | None = None,
         instance_id: UUID | None = None,
+        as_template: bool = False,
     ) -> Machine:
         """A machine whose agent answers, not yet configured. `disk` names an existing disk; without it a new one is made, empty or of an `origin`.
-        Without a `hostname` it is `label` and the beginning of the machine's id.
+        Without a `hostname` it is `label` and the beginning of the machine's id. One `as_template` is kept, not used.
 
         Raises the typed error of the step that failed; nothing is left then (an existing disk stays).
         """
@@ -132,6 +145,7 @@ class MachineBuilder:
                 disk=disk,
                 origin=origin,
                 instance_id=instance_id,
+                as_template=as_template,
             )
         finally:
             self.under_way.discard(machine_id)
@@ -146,6 +160,7 @@ class MachineBuilder:
         disk: str | None,
         origin: Origin | None,
         instance_id: UUID | None,
+        as_template: bool,
     ) -> Machine:
         driver = self._drivers.starting(shape.driver)
         state_dir = self._directories.machines / machine_id
@@ -188,14 +203,14 @@ class MachineBuilder:
                 state_dir=state_dir,
                 memory_mb=shape.memory_mb,
                 vcpu_count=shape.vcpu_count,
+                as_template=as_template,
             )
-            memory = None if origin is None else origin.memory
-            running = await self._run(driver, machine_plan, slot, memory)
+            if driver.needs.dialled:
+                endpoint.dial()
+            running = await self._run(driver, machine_plan, slot, origin)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
             stack.push_async_callback(driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
-            if driver.needs.dialled:
-                endpoint.dial()
             await endpoint.link(timeout_seconds=driver.patience_seconds)
             steps.stamp(InstanceState.VM_BOOTED)
             return Machine(
@@ -208,9 +223,9 @@ class MachineBuilder:
                 lowers=self._lowers(driver, record),
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,
-                restored=memory is not None,
+                restored=origin is not None and origin.memory is not None,
                 # What was saved may run programs; nobody has asked it yet.
-                user_processes=0 if memory is None else 1,
+                user_processes=0 if origin is None or origin.memory is None else 1,
             )
 
     async def _make_root(
@@ -223,22 +238,24 @@ class MachineBuilder:
         stack.push_async_callback(release, plan.mount_directory)
         return mounted.root, mounted.upper
 
-    async def _run(self, driver: Driver, plan: MachinePlan, slot: Slot, memory: Path | None) -> RunningMachine:
-        """The machine of a plan, started, or going on from the folder `memory`."""
+    async def _run(self, driver: Driver, plan: MachinePlan, slot: Slot, origin: Origin | None) -> RunningMachine:
+        """The machine of a plan, started, or going on from the memory of its origin."""
         descriptor = await self._network.open_tap(slot) if driver.needs.tap else None
         try:
             if descriptor is not None:
                 plan = replace(plan, tap=Tap(descriptor, slot.mac))
-            if memory is None:
-                return await driver.start(plan)
-            return await checkpointing(driver).restore(plan, memory)
+            if origin is not None and origin.template is not None:
+                return await templating(driver).clone(plan, origin.template)
+            if origin is not None and origin.memory is not None:
+                return await checkpointing(driver).restore(plan, origin.memory)
+            return await driver.start(plan)
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
     def _agent_of(self, origin: Origin | None) -> str:
         """The version of the agent. Memory that was saved has parts of the program's file mapped, and needs the very same."""
-        return self._agent_dir.name if origin is None or origin.memory is None else origin.agent
+        return self._agent_dir.name if origin is None or not origin.agent else origin.agent
 
     async def adopt(self, record: MachineRecord) -> Machine | None:
         """The machine of a record, if everything of it is still there; None when it must be cleaned away instead."""
@@ -329,9 +346,18 @@ class MachineBuilder:
     async def prime(self, machine: Machine, pool: WarmPool) -> None:
         """Give a guest of a pool its identity ahead, and what makes its first command fast."""
         identity = Identity(pool.user or pool.shape.user, pool.workdir, pool.env)
-        await self._configure(machine, identity, warm=True)
+        await self._configure(machine, identity, warm=list(WARM_LINES))
         machine.primed = identity
         machine.record.save_primed(machine.state_dir)
+
+    async def warm_up(self, machine: Machine) -> None:
+        """Have a machine that is to be a template run what every guest runs first. What it is configured as is nobody's.
+
+        Nothing of it goes on running: a shell that does would have the same random numbers in every clone. Its network stays down, since a clone would have
+        to take it down first, for which a kernel waits several of its ticks.
+        """
+        identity = Identity(machine.record.shape.user, None, {})
+        await self._configure(machine, identity, spare_shell=False, network=None, warm=list(WARM_LINES))
 
     async def configure(self, machine: Machine, request: EnsureMachine) -> bool:
         """Give a guest its identity: the last step before ready. Whether that wrote to it. Raises GuestError when it cannot be used."""
@@ -343,11 +369,12 @@ class MachineBuilder:
             async with asyncio.timeout(patience):
                 await link.ping()
             return False
-        await self._configure(machine, identity, bare=request.bare)
+        await self._configure(machine, identity, sudo=not request.bare, spare_shell=not request.bare)
         machine.primed = identity
         return True
 
-    async def _configure(self, machine: Machine, identity: Identity, *, warm: bool = False, bare: bool = False) -> None:
+    async def _configure(self, machine: Machine, identity: Identity, **special: Any) -> None:
+        """Send the verb `configure` with what a machine's identity is, and `special` parameters in place of these."""
         slot = self._network.plan.slot(machine.record.slot_index)
         hostname = machine.record.hostname
         params: dict[str, Any] = {
@@ -355,28 +382,18 @@ class MachineBuilder:
             # Derived, so that a guest that starts again on its disk stays the same machine to its programs.
             "machine_id": hashlib.sha256(machine.record.disk.encode()).hexdigest()[:32],
             "user": identity.user,
+            "workdir": identity.workdir,
             "env": identity.env,
             "time_unix_ns": time.time_ns(),
             "entropy_b64": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
             "hosts": hosts_file(hostname),
             "resolv_conf": resolv_conf(slot),
-            "sudo": not bare,
-            "spare_shell": not bare,
+            "sudo": True,
+            "spare_shell": True,
+            "restored": machine.restored,
+            "network": _network_of(slot) if machine.driver.needs.tap else None,
+            **special,
         }
-        if machine.driver.needs.tap:
-            params["network"] = {
-                "interface": slot.guest_interface,
-                "mac": slot.mac,
-                "address": str(slot.guest_ip),
-                "prefix": slot.prefix_length,
-                "gateway": str(slot.gateway_ip),
-            }
-        if identity.workdir is not None:
-            params["workdir"] = identity.workdir
-        if warm:
-            params["warm"] = list(WARM_LINES)
-        if machine.restored:
-            params["restored"] = True
         answer = await machine.endpoint.request("configure", params, timeout_seconds=machine.driver.patience_seconds)
         if answer.get("tmp_is_tmpfs"):
             # Files there would escape the disk, its quota and files_changed.
@@ -393,6 +410,17 @@ async def _expect(driver: Driver, endpoint: GuestEndpoint) -> None:
         endpoint.directory.mkdir(mode=0o755, exist_ok=True)
     else:
         await endpoint.listen()
+
+
+def _network_of(slot: Slot) -> dict[str, Any]:
+    """What a guest behind a tap makes of its interface."""
+    return {
+        "interface": slot.guest_interface,
+        "mac": slot.mac,
+        "address": str(slot.guest_ip),
+        "prefix": slot.prefix_length,
+        "gateway": str(slot.gateway_ip),
+    }
 
 
 async def _memory_needs(driver: Driver) -> dict[str, str]:

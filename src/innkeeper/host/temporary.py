@@ -29,6 +29,7 @@ TEMPORARY = (
     "images/.build-*",
     "pool/steps/.copy-*",
     "pool/checkpoints/.draft-*",
+    "pool/machine-templates/.draft-*",
     "pool/templates/.template-*",
     "kernels/.fetch-*",
 )

@@ -9,6 +9,7 @@ from innkeeper.host.drivers.qemu_command import (
     VmPlan,
     host_memory_mb,
     kernel_arguments,
+    options_digest,
     qemu_command,
 )
 
@@ -110,5 +111,22 @@ def test_one_that_takes_a_state_neither_boots_nor_runs_before_it_is_told():
     assert values(start, "-incoming") == []
     assert "-S" in incoming
     assert values(incoming, "-incoming") == ["defer"]
-    # Otherwise they are the same machine: the state fits no other.
-    assert [word for word in incoming if word not in ("-S", "-incoming", "defer")] == start
+    # Otherwise they are the same machine: the state fits no other. What is booted is in the state.
+    booted = [word for option in ("-kernel", "-initrd", "-append") for word in (option, *values(start, option))]
+    assert [word for word in incoming if word not in ("-S", "-incoming", "defer")] == [
+        word for word in start if word not in booted
+    ]
+
+
+def test_memory_that_is_shared_is_opened_by_its_descriptor_and_mapped_privately_but_for_a_template():
+    assert values(qemu_command("qemu", PLAN), "-object")[0] == "memory-backend-ram,id=ram,size=256M"
+    clone = values(qemu_command("qemu", replace(PLAN, incoming=True, memory=9)), "-object")[0]
+    assert clone == "memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=off"
+    template = values(qemu_command("qemu", replace(PLAN, memory=9, memory_shared=True)), "-object")[0]
+    assert template == clone.replace("share=off", "share=on")
+
+
+def test_state_depends_on_what_the_command_says_and_not_on_whose_it_is():
+    one = options_digest(Accelerator.TCG, 2_000_000)
+    assert one == options_digest(Accelerator.TCG, 2_000_000)
+    assert len({one, options_digest(Accelerator.TCG, 2_000_001), options_digest(Accelerator.KVM, None)}) == 3

@@ -95,7 +95,7 @@ class GarbageItem(BaseModel):
     """A thing that nothing needs."""
 
     kind: str = Field(
-        description="`image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `baseline` or `journals`."
+        description="`image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `template`, `baseline` or `journals`."
     )
     name: str
     size_bytes: int

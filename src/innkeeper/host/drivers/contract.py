@@ -15,11 +15,17 @@ from typing import Protocol, cast
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
-from innkeeper.errors import NotHereError
+from innkeeper.errors import InnkeeperError, NotHereError
 from innkeeper.host.linux.cgroup import Usage
 
 AGENT_DIRECTORY = "/.innkeeper/bin"
 LINK_DIRECTORY = "/.innkeeper/link"
+
+
+class StartFailedError(InnkeeperError):
+    """The machine's process could not be started."""
+
+    code = "start_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Capabilities:
     fork: bool = False
     # The host has the disk of a running machine mounted: it may hold it still and copy it.
     disk_snapshot: bool = False
+    # New machines can begin as clones of one that had come up, whose memory they share: the driver has the verbs of `Templating`.
+    templates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,8 @@ class MachinePlan:
     memory_mb: int
     vcpu_count: int
     tap: Tap | None = None
+    # It is to become a template.
+    as_template: bool = False
 
 
 class RunningMachine(Protocol):
@@ -195,3 +205,36 @@ def checkpointing(driver: Driver) -> Checkpointing:
     if not driver.capabilities.checkpoint:
         raise NotHereError(f"Checkpoints of memory are not possible with the driver {driver.name}")
     return cast(Checkpointing, driver)
+
+
+class Templating(Checkpointing, Protocol):
+    """A driver with `capabilities.templates`."""
+
+    async def keep(self, machine_id: str, folder: Path) -> None:
+        """Write what clones need of a machine, beside its disk, into an empty folder. It was started `as_template`, and stands still from then on.
+
+        Raises CheckpointFailedError.
+        """
+        ...
+
+    async def clone(self, plan: MachinePlan, folder: Path) -> RunningMachine:
+        """Like `start`, but the guest goes on where the one of a folder stood still, on a copy of that one's disk; many may share the folder's memory.
+
+        Until it is configured it has the other's name and address, clock and random numbers. Raises StartFailedError; on failure nothing is left.
+        """
+        ...
+
+    def forget(self, folder: Path) -> None:
+        """Hold nothing of a folder in memory any more. Clones that run are not touched."""
+        ...
+
+    def held_bytes(self) -> int:
+        """What of the host's memory is held for clones beyond that of machines."""
+        ...
+
+
+def templating(driver: Driver) -> Templating:
+    """The driver with its verbs for templates. Raises NotHereError when it has none."""
+    if not driver.capabilities.templates:
+        raise NotHereError(f"Templates are not possible with the driver {driver.name}")
+    return cast(Templating, driver)

@@ -15,8 +15,8 @@ import structlog
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
-from innkeeper.errors import CheckpointFailedError, InnkeeperError
-from innkeeper.host.drivers.contract import Capabilities, MachinePlan, Needs
+from innkeeper.errors import CheckpointFailedError
+from innkeeper.host.drivers.contract import Capabilities, MachinePlan, Needs, StartFailedError
 from innkeeper.host.drivers.gvisor_checkpoint import SandboxCheckpoints
 from innkeeper.host.drivers.gvisor_spec import oci_spec
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
@@ -35,12 +35,6 @@ START_TIMEOUT_SECONDS = 30
 RESTORE_TIMEOUT_SECONDS = 300
 SANDBOX_PID = "sandbox.pid"
 _BUNDLE = re.compile(rb"/machines/([^/\0]+)/")
-
-
-class StartFailedError(InnkeeperError):
-    """The sandbox could not be started."""
-
-    code = "start_failed"
 
 
 class GvisorDriver:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import structlog
 
 from innkeeper.errors import CheckpointFailedError
 from innkeeper.host.drivers.contract import AGENT_DIRECTORY
+from innkeeper.host.drivers.memory_needs import ProgramVersion, cpu_digest
 from innkeeper.host.linux import command
 
 log = structlog.stdlib.get_logger(__name__)
@@ -23,8 +21,6 @@ ASK_SECONDS = 30.0
 SAVE_SECONDS = 300.0
 # Of a report of runsc's, the stacks of its goroutines included.
 REPORT_BYTES = 65_536
-# What decides whether the sentry's code, which has looked at them, can go on elsewhere.
-CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 HOST_SOCKET = "A program of the guest holds a connection to the host's link open"
 # What runsc says where something cannot be saved, anywhere in its report, and what that means to whoever owns the guest.
 REASONS = (
@@ -44,7 +40,7 @@ class SandboxCheckpoints:
     def __init__(self, runsc: str, flags: Sequence[str]) -> None:
         self._runsc = runsc
         self._flags = tuple(flags)
-        self._version: tuple[tuple[str, int, int], str] | None = None
+        self._version = ProgramVersion(runsc, self._ask_version)
         self._cpu = cpu_digest()
 
     async def pause(self, machine_id: str) -> None:
@@ -70,21 +66,15 @@ class SandboxCheckpoints:
         # The state directory says nothing about memory.
         flags = [flag for flag in self._flags if not flag.startswith("--root=")]
         return {
-            "runsc": await self._runsc_version(),
+            "runsc": await self._version.text(),
             "platform": platform,
             "flags": " ".join(flags),
             "cpu": self._cpu,
         }
 
-    async def _runsc_version(self) -> str:
-        """Asked again when the program was replaced: an update of the host's packages does not restart the server."""
-        path = shutil.which(self._runsc) or self._runsc
-        status = os.stat(path)  # noqa: PTH116 - follows the link to the real binary
-        key = (os.path.realpath(path), status.st_size, status.st_mtime_ns)  # noqa: ASYNC240
-        if self._version is None or self._version[0] != key:
-            answer = await command.run([self._runsc, "--version"])
-            self._version = (key, answer.stdout.decode(errors="replace").partition("\n")[0].strip())
-        return self._version[1]
+    async def _ask_version(self) -> str:
+        answer = await command.run([self._runsc, "--version"])
+        return answer.stdout.decode(errors="replace").partition("\n")[0].strip()
 
     async def _ask(
         self, verb: list[str], machine_id: str, *more: str, seconds: float = ASK_SECONDS, already: str | None = None
@@ -112,13 +102,3 @@ def reason_of(said: str) -> str | None:
     reason = next((reason for mark, reason in REASONS if mark in said), None)
     deleted = DELETED_FILE.search(said)
     return f"{reason}: /{deleted[1]}" if reason is not None and deleted is not None else reason
-
-
-def cpu_digest(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A digest of the processor's kind and features; the same on machines between which memory may move."""
-    first = cpuinfo.read_text().partition("\n\n")[0]
-    fields = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
-    named = {name.strip(): value.split() for name, value in fields.items() if name.strip() in CPU_FIELDS}
-    return hashlib.sha256(repr(sorted((name, sorted(value)) for name, value in named.items())).encode()).hexdigest()[
-        :16
-    ]

@@ -14,13 +14,17 @@ import structlog
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
+from innkeeper.errors import CheckpointFailedError
+from innkeeper.host.drivers.accelerator import ask_version
 from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs
+from innkeeper.host.drivers.memory_needs import ProgramVersion, cpu_digest
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
-from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory_mb, qemu_command
+from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory_mb, options_digest, qemu_command
 from innkeeper.host.drivers.qmp import Qmp, QmpError, QmpLostError
 from innkeeper.host.drivers.strays import Strays
 from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, MOUNT_TABLE, PIDS_MAX, JailFailedError, VmJail, heard
-from innkeeper.host.drivers.vm_memory import STATE, load_state
+from innkeeper.host.drivers.vm_memory import STATE, load_state, save_state
+from innkeeper.host.drivers.vm_template import TemplateMemories
 from innkeeper.host.guest_link import SOCKET_NAME
 from innkeeper.host.kernels.kernel_store import BootFiles
 from innkeeper.host.linux import unix_socket
@@ -34,6 +38,8 @@ CONTROL_SOCKET = "control.sock"
 # QEMU takes one connection at a time; another waits for it.
 BACKLOG = 4
 MIB = 1_048_576
+# Of a migration: without memory that is a file which both sides have.
+BUT_SHARED = ("x-ignore-shared",)
 _MACHINE = re.compile(rb"/machines/([^/\0]+)/")
 
 
@@ -54,7 +60,7 @@ class QemuDriver:
     """
 
     name = "qemu"
-    capabilities = Capabilities(freeze=True)
+    capabilities = Capabilities(freeze=True, templates=True)
     needs = Needs(disk_files=True, tap=True, dialled=True)
 
     def __init__(
@@ -90,6 +96,9 @@ class QemuDriver:
         )
         self._machines = ProcessMachines(self._parent, pid_file=VM_PID, ended="The virtual machine ended")
         self._strays = Strays(os.fsencode(self._jail.mark), _MACHINE)
+        self._version = ProgramVersion(qemu, self._ask_version)
+        self._cpu = cpu_digest()
+        self._memories = TemplateMemories()
         # Where each running machine's QEMU takes commands, and whose turn it is.
         self._controls: dict[str, tuple[Path, asyncio.Lock]] = {}
 
@@ -112,10 +121,54 @@ class QemuDriver:
         """See Checkpointing. Name and address are the agent's to set, which still has those of the guest that was saved."""
         return await self._launch(plan, state=folder / STATE)
 
-    async def _launch(self, plan: MachinePlan, *, state: Path | None) -> ProcessMachine:
+    async def keep(self, machine_id: str, folder: Path) -> None:
+        """See Templating: devices by QEMU, and memory, which it shares with us, as it is."""
+        try:
+            async with self._control(machine_id) as session:
+                await session.execute("stop")
+                await save_state(session, folder / STATE, memory_bytes=0, capabilities=BUT_SHARED)
+            await self._memories.keep(machine_id, folder)
+        except (QmpError, OSError) as error:
+            raise CheckpointFailedError(f"The virtual machine could not be kept: {error}") from error
+
+    async def clone(self, plan: MachinePlan, folder: Path) -> ProcessMachine:
+        """See Templating."""
+        try:
+            # One of our own, should the template be forgotten meanwhile.
+            memory = os.dup(await self._memories.of(folder))
+        except OSError as error:
+            raise JailFailedError(f"A template's memory cannot be read: {error.strerror}") from error
+        try:
+            return await self._launch(plan, state=folder / STATE, memory=memory)
+        finally:
+            os.close(memory)
+
+    async def memory_needs(self) -> dict[str, str]:
+        """See Checkpointing: the agent is part of what is booted, and the options stand for all that is made of them."""
+        return {
+            "qemu": await self._version.text(),
+            "accelerator": self._accelerator.value,
+            "options": options_digest(self._accelerator, self._tsc_khz),
+            "cpu": self._cpu,
+            "kernel": "" if self._boot is None else self._boot.identity,
+        }
+
+    async def _ask_version(self) -> str:
+        found = await ask_version(self._qemu)
+        return "" if found is None else found.text
+
+    def forget(self, folder: Path) -> None:
+        """See Templating."""
+        self._memories.forget(folder)
+
+    def held_bytes(self) -> int:
+        """See Templating."""
+        return self._memories.held_bytes()
+
+    async def _launch(self, plan: MachinePlan, *, state: Path | None, memory: int | None = None) -> ProcessMachine:
         try:
             with contextlib.ExitStack() as files:
-                return await self._start(plan, files, state)
+                return await self._start(plan, files, state, memory)
         except BaseException as error:
             await asyncio.shield(self.stop(plan.machine_id))
             if isinstance(error, CommandFailed):
@@ -123,14 +176,20 @@ class QemuDriver:
                 raise JailFailedError from error
             raise
 
-    async def _start(self, plan: MachinePlan, files: contextlib.ExitStack, state: Path | None) -> ProcessMachine:
+    async def _start(
+        self, plan: MachinePlan, files: contextlib.ExitStack, state: Path | None, memory: int | None
+    ) -> ProcessMachine:
         if self._boot is None:
             raise JailFailedError("There is no kernel for virtual machines")
         hears, said = os.pipe()
         files.callback(os.close, hears)
         files.callback(os.close, said)
         os.set_blocking(hears, False)
-        vm = replace(self._vm_plan(plan, files), incoming=state is not None)
+        if plan.as_template:
+            memory = self._memories.begin(plan.machine_id, plan.memory_mb * MIB)
+        vm = replace(
+            self._vm_plan(plan, files), incoming=state is not None, memory=memory, memory_shared=plan.as_template
+        )
         self._jail.prepare()
         table = plan.state_dir / MOUNT_TABLE
         table.write_text(self._jail.mount_table(kernel=self._boot.kernel, initramfs=self._boot.initramfs))
@@ -144,14 +203,16 @@ class QemuDriver:
             netns=plan.netns,
             file_bytes=_disk_files(plan).disk.stat().st_size,
         )
-        descriptors = [number for number in (vm.control, vm.link, vm.image, vm.disk, vm.tap) if number is not None]
+        descriptors = [
+            number for number in (vm.control, vm.link, vm.image, vm.disk, vm.tap, vm.memory) if number is not None
+        ]
         try:
             pid = await self._jail.start(command, pass_fds=descriptors, said=said)
             (plan.state_dir / VM_PID).write_text(str(pid))
             machine = self._watch(plan.machine_id, plan.state_dir, pid)
             async with self._control(plan.machine_id) as session:
                 if state is not None:
-                    await load_state(session, state)
+                    await load_state(session, state, capabilities=() if memory is None else BUT_SHARED)
                     await session.execute("cont")
                 await self._confirm(session)
         except (JailFailedError, QmpError) as error:
@@ -243,6 +304,7 @@ class QemuDriver:
         """Kill QEMU and remove its group. The guest's disk is as after a loss of power: its journal mends it at the next start."""
         self._controls.pop(machine_id, None)
         await self._machines.end(machine_id)
+        self._memories.end(machine_id)
 
     async def found(self) -> set[str]:
         """Ids with a group."""
@@ -270,9 +332,11 @@ class QemuDriver:
         if keep_running:
             await self._machines.let_go()
             self._controls.clear()
+            self._memories.close()
             return
         for machine_id in self._machines:
             await self.stop(machine_id)
+        self._memories.close()
         await self._parent.remove()
 
 

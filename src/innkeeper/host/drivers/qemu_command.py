@@ -5,6 +5,7 @@ Nothing in it is a secret or a path of the host: files come as descriptors, so t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,6 +49,9 @@ class VmPlan:
     mac: str | None = None
     tsc_khz: int | None = None
     incoming: bool = False
+    # The guest's memory, where it is one that others map, too: see vm_template.py. `memory_shared`: what the guest writes goes there.
+    memory: int | None = None
+    memory_shared: bool = False
 
 
 def host_memory_mb(plan: VmPlan) -> int:
@@ -82,12 +86,17 @@ def qemu_command(qemu: str, plan: VmPlan) -> list[str]:
         "-global", "virtio-mmio.force-legacy=off",
         "-M", "microvm,isa-serial=off,pit=off,pic=off,memory-backend=ram",
         *_processor(plan),
-        "-object", f"memory-backend-ram,id=ram,size={plan.memory_mb}M",
+        "-object", _memory(plan),
         "-m", f"{plan.memory_mb}M", "-smp", str(plan.vcpu_count),
-        "-kernel", plan.kernel, "-initrd", plan.initramfs, "-append", kernel_arguments(plan.accelerator, plan.tsc_khz),
         "-chardev", f"socket,id=control,fd={plan.control},server=on,wait=off", "-mon", "chardev=control,mode=control",
     ]
     # fmt: on
+    if plan.incoming:
+        # QEMU would hold kernel and initramfs in its own memory, 15 MiB for each guest, and nobody reads them any more.
+        command += ["-S", "-incoming", "defer"]
+    else:
+        arguments = kernel_arguments(plan.accelerator, plan.tsc_khz)
+        command += ["-kernel", plan.kernel, "-initrd", plan.initramfs, "-append", arguments]
     if plan.image is not None:
         # Shared by every guest of the image: no lock, which the second one would not get.
         command += _disk("image", plan.image, "read-only=on", "file.locking=off")
@@ -106,9 +115,35 @@ def qemu_command(qemu: str, plan: VmPlan) -> list[str]:
             "-device", f"virtio-net-device,netdev=net0,mac={plan.mac}",
         ]
     # fmt: on
-    if plan.incoming:
-        command += ["-S", "-incoming", "defer"]
     return [*command, "-object", "rng-builtin,id=rng0", "-device", "virtio-rng-device,rng=rng0"]
+
+
+def options_digest(accelerator: Accelerator, tsc_khz: int | None) -> str:
+    """A digest of all that the command says of any VM: where it differs, one's state is not another's."""
+    any_vm = VmPlan(
+        name="",
+        accelerator=accelerator,
+        memory_mb=0,
+        vcpu_count=0,
+        kernel="",
+        initramfs="",
+        control=0,
+        link=0,
+        image=0,
+        disk=0,
+        tap=0,
+        mac="",
+        tsc_khz=tsc_khz,
+    )
+    return hashlib.sha256("\0".join(qemu_command("", any_vm)).encode()).hexdigest()[:16]
+
+
+def _memory(plan: VmPlan) -> str:
+    if plan.memory is None:
+        return f"memory-backend-ram,id=ram,size={plan.memory_mb}M"
+    share = "on" if plan.memory_shared else "off"
+    # By this name, since QEMU takes no descriptor for it: 7.2 opens the file for writing whatever is done with it, so the file itself must forbid that.
+    return f"memory-backend-file,id=ram,size={plan.memory_mb}M,mem-path=/proc/self/fd/{plan.memory},share={share}"
 
 
 def _processor(plan: VmPlan) -> list[str]:

@@ -87,6 +87,10 @@ class DriverRegistry:
         """The identities of what machines boot."""
         return frozenset(one.boot.identity for one in self._registered.values() if one.boot is not None)
 
+    def usable(self) -> list[Driver]:
+        """The drivers that start machines here."""
+        return [one.driver for one in self._registered.values() if one.why_not is None]
+
     # --- what is asked of all of them ------------------------------------------------------------------------------
 
     async def found(self) -> set[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from innkeeper.errors import InnkeeperError
+from innkeeper.host.drivers.contract import StartFailedError
 from innkeeper.host.linux import command
 from innkeeper.host.linux.mounts import fstab_field
 
@@ -38,12 +38,12 @@ _ENTER = (
 )
 # The first child in a new pid namespace is its first process: QEMU itself, which belongs to the reaper of orphans when the shell is gone.
 _BEGIN = '"$@" > /dev/null & echo $!'
+# Of /proc it sees itself: it opens memory that it has as a descriptor by its name there, and has no other way to.
+_SEE = 'mount -t proc -o ro,nosuid,nodev,noexec,subset=pid proc /proc && exec "$@"'
 
 
-class JailFailedError(InnkeeperError):
+class JailFailedError(StartFailedError):
     """The virtual machine's process could not be started."""
-
-    code = "start_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class VmJail:
             "unshare", "--mount", "--ipc", "--uts", "--propagation", "private", "--",
             "sh", "-c", _ENTER, self.mark, str(table), str(self.root),
             "unshare", "--pid", "--", "sh", "-c", _BEGIN, self.mark,
+            "sh", "-c", _SEE, self.mark,
             "prlimit", "--core=0", f"--nofile={OPEN_FILES}", f"--fsize={file_bytes}", "--",
             "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}",
             f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups",

@@ -36,7 +36,7 @@ class StateFailedError(QmpError):
 
 async def load_state(session: Qmp, path: Path, *, capabilities: Sequence[str] = ()) -> None:
     """Have a QEMU that is `incoming` take the state in a file; it stands still then. Raises QmpError."""
-    await _switch_on(session, capabilities)
+    await _switch(session, capabilities, on=True)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
@@ -54,6 +54,7 @@ async def load_state(session: Qmp, path: Path, *, capabilities: Sequence[str] = 
         raise QmpLostError("QEMU did not take the state in time") from None
     if status != "completed":
         raise StateFailedError(f"QEMU did not take the state: {status}")
+    await _switch(session, capabilities, on=False)
 
 
 async def save_state(session: Qmp, path: Path, *, memory_bytes: int, capabilities: Sequence[str] = ()) -> None:
@@ -61,7 +62,7 @@ async def save_state(session: Qmp, path: Path, *, memory_bytes: int, capabilitie
 
     Raises StateFailedError, QmpError, OSError. Whatever comes of it, `go_on` is due.
     """
-    await _switch_on(session, capabilities)
+    await _switch(session, capabilities, on=True)
     limits = {"max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME_LIMIT_MS}
     await session.execute("migrate-set-parameters", limits)
     file = PipeFile(path, limit_bytes=memory_bytes * 5 // 2 + DEVICES_BYTES)
@@ -117,9 +118,9 @@ async def runs(session: Qmp) -> bool:
     return isinstance(answer, dict) and answer.get("running") is True
 
 
-async def _switch_on(session: Qmp, capabilities: Sequence[str]) -> None:
+async def _switch(session: Qmp, capabilities: Sequence[str], *, on: bool) -> None:
     if capabilities:
-        wanted = [{"capability": name, "state": True} for name in capabilities]
+        wanted = [{"capability": name, "state": on} for name in capabilities]
         await session.execute("migrate-set-capabilities", {"capabilities": wanted})
 
 

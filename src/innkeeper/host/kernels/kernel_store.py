@@ -23,6 +23,7 @@ from innkeeper.host.kernels.kernel_package import (
     package_in,
     unpack,
 )
+from innkeeper.host.linux.durable import sync, sync_tree
 from innkeeper.host.linux.hold import held_folder
 
 log = structlog.stdlib.get_logger(__name__)
@@ -109,14 +110,14 @@ class KernelStore:
         with held_folder(self.directory, WORKSPACE) as workspace:
             fresh = workspace / "kernel"
             await unpack(wanted, file or await download(wanted, workspace), fresh, workspace)
-            await asyncio.to_thread(_sync_tree, fresh)
+            await asyncio.to_thread(sync_tree, fresh)
             try:
                 fresh.rename(target)
             except OSError:
                 # Somebody else was faster.
                 if not target.exists():
                     raise
-            _sync(self.directory)
+            sync(self.directory)
         return Kernel(wanted, target)
 
     async def newest(self, *, brought: Path | None) -> Kernel | None:
@@ -179,21 +180,7 @@ def _boot_files(kernel: Kernel, agent: Path) -> BootFiles:
         modules = [(module.stem.partition("-")[2], module.read_bytes()) for module in kernel.modules]
         fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
         fresh.write_bytes(initramfs(program, modules))
-        _sync(fresh)
+        sync(fresh)
         fresh.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     return BootFiles(kernel.image, path, identity)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

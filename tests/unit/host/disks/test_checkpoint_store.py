@@ -20,7 +20,8 @@ from innkeeper.host.disks.checkpoint_store import (
     load,
     saved_files,
 )
-from innkeeper.host.drivers.gvisor_checkpoint import cpu_digest, reason_of
+from innkeeper.host.drivers.gvisor_checkpoint import reason_of
+from innkeeper.host.drivers.memory_needs import cpu_digest
 
 NEEDS = {"runsc": "1", "cpu": "x"}
 AGENT = "0123456789abcdef"

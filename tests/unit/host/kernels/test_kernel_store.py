@@ -70,7 +70,7 @@ async def test_a_kill_while_one_is_made_leaves_nothing_that_counts(
         raise KeyboardInterrupt(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_store, "_sync", die)
+        patch.setattr(kernel_store, "sync", die)
         with pytest.raises(KeyboardInterrupt):
             kernel_store._boot_files(kernel, agent)
     assert [path.name.rpartition(".")[2] for path in kernel.directory.glob("initramfs-*")] == ["new"]

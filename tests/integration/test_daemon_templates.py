@@ -1,0 +1,87 @@
+"""Machines of the driver qemu as a daemon starts them: the first of a kind makes a template, which the others and the next daemon's are clones of."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from tests.integration.booted_vm import NEEDS_QEMU, boot_files
+from tests.integration.daemon_fixture import Host, running_host
+
+from innkeeper.core import host_verbs as verbs
+from innkeeper.core.host_verbs import MachineShape
+
+pytestmark = [pytest.mark.anyio, NEEDS_QEMU, pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="no taps")]
+SECONDS = 180.0
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Path]:
+    """A state directory with the kernel of microVMs."""
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "kernels").symlink_to(boot_files().kernel.parents[1])
+    return tmp_path
+
+
+def shape_of(host: Host) -> MachineShape:
+    return host.shape(driver="qemu", memory_mb=256, disk_mb=1024)
+
+
+async def start(host: Host, instance_id: UUID | None = None) -> UUID:
+    return await host.ensure(instance_id, shape=shape_of(host))
+
+
+def is_clone(host: Host, instance_id: UUID) -> bool:
+    """Whether its QEMU has the memory of a template."""
+    pid = (host.machine(instance_id).state_dir / "vm.pid").read_text()
+    return any(str(path.readlink()).startswith("/memfd:") for path in Path("/proc", pid, "fd").iterdir())
+
+
+def templates(host: Host) -> list[Path]:
+    return list((host.settings.host_dir / "pool" / "machine-templates").iterdir())
+
+
+async def test_new_machines_are_clones_and_those_on_their_own_disk_boot(home: Path) -> None:
+    async with running_host(home, keep_running=True) as host:
+        first = await start(host)
+        (template,) = templates(host)
+        made = template.stat().st_ino
+        assert is_clone(host, first)
+        said = await host.ok(first, "hostname; id -un; echo kept > ~/note; sync", timeout_seconds=SECONDS)
+        assert said.text == "guest\nuser\n"
+        status = await host.status()
+        assert (status["leaks"], status["machines"]) == ([], 1)
+        # Beside the guest's own 256: what is held of the template counts.
+        assert 256 < status["memory_committed_mb"] <= 512
+    async with running_host(home) as host:
+        host.instances.add(first)
+        assert (await host.ok(first, "cat ~/note", timeout_seconds=SECONDS)).text == "kept\n"
+        second = await start(host)
+        assert is_clone(host, second)
+        assert [path.stat().st_ino for path in templates(host)] == [made]
+        assert (await host.run(second, "cat ~/note", timeout_seconds=SECONDS)).exit_code != 0
+        await host.destroy(second)
+        await host.destroy(first, keep_disk=True)
+        await start(host, first)
+        assert not is_clone(host, first)
+        assert (await host.ok(first, "cat ~/note", timeout_seconds=SECONDS)).text == "kept\n"
+        found = (await host.request(verbs.CollectGarbage(True, (host.image.digest,))))["items"]
+        assert [item["kind"] for item in found if item["kind"] == "template"] == []
+        await host.destroy(first)
+
+
+@pytest.mark.long
+async def test_a_guest_boots_where_its_template_cannot_be_used(home: Path) -> None:
+    async with running_host(home) as host:
+        (host.settings.host_dir / "pool" / "machine-templates").rmdir()
+        (host.settings.host_dir / "pool" / "machine-templates").touch()
+        try:
+            instance_id = await start(host)
+            assert not is_clone(host, instance_id)
+            assert (await host.ok(instance_id, "echo here", timeout_seconds=SECONDS)).text == "here\n"
+        finally:
+            (host.settings.host_dir / "pool" / "machine-templates").unlink()
+            (host.settings.host_dir / "pool" / "machine-templates").mkdir()
+        await host.destroy(instance_id)
