@@ -18,6 +18,7 @@ import (
 	"innkeeper/guest/reaper"
 	"innkeeper/guest/sudo"
 	"innkeeper/guest/usage"
+	"innkeeper/guest/volumes"
 )
 
 const (
@@ -95,12 +96,19 @@ func newAgent(links source) (*agent, error) {
 		"usage":       a.usage,
 		"shutdown":    a.shutdown,
 	}
+	a.serveVolumes(volumes.Linked)
 	if quiet, ok := links.(interface {
 		Quiesce(*link.Stream, link.Request)
 	}); ok {
 		a.verbs["quiesce"] = quiet.Quiesce
 	}
 	return a, nil
+}
+
+func (a *agent) serveVolumes(kind func(func() string, volumes.Quiet) *volumes.Volumes) {
+	found := kind(func() string { return a.table.Settings().User }, a.table.WithoutSpare)
+	a.verbs["mount_volume"] = found.Mount
+	a.verbs["unmount_volume"] = found.Unmount
 }
 
 // run serves one link after the other, for ever.

@@ -3,6 +3,7 @@ package main
 import (
 	"innkeeper/guest/boot"
 	"innkeeper/guest/changes"
+	"innkeeper/guest/volumes"
 )
 
 // inMachine gives the agent what only a microVM's guest has: the host cannot see its files, and its end is the machine's.
@@ -11,5 +12,6 @@ func (a *agent) inMachine(guest *boot.Guest) {
 	a.table.AlsoOwn(scans.Pid)
 	a.table.TellWrites(scans.Writes)
 	a.verbs["changes"] = scans.Changes
+	a.serveVolumes(volumes.Mounted)
 	a.end = boot.PowerOff
 }

@@ -85,6 +85,19 @@ func (t *Table) Renew() {
 	t.spares.prepare()
 }
 
+// WithoutSpare runs work while no spare shell is there, which might stand in a directory that is to go; the next one comes a moment later.
+func (t *Table) WithoutSpare(work func() error) error {
+	defer t.spares.plan(spareDelay)
+	t.spares.mu.Lock()
+	defer t.spares.mu.Unlock()
+	if ready := t.spares.ready; ready != nil {
+		t.spares.ready = nil
+		ready.discard(t)
+		<-ready.child.Done
+	}
+	return work()
+}
+
 // UserProcesses counts what lives in the guest beside the agent and its spare shell.
 func (t *Table) UserProcesses() int {
 	_, users := usage.Processes(t.OwnPids())

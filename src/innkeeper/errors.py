@@ -101,6 +101,12 @@ class CheckpointNotFoundError(NotFoundError):
     code = "checkpoint_not_found"
 
 
+class VolumeNotFoundError(NotFoundError):
+    """Volume not found."""
+
+    code = "volume_not_found"
+
+
 class TerminalNotFoundError(NotFoundError):
     """Terminal not found."""
 
@@ -123,6 +129,24 @@ class CheckpointFailedError(ConflictError):
     """The checkpoint could not be taken; the instance runs on."""
 
     code = "checkpoint_failed"
+
+
+class GuestWrittenError(ConflictError):
+    """A virtual machine has written this disk: only virtual machines can use it from then on."""
+
+    code = "guest_written"
+
+
+class VolumeFailedError(ConflictError):
+    """The volume could not be attached or detached; it is as it was."""
+
+    code = "volume_failed"
+
+
+class VolumeInUseError(ConflictError):
+    """The volume is in use."""
+
+    code = "volume_in_use"
 
 
 class MemoryUnusableError(ConflictError):

@@ -67,6 +67,7 @@ def gvisor(platform: str) -> Kind:
             runsc="runsc",
             platform=platform,
             root=root,
+            hubs=home / "mounts" / "volumes",
             tree=CgroupTree.detect(),
             group_name=f"innkeeper-{server_id}",
             reason="under test",

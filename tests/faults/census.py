@@ -110,9 +110,13 @@ def _mounts(host: Path, machines: set[str]) -> Iterator[str]:
     # Not the product's parser; the paths have no spaces here.
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         target = line.split(" ")[4]
-        found = re.fullmatch(rf"{re.escape(str(host))}/mounts/machines/([^/]+)/.*", target)
+        found = re.fullmatch(rf"{re.escape(str(host))}/mounts/(?:machines|volumes)/([^/]+)/.*", target)
         if found and found[1] not in machines:
             yield f"mount {target}"
+    # The folder is made by the first sandbox.
+    for path in (host / "mounts" / "volumes").glob("*"):
+        if path.name not in machines:
+            yield f"hub of {path.name}"
 
 
 def _loop_devices(home: Path) -> Iterator[str]:

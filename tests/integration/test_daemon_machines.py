@@ -146,7 +146,7 @@ async def test_an_idle_guest_freezes_and_any_request_thaws_it(host: Host, instan
 
 async def test_a_watched_upper_follows_the_machine(host: Host) -> None:
     """The kernel's count of changes belongs to a mount: it must be let go of before the disk is unmounted."""
-    scanner = host.daemon.fleet._changes._scanner
+    scanner = host.daemon.fleet._changes._mounted._scanner
     instance = await host.ensure()
     upper = host.machine(instance).upper
     await host.ok(instance, "touch a")

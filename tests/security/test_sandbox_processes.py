@@ -118,16 +118,18 @@ def test_the_sentry_sees_an_empty_directory(sandbox: Sandbox) -> None:
     assert sorted(found) == ["etc", "etc/localtime", "proc"]
 
 
-def test_the_gofer_sees_the_guests_root_and_two_read_only_directories(sandbox: Sandbox) -> None:
+def test_the_gofer_sees_the_guests_root_and_three_read_only_directories(sandbox: Sandbox) -> None:
     seen = {point: (root, options, kind) for root, point, options, kind in mounts(sandbox.gofer)}
-    assert set(seen) == {"/", "/.innkeeper/bin", "/.innkeeper/link"}
+    own = {"/.innkeeper/bin", "/.innkeeper/link", "/.innkeeper/volumes"}
+    assert set(seen) == {"/", *own}
     assert seen["/"][2] == "overlay" and {"nosuid", "nodev"} <= seen["/"][1]
-    for point in ("/.innkeeper/bin", "/.innkeeper/link"):
+    for point in own:
         root, options, _ = seen[point]
         assert {"ro", "nosuid", "nodev"} <= options, (
             f"{point} can be written by whoever takes the gofer or the sentry over: {sorted(options)}"
         )
-        assert "/agent/" in root or f"/machines/{sandbox.machine_id}/link" in root
+        its_own = (f"/machines/{sandbox.machine_id}/link", f"/{sandbox.machine_id}")
+        assert "/agent/" in root or root.endswith(its_own)
 
 
 def test_no_descriptor_of_the_server_is_inherited(innkeeper: Server, sandbox: Sandbox) -> None:

@@ -41,3 +41,8 @@ class ChangeSource(Protocol):
         the same `result` it gives the same rows.
         """
         ...
+
+
+def excluded(machine: Machine) -> tuple[str, ...]:
+    """Paths of the machine's guest that are outside: the system's, and those of its volumes."""
+    return (*EXCLUDED, *(volume.path for volume in machine.volumes.values()))

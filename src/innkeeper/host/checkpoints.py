@@ -183,6 +183,9 @@ class Checkpoints:
             if machine is None or machine.failure is not None:
                 raise InstanceNotFoundError
             checkpointing(machine.driver)
+            if machine.volumes:
+                # They go on changing, and are somewhere else, or gone, where the memory is restored.
+                raise CheckpointFailedError("The instance has volumes: detach them first")
             if not machine.driver.capabilities.disk_snapshot:
                 raise NotHereError(f"The host cannot copy a running disk of the driver {machine.driver.name}")
             async with machine.in_use(), machine.without_transfers(timeout_seconds=TRANSFER_SECONDS):

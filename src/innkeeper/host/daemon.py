@@ -36,6 +36,7 @@ from innkeeper.host.disks.oci_import import ImageImporter
 from innkeeper.host.disks.oci_job import ImportLimits, RegistryRoutes
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.disks.template_store import TemplateStore
+from innkeeper.host.disks.volume_store import VolumeStore
 from innkeeper.host.drivers.registry import DriverRegistry, open_drivers
 from innkeeper.host.execution_verbs import ExecutionVerbs
 from innkeeper.host.executions import Executions
@@ -62,6 +63,7 @@ from innkeeper.host.trees import Trees
 from innkeeper.host.turns import Turns
 from innkeeper.host.usage import UsageLedger
 from innkeeper.host.verbs import Verbs, Watchers
+from innkeeper.host.volumes import Volumes
 from innkeeper.log_setup import LogLevel
 from innkeeper.settings import Settings
 from innkeeper.settings_values import comma_separated
@@ -190,9 +192,13 @@ async def run_daemon(
         executions = Executions(changes=changes, turns=turns, metrics=metrics)
         terminals = Terminals(fleet, turns, limit=settings.max_terminals)
 
+        volume_store = VolumeStore(pool.directory / "volumes")
+        volumes = Volumes(fleet=fleet, store=volume_store)
+
         def resume(machine: Machine) -> None:
             executions.resume(machine, fleet.journals_of(machine))
             terminals.resume(machine)
+            volumes.resume(machine)
 
         fleet.resume = resume
         recovered = await recovery.recover(
@@ -292,7 +298,9 @@ async def run_daemon(
         operator = OperatorVerbs(
             level=level or LogLevel(settings.log_level),
             metrics=metrics,
-            readings=HostReadings(fleet, drivers, admission, turns, network, pool, scanner, changes, vitals),
+            readings=HostReadings(
+                fleet, drivers, admission, turns, network, pool, volume_store, scanner, changes, vitals
+            ),
             fleet=fleet,
             garbage=GarbageCollector(
                 directories,
@@ -332,6 +340,7 @@ async def run_daemon(
         handlers |= {
             **ExecutionVerbs(fleet, executions).handlers(),
             **checkpoints.handlers(),
+            **volumes.handlers(),
             **Ports(fleet).handlers(),
             **Trees(fleet).handlers(),
             **terminals.handlers(),

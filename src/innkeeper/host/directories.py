@@ -33,6 +33,11 @@ class Directories:
         return self.host / "mounts" / "machines"
 
     @property
+    def hubs(self) -> Path:
+        """One folder per sandbox, with its volumes mounted in it."""
+        return self.host / "mounts" / "volumes"
+
+    @property
     def runsc(self) -> Path:
         """The state of runsc."""
         return self.host / "runsc"

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from innkeeper.errors import ConflictError, FileMissingError, GuestError, InnkeeperError, LinkLostError
 from innkeeper.host.change_result import ChangeSet, FileChange, check_result, read_changes
 from innkeeper.host.change_scanner import ChangeScanError
-from innkeeper.host.change_source import EXCLUDED
+from innkeeper.host.change_source import excluded
 from innkeeper.host.guest_link import GuestInputError
 from innkeeper.host.guest_program import checked_count
 from innkeeper.host.machine import Machine
@@ -95,7 +95,7 @@ async def _ask(machine: Machine, wanted: Mapping[str, Any], result: Path | None 
 
 async def _answer(machine: Machine, wanted: Mapping[str, Any], result: Path | None) -> dict[str, Any]:
     stream = await machine.endpoint.open(
-        "changes", {**wanted, "excluded": list(EXCLUDED)}, timeout_seconds=DEADLINE_SECONDS
+        "changes", {**wanted, "excluded": list(excluded(machine))}, timeout_seconds=DEADLINE_SECONDS
     )
     with contextlib.ExitStack() as opened:
         opened.callback(stream.cancel)

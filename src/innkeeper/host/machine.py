@@ -24,6 +24,7 @@ from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.journal import Journal
 from innkeeper.host.kept_executions import Headroom
 from innkeeper.host.output_pace import OutputPace
+from innkeeper.host.volume_attachment import Attachment
 
 if TYPE_CHECKING:
     from innkeeper.host.terminal import Terminal
@@ -167,6 +168,7 @@ class Machine:
     journals: dict[str, Journal] = field(default_factory=dict)
     # By name: those that run, and the last ones that ended.
     terminals: dict[str, Terminal] = field(default_factory=dict)
+    volumes: dict[UUID, Attachment] = field(default_factory=dict)
     output_pace: OutputPace = field(default_factory=OutputPace)
     headroom: Headroom = field(default_factory=Headroom)
     _transfers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TRANSFERS))

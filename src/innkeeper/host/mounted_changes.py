@@ -7,7 +7,7 @@ from pathlib import Path
 from innkeeper.errors import NotHereError
 from innkeeper.host.change_result import ChangeSet
 from innkeeper.host.change_scanner import ChangeScanner, ScanTarget
-from innkeeper.host.change_source import EXCLUDED
+from innkeeper.host.change_source import excluded
 from innkeeper.host.machine import Machine
 
 
@@ -42,7 +42,7 @@ class MountedChanges:
 
 
 def _target(machine: Machine, baseline: Path) -> ScanTarget:
-    return ScanTarget(upper=_upper(machine), lowers=machine.lowers, baseline=baseline, excluded=EXCLUDED)
+    return ScanTarget(upper=_upper(machine), lowers=machine.lowers, baseline=baseline, excluded=excluded(machine))
 
 
 def _upper(machine: Machine) -> Path:

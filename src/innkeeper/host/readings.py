@@ -12,6 +12,7 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host.admission import Admission, Load, committed_mb, total_memory_mb
 from innkeeper.host.change_scanner import ChangeScanner
 from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.disks.volume_store import VolumeStore
 from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
@@ -34,6 +35,7 @@ class HostReadings:
     turns: Turns
     network: Network
     disks: DiskPool
+    volumes: VolumeStore
     scanner: ChangeScanner
     changes: FileChanges
     vitals: Vitals
@@ -57,6 +59,7 @@ class HostReadings:
             *await self._packets(),
             gauge("disk_pool_free_bytes", "Room for new data on guests' disks.", self.disks.free_bytes()),
             gauge("disks", "Guests' disks.", len(self.disks.disks())),
+            *await asyncio.to_thread(self._volumes),
             counter(
                 "scans_saved", "Scans that were not needed because nothing had been written.", self.changes.scans_saved
             ),
@@ -66,6 +69,17 @@ class HostReadings:
                 self.scanner.started,
             ),
             *self.vitals.readings(),
+        ]
+
+    def _volumes(self) -> list[Reading]:
+        found = self.volumes.all()
+        return [
+            gauge("volumes", "Volumes, attached or not.", len(found)),
+            gauge(
+                "volume_used_bytes",
+                "What volumes take, blocks that they share with others included.",
+                sum(volume.used_bytes for volume in found),
+            ),
         ]
 
     def capacity(self) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from innkeeper.core.terminal_verbs import (
     ResizeTerminal,
     StartTerminal,
 )
+from innkeeper.core.volume_verbs import SIZE_MB_RANGE as VOLUME_MB_RANGE
+from innkeeper.core.volume_verbs import AttachVolume, CreateVolume, GrowVolume, mount_path_error
 from innkeeper.errors import InvalidRequestError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -72,6 +74,12 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
             raise InvalidRequestError("kernel: not a kernel's name")
     elif isinstance(request, SignalExecution):
         _check_range("signal", request.signal, (1, 64))
+    elif isinstance(request, (CreateVolume, GrowVolume)):
+        _check_range("size_mb", request.size_mb, VOLUME_MB_RANGE)
+    elif isinstance(request, AttachVolume):
+        wrong = mount_path_error(request.path)
+        if wrong is not None:
+            raise InvalidRequestError(f"path: {wrong}")
     elif isinstance(request, (StartTerminal, ResizeTerminal, EndTerminal, AttachTerminal)):
         _check_terminal(request)
 

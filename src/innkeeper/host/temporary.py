@@ -30,6 +30,7 @@ TEMPORARY = (
     "pool/steps/.copy-*",
     "pool/checkpoints/.draft-*",
     "pool/machine-templates/.draft-*",
+    "pool/volumes/.draft-*",
     "pool/templates/.template-*",
     "kernels/.fetch-*",
 )

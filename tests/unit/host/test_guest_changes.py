@@ -62,6 +62,7 @@ class Machine:
         self.answers, self.asked = list(answers), []
         self.id, self.upper, self.has_baseline, self.scan_lock = "0123", None, False, asyncio.Lock()
         self.record = SimpleNamespace(instance_id=uuid4())
+        self.volumes = {"one": SimpleNamespace(path="/srv/data")}
         self.driver = SimpleNamespace(name="qemu", capabilities=SimpleNamespace(host_sees_changes=False))
         self.endpoint = self
 
@@ -120,7 +121,7 @@ async def test_what_a_guest_lists_is_reported_kept_and_public(tmp_path, monkeypa
     assert (report["files_changed_total"], report["files_changed_truncated"]) == (4, False)
     asked = [(one["op"], one.get("id")) for one in machine.asked]
     assert asked == [("baseline", None), ("changes", str(execution))]
-    assert "/proc" in machine.asked[1]["excluded"]
+    assert {"/proc", "/srv/data"} <= set(machine.asked[1]["excluded"])
     page = await changes.page(machine, machine.record.instance_id, execution, cursor=1, limit=2)
     assert ([row["path"] for row in page["files_changed"]], page["total"]) == (["/etc/issue", "/home/user/..link"], 4)
     assert await changes.was_reported(machine.record.instance_id, b"/home/user/a.png")

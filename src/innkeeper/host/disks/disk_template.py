@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from innkeeper.host.linux import command
+from innkeeper.host.linux import command, guest_written
 from innkeeper.host.linux.hold import held
 
 FICLONE = 0x40049409
@@ -60,6 +60,7 @@ def reflink(source: Path, target: Path) -> None:
     try:
         target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            guest_written.carry(source_fd, target_fd)
             fcntl.ioctl(target_fd, FICLONE, source_fd)
         except BaseException:
             target.unlink(missing_ok=True)
@@ -76,6 +77,7 @@ def reflink_unnamed(source: Path) -> int:
     try:
         copy_fd = os.open(source.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         try:
+            guest_written.carry(source_fd, copy_fd)
             fcntl.ioctl(copy_fd, FICLONE, source_fd)
         except BaseException:
             os.close(copy_fd)

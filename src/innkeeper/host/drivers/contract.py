@@ -20,6 +20,7 @@ from innkeeper.host.linux.cgroup import Usage
 
 AGENT_DIRECTORY = "/.innkeeper/bin"
 LINK_DIRECTORY = "/.innkeeper/link"
+VOLUMES_DIRECTORY = "/.innkeeper/volumes"
 
 
 class StartFailedError(InnkeeperError):
@@ -43,6 +44,8 @@ class Capabilities:
     disk_snapshot: bool = False
     # New machines can begin as clones of one that had come up, whose memory they share: the driver has the verbs of `Templating`.
     templates: bool = False
+    # Volumes come to a running machine, and go: the driver has the verbs of `Attaching`.
+    volumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,15 @@ class DiskFiles:
 
     image: Path
     disk: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeDisk:
+    """A volume as a machine gets it: an ext4 file, and the 32 hexadecimal digits by which the guest's agent finds it."""
+
+    name: str
+    image: Path
+    read_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,3 +250,29 @@ def templating(driver: Driver) -> Templating:
     if not driver.capabilities.templates:
         raise NotHereError(f"Templates are not possible with the driver {driver.name}")
     return cast(Templating, driver)
+
+
+class Attaching(Driver, Protocol):
+    """A driver with `capabilities.volumes`. What it attaches the guest's agent shows at a path (`mount_volume`), and hides before it is detached.
+
+    Only one machine has a volume, but for those that may not write it; whoever attaches sees to that. `stop` detaches all, and so does the machine's end.
+    """
+
+    async def attach(self, machine_id: str, volume: VolumeDisk) -> None:
+        """Let the machine's agent find a volume. Raises InstanceNotFoundError for a machine that is gone, GuestWrittenError, VolumeFailedError, OSError."""
+        ...
+
+    async def detach(self, machine_id: str, volume: VolumeDisk) -> None:
+        """Take a volume away from the machine; fine for one that it has not, or when it is gone. Raises VolumeFailedError: it has it still."""
+        ...
+
+    async def has_let_go(self, machine_id: str, volume: VolumeDisk) -> bool:
+        """Whether nothing of the machine holds a volume that was detached. A guest that used it may go on doing so until its agent has looked again."""
+        ...
+
+
+def attaching(driver: Driver) -> Attaching:
+    """The driver with its verbs for volumes. Raises NotHereError when it has none."""
+    if not driver.capabilities.volumes:
+        raise NotHereError(f"Volumes are not possible with the driver {driver.name}")
+    return cast(Attaching, driver)

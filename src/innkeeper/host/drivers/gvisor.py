@@ -15,12 +15,14 @@ import structlog
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
-from innkeeper.errors import CheckpointFailedError
-from innkeeper.host.drivers.contract import Capabilities, MachinePlan, Needs, StartFailedError
+from innkeeper.errors import CheckpointFailedError, VolumeFailedError
+from innkeeper.host.drivers.contract import Capabilities, MachinePlan, Needs, StartFailedError, VolumeDisk
 from innkeeper.host.drivers.gvisor_checkpoint import SandboxCheckpoints
 from innkeeper.host.drivers.gvisor_spec import oci_spec
+from innkeeper.host.drivers.gvisor_volumes import VolumeHubs, is_free
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
 from innkeeper.host.drivers.strays import Strays
+from innkeeper.host.exhaustion import unavailable
 from innkeeper.host.linux import command
 from innkeeper.host.linux.cgroup import CgroupTree, Usage
 from innkeeper.host.linux.mounts import fstab_field
@@ -44,18 +46,21 @@ class GvisorDriver:
         runsc: the binary.
         platform: `systrap`, `ptrace` or `kvm`.
         root: runsc's state directory.
+        hubs: a directory of the driver's own, below which it mounts volumes.
         cgroups: this server's control group; each machine gets a child.
         reason: why this platform, for `isolation`.
 
     """
 
     name = "gvisor"
-    capabilities = Capabilities(freeze=True, host_sees_changes=True, checkpoint=True, fork=True, disk_snapshot=True)
+    capabilities = Capabilities(
+        freeze=True, host_sees_changes=True, checkpoint=True, fork=True, disk_snapshot=True, volumes=True
+    )
     needs = Needs()
     patience_seconds = 15.0
 
     def __init__(
-        self, *, runsc: str, platform: str, root: Path, tree: CgroupTree, group_name: str, reason: str
+        self, *, runsc: str, platform: str, root: Path, hubs: Path, tree: CgroupTree, group_name: str, reason: str
     ) -> None:
         self._runsc = runsc
         self._platform = platform
@@ -67,6 +72,7 @@ class GvisorDriver:
         self._machines = ProcessMachines(self._parent, pid_file=SANDBOX_PID, ended="The sandbox ended")
         self._strays = Strays(b"--root=" + os.fsencode(root), _BUNDLE)
         self._nofile = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        self._hubs = VolumeHubs(hubs)
         self._checkpoints = SandboxCheckpoints(runsc, self._flags())
 
     @property
@@ -106,12 +112,7 @@ class GvisorDriver:
         return machine
 
     async def _launch(self, plan: MachinePlan, verb: list[str], *, seconds: float) -> ProcessMachine:
-        bundle = plan.state_dir / "bundle"
-        bundle.mkdir(mode=0o700, exist_ok=True)
-        spec = oci_spec(plan, cgroup_path=self._parent.child(plan.machine_id).path, nofile=self._nofile)
-        (bundle / "config.json").write_text(json.dumps(spec))
-        (bundle / MOUNT_TABLE).write_text(mount_table(plan.agent_dir, plan.link_dir))
-        pid_file = plan.state_dir / SANDBOX_PID
+        bundle, pid_file = plan.state_dir / "bundle", plan.state_dir / SANDBOX_PID
         run = [
             self._runsc,
             *self._flags(),
@@ -123,6 +124,7 @@ class GvisorDriver:
         ]
         # The group is runsc's to make: one that exists already gets no limits from it, and the guest then sees the host's memory as its own.
         try:
+            self._write_bundle(plan, bundle, self._hubs.prepare(plan.machine_id))
             await self._run_quietly(run, bundle / MOUNT_TABLE, seconds=seconds)
             machine = self._machines.watch(plan.machine_id, int(pid_file.read_text()))
         except BaseException:
@@ -130,10 +132,17 @@ class GvisorDriver:
             raise
         return machine
 
+    def _write_bundle(self, plan: MachinePlan, bundle: Path, hub: Path) -> None:
+        bundle.mkdir(mode=0o700, exist_ok=True)
+        spec = oci_spec(plan, hub=hub, cgroup_path=self._parent.child(plan.machine_id).path, nofile=self._nofile)
+        (bundle / "config.json").write_text(json.dumps(spec))
+        (bundle / MOUNT_TABLE).write_text(mount_table(plan.agent_dir, plan.link_dir, hub))
+
     async def _run_quietly(self, run: list[str], mount_table: Path, *, seconds: float) -> None:
         # The sandbox inherits stdio. gVisor keeps its own offset into regular files, so it gets /dev/null, and errors of the start come by --log.
         script = ["sh", "-c", MOUNT_AND_RUN, "sh", str(mount_table)]
-        wrapped = ["unshare", "--mount", "--propagation", "private", *script, *run]
+        # Slaves of the host's mounts, so that what is mounted in the machine's hub later comes to the sandbox. Nothing goes the other way.
+        wrapped = ["unshare", "--mount", "--propagation", "slave", *script, *run]
         # From the root directory: a shell hands its directory's name on in the environment, and that is the operator's.
         process = await command.spawn(wrapped, cwd="/")
         try:
@@ -195,6 +204,7 @@ class GvisorDriver:
         await self._machines.end(machine_id)
         for path in self._runtime_files(machine_id):
             path.unlink(missing_ok=True)
+        await self._hubs.release(machine_id)
 
     def _runtime_files(self, machine_id: str) -> list[Path]:
         return [
@@ -204,8 +214,9 @@ class GvisorDriver:
         ]
 
     async def found(self) -> set[str]:
-        """Ids with a group or runtime files."""
-        return set(self._parent.children()) | {machine_id for _, machine_id in self._runtime_state()}
+        """Ids with a group, runtime files or a hub."""
+        marked = [*self._runtime_state(), *self._hubs.machines()]
+        return set(self._parent.children()) | {machine_id for _, machine_id in marked}
 
     def _runtime_state(self) -> Iterator[tuple[str, str]]:
         """The names of runsc's own files, each with the machine's id."""
@@ -228,6 +239,9 @@ class GvisorDriver:
             for name, machine_id in self._runtime_state()
             if machine_id not in keep
         ]
+        found += [
+            (LeakKind.MOUNT, path, machine_id) for path, machine_id in self._hubs.machines() if machine_id not in keep
+        ]
         found += [(LeakKind.PROCESS, process, machine_id) for process, machine_id in self._strays.names(keep)]
         return found
 
@@ -247,6 +261,24 @@ class GvisorDriver:
         for machine_id in self._machines:
             await self.stop(machine_id)
         await self._parent.remove()
+        await self._hubs.close()
+
+    async def attach(self, machine_id: str, volume: VolumeDisk) -> None:
+        """See Attaching. The host's kernel mounts it, so none that a virtual machine has written."""
+        try:
+            await self._hubs.attach(machine_id, volume)
+        except OSError as error:
+            if unavailable(error) is not None:
+                raise
+            raise VolumeFailedError(f"The host cannot mount the volume: {error.strerror}") from error
+
+    async def detach(self, machine_id: str, volume: VolumeDisk) -> None:
+        """See Attaching."""
+        await self._hubs.detach(machine_id, volume)
+
+    async def has_let_go(self, machine_id: str, volume: VolumeDisk) -> bool:
+        """See Attaching. The sentry keeps descriptors of what it has looked at, and so the file system in use, after it was unmounted."""
+        return volume.read_only or await asyncio.to_thread(is_free, volume.image)
 
 
 def mount_table(*read_only: Path) -> str:
@@ -257,7 +289,7 @@ def mount_table(*read_only: Path) -> str:
 
     runsc keeps `ro` of a bind mount in the sentry alone: on the host, the gofer's and the sentry's descriptors would come from a mount that can be
     written. A sentry that was taken over could put another agent in place of the one that every guest, and the host's change scanner, runs. So the
-    directories `read_only` are read-only to the kernel before runsc binds them.
+    directories `read_only` are read-only to the kernel before runsc binds them; what is mounted in one of them later is as it is mounted.
     """
     lines = ["none /proc/sys/net tmpfs size=4k 0 0"]
     lines += [f"{fstab_field(path)} {fstab_field(path)} none bind,ro,nosuid,nodev 0 0" for path in read_only]

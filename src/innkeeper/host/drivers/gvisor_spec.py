@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from innkeeper.host.drivers.contract import AGENT_DIRECTORY, LINK_DIRECTORY, MachinePlan
+from innkeeper.host.drivers.contract import AGENT_DIRECTORY, LINK_DIRECTORY, VOLUMES_DIRECTORY, MachinePlan
 
 # The set that container runtimes give by default, plus ptrace for debuggers inside. All of them act on gVisor's kernel only: the
 # sandbox process itself holds no capability on the host.
@@ -31,7 +32,7 @@ PIDS_MAX = 4_096
 CPU_PERIOD_US = 100_000
 
 
-def oci_spec(plan: MachinePlan, *, cgroup_path: str, nofile: int) -> dict[str, Any]:
+def oci_spec(plan: MachinePlan, *, hub: Path, cgroup_path: str, nofile: int) -> dict[str, Any]:
     """The `config.json` of a machine."""
     caps = list(CAPABILITIES)
     return {
@@ -63,6 +64,13 @@ def oci_spec(plan: MachinePlan, *, cgroup_path: str, nofile: int) -> dict[str, A
             {"destination": AGENT_DIRECTORY, "type": "bind", "source": str(plan.agent_dir), "options": ["rbind", "ro"]},
             # Read-only: a writable bind would let the guest write to the host's disk outside its quota. Connecting to the socket works all the same.
             {"destination": LINK_DIRECTORY, "type": "bind", "source": str(plan.link_dir), "options": ["rbind", "ro"]},
+            # Volumes come and go below it, each written or not as the host has mounted it; the directory itself is read-only there.
+            {
+                "destination": VOLUMES_DIRECTORY,
+                "type": "bind",
+                "source": str(hub),
+                "options": ["rbind", "rslave", "rw"],
+            },
         ],
         "linux": {
             "namespaces": [

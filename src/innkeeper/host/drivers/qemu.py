@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator, Callable, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +14,21 @@ import structlog
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
-from innkeeper.errors import CheckpointFailedError
+from innkeeper.errors import CheckpointFailedError, InstanceNotFoundError, VolumeFailedError
 from innkeeper.host.drivers.accelerator import ask_version
-from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs
+from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs, VolumeDisk
 from innkeeper.host.drivers.memory_needs import ProgramVersion, cpu_digest
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory_mb, options_digest, qemu_command
-from innkeeper.host.drivers.qmp import Qmp, QmpError, QmpLostError
+from innkeeper.host.drivers.qmp import Event, Qmp, QmpError, QmpLostError, ignore
 from innkeeper.host.drivers.strays import Strays
 from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, MOUNT_TABLE, PIDS_MAX, JailFailedError, VmJail, heard
 from innkeeper.host.drivers.vm_memory import STATE, load_state, save_state
 from innkeeper.host.drivers.vm_template import TemplateMemories
+from innkeeper.host.drivers.vm_volumes import Unplugged, plug_in, pull_out
 from innkeeper.host.guest_link import SOCKET_NAME
 from innkeeper.host.kernels.kernel_store import BootFiles
-from innkeeper.host.linux import unix_socket
+from innkeeper.host.linux import guest_written, unix_socket
 from innkeeper.host.linux.cgroup import CgroupTree, Usage
 from innkeeper.host.linux.command import CommandFailed
 
@@ -60,7 +61,7 @@ class QemuDriver:
     """
 
     name = "qemu"
-    capabilities = Capabilities(freeze=True, templates=True)
+    capabilities = Capabilities(freeze=True, templates=True, volumes=True)
     needs = Needs(disk_files=True, tap=True, dialled=True)
 
     def __init__(
@@ -230,6 +231,9 @@ class QemuDriver:
             files.callback(os.close, descriptor)
             return descriptor
 
+        disk = opened(root.disk, os.O_RDWR)
+        # Before the guest can write it: from then on the host's kernel does not mount it.
+        guest_written.mark(disk)
         return VmPlan(
             name=plan.machine_id,
             accelerator=self._accelerator,
@@ -241,21 +245,21 @@ class QemuDriver:
             control=files.enter_context(unix_socket.listen(plan.state_dir / CONTROL_SOCKET, backlog=BACKLOG)).fileno(),
             link=files.enter_context(unix_socket.listen(plan.link_dir / SOCKET_NAME, backlog=BACKLOG)).fileno(),
             image=opened(root.image, os.O_RDONLY),
-            disk=opened(root.disk, os.O_RDWR),
+            disk=disk,
             tap=None if plan.tap is None else plan.tap.descriptor,
             mac=None if plan.tap is None else plan.tap.mac,
             tsc_khz=self._tsc_khz,
         )
 
     @contextlib.asynccontextmanager
-    async def _control(self, machine_id: str) -> AsyncIterator[Qmp]:
+    async def _control(self, machine_id: str, on_event: Callable[[Event], None] = ignore) -> AsyncIterator[Qmp]:
         """A session on a running machine's control socket, of which there is one at a time. Raises QmpError."""
         try:
             path, turn = self._controls[machine_id]
         except KeyError:
             raise QmpLostError("The virtual machine does not run") from None
         async with turn:
-            session = await Qmp.connect(path)
+            session = await Qmp.connect(path, on_event=on_event)
             try:
                 yield session
             finally:
@@ -326,6 +330,36 @@ class QemuDriver:
     def usage(self, machine_id: str) -> Usage:
         """See the contract."""
         return self._parent.child(machine_id).usage()
+
+    async def attach(self, machine_id: str, volume: VolumeDisk) -> None:
+        """See Attaching. The guest has another disk, whose serial number is the volume's name."""
+        if machine_id not in self._controls:
+            raise InstanceNotFoundError
+        pid = self._machines.running_pid(machine_id, self._controls[machine_id][0].parent)
+        if pid is None:
+            raise InstanceNotFoundError
+        try:
+            async with self._control(machine_id) as session:
+                await plug_in(session, pid, volume)
+        except QmpError as error:
+            log.warning("a volume could not be plugged in", machine=machine_id, error=str(error))
+            raise VolumeFailedError("The virtual machine did not take the volume") from error
+
+    async def detach(self, machine_id: str, volume: VolumeDisk) -> None:
+        """See Attaching."""
+        unplugged = Unplugged()
+        try:
+            async with self._control(machine_id, unplugged.hear) as session:
+                await pull_out(session, unplugged, volume)
+        except QmpError as error:
+            control = self._controls.get(machine_id)
+            if control is not None and self._machines.running_pid(machine_id, control[0].parent) is not None:
+                log.warning("a volume could not be pulled out", machine=machine_id, error=str(error))
+                raise VolumeFailedError("The virtual machine does not let go of the volume") from error
+
+    async def has_let_go(self, machine_id: str, volume: VolumeDisk) -> bool:
+        """See Attaching: QEMU has closed the file by the time that it is detached."""
+        return True
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of the machines (they run on), or stop them all and remove the server's group."""

@@ -54,8 +54,8 @@ class Event:
     data: Mapping[str, Any]
 
 
-def _ignore(_: Event) -> None:
-    pass
+def ignore(_: Event) -> None:
+    """Hear of an event, and do nothing."""
 
 
 class Qmp:
@@ -79,7 +79,7 @@ class Qmp:
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, path: Path, *, on_event: Callable[[Event], None] = _ignore) -> Self:
+    async def connect(cls, path: Path, *, on_event: Callable[[Event], None] = ignore) -> Self:
         """A session that takes commands; `on_event` hears of every event from then on.
 
         Raises QmpLostError when nobody listens or QEMU does not greet in time, QmpError for a greeting that is none.

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from innkeeper.host.linux import guest_written
+
 LOOP_CLR_FD = 0x4C01
 LOOP_SET_DIRECT_IO = 0x4C08
 LOOP_CONFIGURE = 0x4C0A
@@ -60,6 +62,7 @@ def attach(
 ) -> LoopDevice:
     """Attach a regular file to a free loop device. Raises OSError (EBUSY when every attempt lost the race).
 
+    GuestWrittenError for what a virtual machine may have written: without a device nothing of it can be mounted here, whoever tries.
     `direct_io` is a wish: the kernel falls back to buffered I/O where the file system under the file cannot do it.
     """
     flags = (LO_FLAGS_READ_ONLY if read_only else 0) | (LO_FLAGS_AUTOCLEAR if autoclear else 0)
@@ -67,6 +70,7 @@ def attach(
     mode = os.O_RDONLY if read_only else os.O_RDWR
     backing = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        guest_written.check(backing)
         # Only for the eyes of `losetup`: cut at 63 bytes, while sysfs has the whole path.
         name = os.fsencode(os.fspath(path))[:63]
         config = _LOOP_CONFIG.pack(
