@@ -58,6 +58,12 @@ async def _boot_files() -> BootFiles:
     return files
 
 
+def put_kernel(host_dir: Path) -> None:
+    """The kernel of microVMs, as if it had been fetched there."""
+    kernel = boot_files().kernel.parent
+    shutil.copytree(kernel, host_dir / "kernels" / kernel.name, ignore=shutil.ignore_patterns("initramfs-*"))
+
+
 async def _fetch(store: KernelStore) -> Kernel:
     """The newest kernel, also on a machine that was made without apt's lists, or long ago."""
     try:

@@ -1,12 +1,14 @@
-"""Which files a command changed: every case by real commands in a real guest, scanned from the host."""
+"""Which files a command changed: every case by real commands in a real guest, scanned from the host, and in the long run also by a microVM's own agent."""
 
 import asyncio
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+from tests.integration.booted_vm import NEEDS_QEMU, PATIENCE_SECONDS, put_kernel
 from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, running_host
 
 from innkeeper.core import host_verbs as verbs
@@ -52,6 +54,27 @@ CASES: list[tuple[str, str, Mapping[str, str]]] = [
     ("image file deleted", "sudo rm /etc/issue", {"/etc/issue": DELETED}),
     ("image file back", "sudo sh -c 'echo other > /etc/issue'", {"/etc/issue": CREATED}),
 ]  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module",
+    params=["gvisor", pytest.param("qemu", marks=[pytest.mark.long, pytest.mark.timeout(600), NEEDS_QEMU])],
+)
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def home_for(driver: str, home: Path) -> Path:
+    """A state directory whose server can start guests of the driver."""
+    if driver == "qemu":
+        put_kernel(home / "host")
+    return home
+
+
+@pytest.fixture(scope="module")
+async def host(anyio_backend: str, driver: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
+    async with running_host(home_for(driver, tmp_path_factory.mktemp("home")), driver=driver) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
@@ -178,16 +201,20 @@ async def test_a_frozen_guest_is_scanned_when_it_wakes_and_by_no_one_else(host: 
     assert (await host.ok(instance, "echo y > after")).changed == {f"{HOME}/after": CREATED}
 
 
-async def test_changes_survive_a_restart_of_the_daemon(tmp_path_factory: pytest.TempPathFactory) -> None:
-    home = tmp_path_factory.mktemp("home")
-    async with running_host(home, keep_running=True) as first:
+async def test_changes_survive_a_restart_of_the_daemon(driver: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = home_for(driver, tmp_path_factory.mktemp("home"))
+    async with running_host(home, keep_running=True, driver=driver) as first:
         room = await first.ensure()
         asleep = await first.ensure()
         assert (await first.ok(room, "echo x > told")).changed == {f"{HOME}/told": CREATED}
         await first.ok(asleep, "echo x > told")
         execution = await first.ok(room, "touch one two; (sleep 1; touch while-away) >/dev/null 2>&1 &")
-    await asyncio.sleep(1.2)
-    async with running_host(home) as second:
+    async with running_host(home, driver=driver) as second:
+
+        async def written() -> bool:
+            return "while-away" in json.dumps(await second.request(verbs.ListFiles(room, HOME)))
+
+        await eventually(written, seconds=PATIENCE_SECONDS)
         answer = await second.ok(room, "rm told")
         assert answer.changed == {f"{HOME}/told": DELETED, f"{HOME}/while-away": CREATED}
         assert (await second.ok(asleep, "true")).changed == {}
