@@ -19,6 +19,7 @@ from bench import (
     changes,
     checkpoints,
     commands,
+    drivers,
     executions,
     idle,
     ports,
@@ -43,6 +44,7 @@ GROUPS = (
     "changes",
     "idle",
     "checkpoints",
+    "drivers",
     "transfers",
     "ports",
     "terminals",
@@ -127,6 +129,8 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                     found = await asyncio.to_thread(
                         checkpoints.measure, home / "checkpoints", platform=host["platform"], tries=tries // 2 + 1
                     )
+                elif group == "drivers":
+                    found = await asyncio.to_thread(drivers.measure, tries=tries // 2 + 1)
                 elif group == "burst":
                     found = await asyncio.to_thread(burst.measure, server, tries=1 if options.quick else 3)
                 elif group == "sustained":
