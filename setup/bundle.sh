@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds dist/innkeeper-VERSION-debRELEASE-ARCH.bundle.tar: everything that a machine of the same release of Debian needs and does
-# not reach. In it: our packages, the shipped images (INNKEEPER_IMAGES says which), every Debian package that these depend on, the
-# Python wheels, checksums, and install.sh.
+# not reach. In it: our packages, the shipped images (INNKEEPER_IMAGES says which), the kernel of microVMs, every Debian package that
+# these depend on, the Python wheels, checksums, and install.sh.
 #
 #   setup/bundle.sh [DIRECTORY]      DIRECTORY in place of dist
 set -euo pipefail
@@ -22,39 +22,61 @@ scratch=$(mktemp -d "$output/.bundle.XXXXXX")
 scratch=$(readlink -f "$scratch")
 trap 'rm -rf "$scratch"' EXIT
 
-# The images as a package, so that dpkg knows whose the files are and an upgrade takes the old ones away.
+# Files as a package, so that dpkg knows whose they are and an upgrade takes the old ones away. What they are, from standard input.
+data_package() { # $1: name, $2: version, $3: the tree
+    mkdir "$3/DEBIAN"
+    { cat << CONTROL; cat; } > "$3/DEBIAN/control"
+Package: $1
+Version: $2
+Architecture: $architecture
+Maintainer: Innkeeper maintainers <innkeeper@localhost>
+Installed-Size: $(du --summarize --apparent-size --block-size=1024 "$3" | cut -f 1)
+Enhances: innkeeper
+Section: admin
+Priority: optional
+CONTROL
+    # They are compressed as they are.
+    dpkg-deb --root-owner-group -Znone --build "$3" "$bundle/debs/$1_$2_$architecture.deb" > /dev/null
+    rm -r "$3"
+}
+
 build_images() { # $1: version
     local tree=$scratch/images place name digest
     say 'building the images, or taking those that are there'
     .venv/bin/inn image build-shipped --home "$PWD/build/images" > "$scratch/images.built"
-    install -d "$tree/usr/share/innkeeper/images" "$tree/DEBIAN"
+    install -d "$tree/usr/share/innkeeper/images"
     while read -r name digest _; do
         for place in "$name.json" "$digest.erofs"; do
             install -m 0644 "build/images/host/images/$place" "$tree/usr/share/innkeeper/images/"
         done
     done < "$scratch/images.built"
-    cat > "$tree/DEBIAN/control" << CONTROL
-Package: innkeeper-images
-Version: $1
-Architecture: $architecture
-Maintainer: Innkeeper maintainers <innkeeper@localhost>
-Installed-Size: $(du --summarize --apparent-size --block-size=1024 "$tree" | cut -f 1)
-Enhances: innkeeper
-Section: admin
-Priority: optional
+    data_package innkeeper-images "$1" "$tree" << CONTROL
 Description: guest images for Innkeeper, built ahead
  With these a server starts without building its images, for which it would
  need a mirror of Debian.
 CONTROL
-    # The images are compressed as they are.
-    dpkg-deb --root-owner-group -Znone --build "$tree" "$bundle/debs/innkeeper-images_$1_$architecture.deb" > /dev/null
-    rm -r "$tree"
 }
 
-# Our package's dependencies and runsc, with all of theirs: as for a machine that has nothing installed, since what the other one
+# Debian's package of the kernel that microVMs boot, as it is: it is not to be installed there, only unpacked by the server.
+fetch_kernel() { # $1: version
+    local tree=$scratch/kernel package
+    package=$(apt-cache "${options[@]}" depends --important "linux-image-cloud-$architecture" |
+        sed -n 's/^ *Depends: \(linux-image-.*\)$/\1/p' | head -n 1)
+    [ -n "$package" ] || die "apt knows no kernel for virtual machines, linux-image-cloud-$architecture"
+    say "fetching $package"
+    install -d "$tree/usr/share/innkeeper/kernel"
+    (cd "$tree/usr/share/innkeeper/kernel" && apt-get -qq "${options[@]}" download "$package" && chmod 0644 ./*.deb)
+    data_package innkeeper-kernel "$1" "$tree" << CONTROL
+Description: the kernel of Innkeeper's microVMs
+ Debian's package of it, which is not installed: with it a server boots
+ microVMs without fetching one from a mirror of Debian.
+CONTROL
+}
+
+# Our package's dependencies, runsc and QEMU, with all of theirs: as for a machine that has nothing installed, since what the other one
 # has is not known here.
 fetch_dependencies() {
-    local runsc=runsc options
+    local runsc=runsc
     say 'fetching the Debian packages that it takes'
     mkdir -p "$scratch/sources" "$scratch/lists/partial" "$scratch/archives/partial"
     : > "$scratch/status"
@@ -71,7 +93,7 @@ fetch_dependencies() {
         runsc=runsc/$codename-backports
     fi
     apt_with_progress "$scratch/output" "${options[@]}" --yes --no-install-recommends --download-only install \
-        "$(readlink -f "$bundle"/debs/innkeeper_*.deb)" python3-venv "$runsc" || {
+        "$(readlink -f "$bundle"/debs/innkeeper_*.deb)" python3-venv "$runsc" ${microvms[@]+"${microvms[@]}"} || {
         tail -n 20 "$scratch/output" >&2
         die 'apt could not fetch them'
     }
@@ -86,7 +108,12 @@ mkdir -p "$bundle/debs" "$bundle/wheels"
 mv "$scratch"/packages/*.deb "$bundle/debs/"
 cp build/wheels/*.whl "$scratch"/packages/*.whl "$bundle/wheels/"
 build_images "$full_version"
+# MicroVMs run on this kind of processor alone.
+microvms=()
+[ "$architecture" != amd64 ] || microvms=("${microvm_packages[@]}")
+options=()
 fetch_dependencies
+[ ${#microvms[@]} = 0 ] || fetch_kernel "$full_version"
 (cd "$bundle/debs" && apt-ftparchive packages . > Packages && apt-ftparchive release . > "$scratch/Release" && mv "$scratch/Release" .)
 install -m 0755 setup/debian/install.sh "$bundle/"
 printf '%s\n' "$full_version" > "$bundle/VERSION"

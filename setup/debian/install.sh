@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs Innkeeper from this folder, without any network: the server with its images, runsc, and what of Debian they need and this
-# machine lacks. It upgrades an older Innkeeper. As root.
+# Installs Innkeeper from this folder, without any network: the server with its images, runsc, QEMU and the kernel of microVMs where
+# they run on this kind of processor, and what of Debian they need and this machine lacks. It upgrades an older Innkeeper. As root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -36,8 +36,10 @@ apt() {
 
 apt update
 echo '-- installing'
-# The images first: the server starts as soon as it is configured, and would begin to build what is not there.
-apt install --yes --no-install-recommends innkeeper-images runsc
+first=(innkeeper-images runsc)
+[ "$architecture" != amd64 ] || first+=(innkeeper-kernel qemu-system-x86)
+# Before the server, which starts as soon as it is configured, and would begin to build what is not there.
+apt install --yes --no-install-recommends "${first[@]}"
 apt install --yes --no-install-recommends innkeeper
 inn version
 echo 'Now: inn doctor'

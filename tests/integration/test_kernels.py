@@ -142,5 +142,12 @@ async def test_a_package_that_was_brought_along_gives_the_same_kernel(tmp_path: 
     assert ended.returncode == 0, ended.stderr
     (brought,) = KernelStore(tmp_path / "home" / "host").kernels()
     assert brought.package == fetched.package
+    # As a server's start does it, once.
+    store = KernelStore(tmp_path / "server")
+    at_start = await store.newest(brought=file)
+    assert at_start is not None and at_start.image.read_bytes() == fetched.image.read_bytes()
+    made = at_start.fetched_at
+    again = await store.newest(brought=file)
+    assert again is not None and again.fetched_at == made
     assert brought.image.read_bytes() == fetched.image.read_bytes()
     assert [path.name for path in brought.modules] == [path.name for path in fetched.modules]

@@ -122,6 +122,7 @@ def test_the_wheel_runs_in_an_environment_of_ones_own(
         root.run(*pip, "/mnt/wheels", "--find-links", "/mnt/dist", "innkeeper")
         root.run("ln", "-s", "/opt/innkeeper/bin/inn", "/usr/local/bin/inn")
         root.run("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "innkeeper")
+        assert "useradd" in root.output("inn", "doctor")  # of virtual machines, which nothing demands
         serves_a_room(root)
 
 
@@ -151,6 +152,10 @@ def test_the_bundle_installs_without_any_network(tmp_path: Path, places: tuple[P
         root.run("mv", f"/srv/{unpacked.name}", "/srv/the bundle")
         said = root.run("/srv/the bundle/install.sh", timeout=APT_SECONDS).stdout
         assert "innkeeper 0." in said
+        inside = json.loads(root.output("inn", "doctor", "--json"))
+        checks = {check["name"]: check for check in inside["checks"]}
+        for name in ("qemu", "vm user", "guest kernel"):
+            assert checks[name]["ok"] is True, checks[name]
         print(f"installed: {time.monotonic() - began:.0f} s")
         root.run("rm", "-rf", "/srv/the bundle")
         assert f"image base: taken from {READY_IMAGES}" in serves_a_room(root)

@@ -79,6 +79,7 @@ def test_the_kernel_is_the_one_that_was_fetched_last_or_brought_along(tmp_path, 
     none = check_guest_kernel(tmp_path / "a b", tmp_path / "a b" / "host")
     assert (none.ok, none.fix) == (None, f"inn kernel fetch --home '{tmp_path}/a b'")
     assert not (tmp_path / "a b").exists()
+    (tmp_path / "linux-image-1.deb").touch()
     monkeypatch.setattr(shipped, "ready_kernel", lambda: tmp_path / "linux-image-1.deb")
     assert check_guest_kernel(tmp_path, tmp_path / "host").detail.startswith(f"{tmp_path}/linux-image-1.deb")
     for name, time in (("newer", 2), ("older", 1)):
@@ -86,6 +87,10 @@ def test_the_kernel_is_the_one_that_was_fetched_last_or_brought_along(tmp_path, 
         folder.mkdir(parents=True)
         (folder / RECORD).write_text('{"package": "linux-image-1", "version": "1"}')
         os.utime(folder / RECORD, (time, time))
+    # It came after both.
+    assert check_guest_kernel(tmp_path, tmp_path / "host").detail.startswith(f"{tmp_path}/linux-image-1.deb")
+    later = (tmp_path / "linux-image-1.deb").stat().st_ctime + 1
+    os.utime(tmp_path / "host" / "kernels" / "newer" / RECORD, (later, later))
     assert check_guest_kernel(tmp_path, tmp_path / "host").detail == "newer"
 
 

@@ -121,14 +121,19 @@ class KernelStore:
         return Kernel(wanted, target)
 
     async def newest(self, *, brought: Path | None) -> Kernel | None:
-        """What new guests boot: the kernel that was fetched last, else one made of the package that was `brought` along, in two seconds.
+        """What new guests boot: the kernel that was fetched last, or one made of the package that was `brought` along since, in two seconds.
 
         Raises KernelUnavailableError, OSError.
         """
-        kernels = self.kernels()
-        if kernels or brought is None:
-            return kernels[-1] if kernels else None
-        return await self.fetch(progress=log.info, file=brought)
+        if brought is not None and self.is_older(brought):
+            return await self.fetch(progress=log.info, file=brought)
+        return next(reversed(self.kernels()), None)
+
+    def is_older(self, brought: Path) -> bool:
+        """Whether the last kernel was fetched before that package came to this machine, or there is none. Raises OSError."""
+        last = next(reversed(self.kernels()), None)
+        # Its times of content are those of its own making, elsewhere.
+        return last is None or last.fetched_at < brought.stat().st_ctime
 
     def remove(self, kernel: Kernel) -> int:
         """Remove a kernel and its initramfs; how many bytes that were. No server may be about to use it."""

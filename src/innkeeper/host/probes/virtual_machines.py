@@ -132,11 +132,12 @@ def find_user(name: str = VM_USER) -> tuple[int, int] | None:
 
 def check_guest_kernel(home: Path, host_dir: Path) -> Check:
     """What microVMs boot."""
-    kernels, brought = KernelStore(host_dir).kernels(), shipped.ready_kernel()
+    store, brought = KernelStore(host_dir), shipped.ready_kernel()
+    kernels = store.kernels()
+    if brought is not None and store.is_older(brought):
+        return Check("guest kernel", True, f"{brought}, from the server's start on")
     if kernels:
         return Check("guest kernel", True, kernels[-1].name)
-    if brought is not None:
-        return Check("guest kernel", True, f"{brought}, from the server's start on")
     fix = f"inn kernel fetch --home {shlex.quote(str(home))}"
     return Check("guest kernel", None, "none was fetched, and microVMs boot one: inn kernel fetch", fix)
 
