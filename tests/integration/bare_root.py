@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from image_fixture import cache_directory
+from tests.integration.image_fixture import cache_directory
 
 ROOT = Path(__file__).parents[2]
 

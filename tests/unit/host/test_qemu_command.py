@@ -50,6 +50,10 @@ def test_kvm_needs_neither():
     assert values(command, "-accel") == ["kvm"]
     assert values(command, "-cpu") == ["host"]
     assert values(command, "-append") == ["quiet loglevel=0 panic=-1 reboot=t"]
+    # Nothing else of the machine differs; both are the same for every release of QEMU that the driver takes.
+    other = qemu_command("qemu", PLAN)
+    differ = {command[at - 1] for at, (one, two) in enumerate(zip(command, other, strict=True)) if one != two}
+    assert differ == {"-accel", "-cpu", "-append"}
     assert kernel_arguments(Accelerator.KVM, 2_596_120) == kernel_arguments(Accelerator.KVM, None)
 
 

@@ -1,19 +1,21 @@
 """What microVMs would run on, on hosts of every kind. None of those with KVM was at hand: what they show is written from what they are documented to show.
 
-Recorded on real machines are the first two, and the answers of QEMU without KVM.
+Recorded on a real machine are the first two, and QEMU's answers without KVM.
 """
 
 from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from innkeeper.errors import UnavailableError
-from innkeeper.host.drivers.accelerator import Qemu, tsc_khz
+from innkeeper.host.drivers.accelerator import Qemu, tsc_khz, why_not_running
 from innkeeper.host.drivers.qemu_command import Accelerator
+from innkeeper.host.drivers.vm_jail import VmJail
 from innkeeper.host.inventory import virtual_hardware
 from innkeeper.host.probes import kvm
 from innkeeper.host.probes.check import findings_from_dict
@@ -31,7 +33,7 @@ KVM_GROUP = 106
 
 # Lines of /proc/cpuinfo, and what the time stamp counter's rate is by them.
 EPYC_GUEST = (
-    "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9B45\ncpu MHz\t\t: 2596.120\n"
+    "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2596.120\n"
     "flags\t\t: fpu tsc msr cx8 sep nx rdtscp lm constant_tsc rep_good nopl xtopology nonstop_tsc tsc_known_freq hypervisor\n"
     "bogomips\t: 5192.24\n"
 )
@@ -235,6 +237,46 @@ def test_whatever_a_real_boot_says_it_decides(host: str) -> None:
     qemu = Qemu(PATH, (7, 2, 22))
     for booted, proven in (("", kvm.judge(seen)[0]), (None, False), ("a guest did not come up within 3 s", False)):
         assert findings(PATH, qemu, 2_000_000, seen, booted).facts["kvm"] is proven
+
+
+RUNNING = {"status": "running", "singlestep": False, "running": True}  # QEMU 7.2; 10 does not tell `singlestep`
+WITHOUT_KVM, WITH_KVM = ({"enabled": enabled, "present": True} for enabled in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "accelerator", "reason"),
+    [
+        (RUNNING, WITHOUT_KVM, Accelerator.TCG, None),
+        ({"status": "running", "running": True}, WITH_KVM, Accelerator.KVM, None),
+        (RUNNING, WITHOUT_KVM, Accelerator.KVM, "The virtual machine does not run by kvm"),
+        (RUNNING, WITH_KVM, Accelerator.TCG, "The virtual machine does not run by tcg"),
+        (RUNNING, {}, Accelerator.KVM, "The virtual machine does not run by kvm"),
+        (RUNNING, None, Accelerator.KVM, "The virtual machine does not run by kvm"),
+        ({"status": "paused", "running": False}, WITH_KVM, Accelerator.KVM, "The virtual machine does not run"),
+        (None, WITH_KVM, Accelerator.KVM, "The virtual machine does not run"),
+    ],
+)
+def test_a_guest_runs_by_what_its_isolation_says_or_not_at_all(
+    status: object, answer: object, accelerator: Accelerator, reason: str | None
+) -> None:
+    assert why_not_running(status, answer, accelerator) == reason
+
+
+def test_qemu_gets_the_device_and_its_group_and_no_other(tmp_path: Path) -> None:
+    root, kernel = tmp_path / "root", tmp_path / "kernel"
+    by_kvm = VmJail(root=root, mark="m", uid=995, gid=994, groups=(KVM_GROUP,), devices=(Path("/dev/kvm"),))
+    by_tcg = VmJail(root=root, mark="m", uid=995, gid=994)
+    lines = [set(jail.mount_table(kernel=kernel, initramfs=kernel).splitlines()) for jail in (by_kvm, by_tcg)]
+    assert lines[0] - lines[1] == {f"/dev/kvm {root}/dev/kvm none bind,nosuid 0 0"}
+    assert lines[1] <= lines[0]
+    words = [
+        jail.command(["qemu"], table=tmp_path / "table", groups=[], netns=tmp_path / "netns", file_bytes=1)
+        for jail in (by_kvm, by_tcg)
+    ]
+    assert set(words[0]) - set(words[1]) == {f"--groups={KVM_GROUP}"}
+    assert set(words[1]) - set(words[0]) == {"--clear-groups"}
+    for command in words:
+        assert {"--reuid=995", "--regid=994", "--no-new-privs", "--bounding-set=-all"} <= set(command)
 
 
 def test_a_missing_qemu_has_its_line_to_paste() -> None:

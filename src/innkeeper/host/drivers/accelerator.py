@@ -137,6 +137,17 @@ async def _outcome(process: asyncio.subprocess.Process, control: Path, seconds: 
             await session.close()
 
 
+def why_not_running(status: object, kvm: object, accelerator: Accelerator) -> str | None:
+    """What the answers of query-status and query-kvm say against a guest that is meant to run by that accelerator; None for nothing."""
+    if not isinstance(status, dict) or status.get("running") is not True:
+        return "The virtual machine does not run"
+    # `-accel kvm` alone never falls back; what is reported as isolation is looked at all the same.
+    enabled = isinstance(kvm, dict) and kvm.get("enabled") is True
+    if enabled != (accelerator is Accelerator.KVM):
+        return f"The virtual machine does not run by {accelerator.value}"
+    return None
+
+
 def told(event: Event) -> bool | None:
     """What an event says of a boot: whether the first program ran, which opens the link's port, or powers off; None where it says nothing of it."""
     if event.name == "VSERPORT_CHANGE" and event.data.get("open") is True:

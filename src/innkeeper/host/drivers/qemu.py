@@ -15,7 +15,7 @@ import structlog
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
 from innkeeper.errors import CheckpointFailedError, InstanceNotFoundError, VolumeFailedError
-from innkeeper.host.drivers.accelerator import ask_version
+from innkeeper.host.drivers.accelerator import ask_version, why_not_running
 from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs, VolumeDisk
 from innkeeper.host.drivers.memory_needs import ProgramVersion, cpu_digest
 from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachines
@@ -272,12 +272,8 @@ class QemuDriver:
     async def _confirm(self, session: Qmp) -> None:
         """Return when the guest's processors run, by what they are meant to. Raises QmpError."""
         status, kvm = await session.execute("query-status"), await session.execute("query-kvm")
-        if not isinstance(status, dict) or status.get("running") is not True:
-            raise QmpError("The virtual machine does not run")
-        # `-accel kvm` alone never falls back; what is reported as isolation is looked at all the same.
-        enabled = isinstance(kvm, dict) and kvm.get("enabled") is True
-        if enabled != (self._accelerator is Accelerator.KVM):
-            raise QmpError(f"The virtual machine does not run by {self._accelerator.value}")
+        if (reason := why_not_running(status, kvm, self._accelerator)) is not None:
+            raise QmpError(reason)
 
     async def adopt(self, machine_id: str, state_dir: Path) -> ProcessMachine | None:
         """Take over a microVM that survived a restart of the daemon."""

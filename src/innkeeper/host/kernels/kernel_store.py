@@ -148,16 +148,25 @@ class KernelStore:
         return await asyncio.to_thread(_boot_files, kernel, agent)
 
     def doomed(self, in_use: frozenset[str]) -> list[Path]:
-        """Folders of kernels and files of initramfs that no identity of `in_use` stands for, but for the newest kernel."""
+        """Folders of kernels and files of initramfs that no identity of `in_use` stands for, but for the newest kernel.
+
+        None of what is reached by a link: that is shared with other servers, whose guests boot others.
+        """
+        if self.directory.is_symlink():
+            return []
         kernels = self.kernels()
         folders = [
             kernel.directory
             for kernel in kernels[:-1]
-            if not any(_initramfs_of(kernel, identity).exists() for identity in in_use)
+            if not kernel.directory.is_symlink()
+            and not any(_initramfs_of(kernel, identity).exists() for identity in in_use)
         ]
         every = sorted(self.directory.glob(f"*/{_PREFIX}*{_SUFFIX}"))
         files = [path for path in every if path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) not in in_use]
-        return [*folders, *(path for path in files if path.parent not in folders)]
+        return [
+            *folders,
+            *(path for path in files if path.parent not in folders and not path.parent.is_symlink()),
+        ]
 
     def drop(self, path: Path) -> None:
         """Remove what `doomed` named; harmless when it is gone."""

@@ -92,6 +92,16 @@ async def test_what_is_not_in_use_is_collected_but_for_the_newest_kernel(store: 
     assert not any(files.initramfs.exists() for files in unused)
     assert newest.image.exists()
     assert store.doomed(frozenset()) == [older.directory]
+    # Other servers boot what is shared with them.
+    link = store.directory.parent / "sharing" / "kernels"
+    link.parent.mkdir()
+    link.symlink_to(store.directory)
+    assert KernelStore(link.parent).kernels() and KernelStore(link.parent).doomed(frozenset()) == []
+    link.unlink()
+    link.mkdir()
+    for kernel in (older, newest):
+        (link / kernel.name).symlink_to(kernel.directory)
+    assert len(KernelStore(link.parent).kernels()) == 2 and KernelStore(link.parent).doomed(frozenset()) == []
 
 
 def test_a_folder_without_a_record_is_no_kernel(store: KernelStore) -> None:
