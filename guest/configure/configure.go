@@ -116,14 +116,14 @@ func setSystem(wanted *request) error {
 		}
 		addEntropy(entropy)
 	}
+	if wanted.TimeUnixNs != nil && isBetter(time.Unix(0, *wanted.TimeUnixNs), time.Now()) {
+		now := syscall.NsecToTimeval(*wanted.TimeUnixNs)
+		_ = syscall.Settimeofday(&now)
+	}
 	if wanted.Network != nil {
 		if err := network.Apply(*wanted.Network); err != nil {
 			return err
 		}
-	}
-	if wanted.TimeUnixNs != nil {
-		now := syscall.NsecToTimeval(*wanted.TimeUnixNs)
-		_ = syscall.Settimeofday(&now)
 	}
 	if wanted.Hostname != nil {
 		_ = syscall.Sethostname([]byte(*wanted.Hostname))
@@ -145,6 +145,13 @@ func setSystem(wanted *request) error {
 		return overwrite("/etc/resolv.conf", *wanted.ResolvConf)
 	}
 	return nil
+}
+
+// isBetter says whether a time that the host told is better than the clock's. It was right when it was sent, so it is late by the way that it came: a clock that
+// is behind it is wrong by more, and one that is ahead of it may be the better one, unless no way is so long.
+func isBetter(told, clock time.Time) bool {
+	ahead := clock.Sub(told)
+	return ahead < 0 || ahead > longestWay
 }
 
 // replace writes beside and renames, so that nobody reads half a file.
@@ -187,6 +194,9 @@ func overwrite(path, content string) error {
 	}
 	return err
 }
+
+// How long what the host says may be under way on a busy machine.
+const longestWay = 2 * time.Second
 
 const (
 	rndAddEntropy = 0x40085203

@@ -4,7 +4,24 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 )
+
+func TestTheClockIsSetWhereItIsSurelyWrong(t *testing.T) {
+	told := time.Unix(1_700_000_000, 0)
+	for ahead, wanted := range map[time.Duration]bool{
+		-time.Hour:        true,
+		-time.Millisecond: true,
+		0:                 false,
+		time.Second:       false, // what was told took a second to come
+		3 * time.Second:   true,
+		time.Hour:         true,
+	} {
+		if isBetter(told, told.Add(ahead)) != wanted {
+			t.Errorf("a clock that is ahead by %v", ahead)
+		}
+	}
+}
 
 func inode(t *testing.T, path string) uint64 {
 	t.Helper()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,6 +43,9 @@ PRIMED = "primed"
 HELD_STILL = "held-still"
 # How often an idle guest that still runs user processes is asked whether they have ended.
 RECHECK_SECONDS = 5.0
+# How long a guest's own clock is relied on: processors' counters differ from the time by up to 0.1 ms in each second.
+CLOCK_SECONDS = 60.0
+CLOCK_TIMEOUT_SECONDS = 5.0
 # Files of one guest that are read and written at the same time: each holds up to 1 MiB here while its client, or its guest, takes its time.
 TRANSFERS = 16
 TRANSFER_WAIT_SECONDS = 30.0
@@ -157,6 +161,8 @@ class Machine:
     watches: int = 0
     user_processes: int = 0
     last_used: float = field(default_factory=time.monotonic)
+    # By the monotonic clock; unknown of a machine that an earlier daemon started.
+    clock_set_at: float = -math.inf
     failure: str | None = None
     # Whether it went on from a checkpoint, which others may have gone on from, too.
     restored: bool = False
@@ -262,6 +268,7 @@ class Machine:
                 return
             self.user_processes = found if isinstance(found, int) else 1
             if self.user_processes:
+                self._mind_clock()
                 self._schedule_freeze(RECHECK_SECONDS)
                 return
         await self.freeze()
@@ -285,6 +292,22 @@ class Machine:
             if self.frozen:
                 self.driver.thaw(self.id)
                 self.frozen = False
+        self._mind_clock()
+
+    async def set_clock(self, *, timeout_seconds: float) -> None:
+        """Tell the guest the time. Raises GuestError, LinkLostError."""
+        self.clock_set_at = time.monotonic()
+        told = {"time_unix_ns": time.time_ns()}
+        await self.endpoint.request("configure", told, timeout_seconds=timeout_seconds)
+
+    def _mind_clock(self) -> None:
+        """Have a clock of the guest's own set beside what goes on, unless that was done lately: it counts the processor's ticks, and nobody adjusts it."""
+        if self.driver.needs.clock and time.monotonic() - self.clock_set_at > CLOCK_SECONDS:
+            self.start_task(self._correct_clock())
+
+    async def _correct_clock(self) -> None:
+        with contextlib.suppress(InnkeeperError):
+            await self.set_clock(timeout_seconds=CLOCK_TIMEOUT_SECONDS)
 
     def check_disk(self) -> None:
         """Fail where the guest's disk has become read-only: the kernel does that after a write failed, for the host's disk being full above all.

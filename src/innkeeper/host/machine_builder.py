@@ -365,6 +365,9 @@ class MachineBuilder:
         if machine.primed == identity:
             # It has all that already; what is left to know is that its agent answers.
             patience = machine.driver.patience_seconds
+            if machine.driver.needs.clock:
+                await machine.set_clock(timeout_seconds=patience)
+                return False
             link = await machine.endpoint.link(timeout_seconds=patience)
             async with asyncio.timeout(patience):
                 await link.ping()
@@ -394,6 +397,7 @@ class MachineBuilder:
             "network": _network_of(slot) if machine.driver.needs.tap else None,
             **special,
         }
+        machine.clock_set_at = time.monotonic()
         answer = await machine.endpoint.request("configure", params, timeout_seconds=machine.driver.patience_seconds)
         if answer.get("tmp_is_tmpfs"):
             # Files there would escape the disk, its quota and files_changed.

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from uuid import uuid4
@@ -13,7 +14,7 @@ from tests.unit.virtual_time import anyio_backend as anyio_backend
 from innkeeper.core.host_verbs import MachineShape
 from innkeeper.errors import GuestError, InstanceFailedError
 from innkeeper.host import machine as machine_module
-from innkeeper.host.drivers.contract import Capabilities
+from innkeeper.host.drivers.contract import Capabilities, Needs
 from innkeeper.host.machine import Machine, MachineRecord, load_machine_record
 
 pytestmark = pytest.mark.anyio
@@ -24,6 +25,7 @@ SOON = 0.01
 class Driver:
     def __init__(self, *, freeze=True):
         self.capabilities = Capabilities(freeze=freeze)
+        self.needs = Needs()
         self.did = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -41,11 +43,15 @@ class Driver:
 
 class Endpoint:
     def __init__(self):
-        self.answers, self.asked, self.closed = [], 0, []
+        self.answers, self.asked, self.closed, self.told = [], 0, [], []
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def request(self, verb, params, *, timeout_seconds):
+        if verb == "configure":
+            assert list(params) == ["time_unix_ns"]
+            self.told.append(params["time_unix_ns"])
+            raise GuestError("The guest did not answer configure in time")
         assert verb == "processes"
         self.asked += 1
         await self.gate.wait()
@@ -274,3 +280,25 @@ def test_a_claim_of_nobody_is_damage(tmp_path, instance_id):
     record().save(tmp_path)
     (tmp_path / "claim.json").write_text(json.dumps({"instance_id": instance_id}))
     assert load_machine_record(tmp_path) is None
+
+
+async def test_a_clock_of_the_guests_own_is_set_with_a_use_now_and_then(machine, monkeypatch):
+    machine.driver.needs = Needs(clock=True)
+
+    async def use():
+        await machine.freeze()
+        async with machine.in_use():
+            await asyncio.sleep(SOON)
+        return len(machine.endpoint.told)
+
+    # Nobody knows when it was set last. That the guest does not answer is nothing to its user.
+    before = time.time_ns()
+    assert await use() == 1
+    assert before <= machine.endpoint.told[0] <= time.time_ns()
+    assert [await use() for _ in range(3)] == [1, 1, 1]
+    machine.clock_set_at -= machine_module.CLOCK_SECONDS + 1
+    assert await use() == 2
+    # The host's own needs no setting.
+    machine.driver.needs = Needs()
+    machine.clock_set_at -= machine_module.CLOCK_SECONDS + 1
+    assert await use() == 2

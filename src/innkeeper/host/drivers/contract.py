@@ -53,12 +53,14 @@ class Needs:
     """What a driver's machines are made of, beyond state directory and namespace; whoever builds one asks this.
 
     `disk_files`: the root as the files of image and disk, which the host does not mount. `tap`: an open tap in place of the namespace's own
-    interface. `dialled`: the host dials the guest's link, after the start; else the guest does, and the host listens before it.
+    interface. `dialled`: the host dials the guest's link, from the start on; else the guest does, and the host listens before it. `clock`: the guest has a
+    clock of its own, which is told the time now and then; else it is the host's.
     """
 
     disk_files: bool = False
     tap: bool = False
     dialled: bool = False
+    clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class QemuDriver:
 
     name = "qemu"
     capabilities = Capabilities(freeze=True, templates=True, volumes=True)
-    needs = Needs(disk_files=True, tap=True, dialled=True)
+    needs = Needs(disk_files=True, tap=True, dialled=True, clock=True)
 
     def __init__(
         self,
