@@ -1,5 +1,6 @@
 // Command inn-agent is PID 1 of every guest, of a microVM's from its kernel's first step on. Under the name sudo it is the guest's sudo;
-// `inn-agent scan` lists file changes.
+// `inn-agent scan` lists file changes,
+// `inn-agent sftp-server` serves a file transfer.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"innkeeper/guest/boot"
 	"innkeeper/guest/changes"
 	"innkeeper/guest/link"
+	"innkeeper/guest/sftp"
 	"innkeeper/guest/sudo"
 )
 
@@ -35,6 +37,8 @@ func main() {
 			os.Exit(changes.Main(os.Args[2:]))
 		case "sudo":
 			os.Exit(sudo.Main(os.Args[2:]))
+		case "sftp-server":
+			os.Exit(sftp.Main())
 		case "hostname":
 			// Run by the host in a guest that goes on from a checkpoint: its own processes may not set the name.
 			if len(os.Args) != 3 {
