@@ -56,6 +56,7 @@ from innkeeper.host.network.network import Network, NetworkSettings
 from innkeeper.host.network.upstream import parse_upstream
 from innkeeper.host.operator_verbs import OperatorVerbs
 from innkeeper.host.ports import Ports
+from innkeeper.host.programs import Programs
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
 from innkeeper.host.terminals import Terminals
@@ -191,6 +192,7 @@ async def run_daemon(
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
         executions = Executions(changes=changes, turns=turns, metrics=metrics)
         terminals = Terminals(fleet, turns, limit=settings.max_terminals)
+        programs = Programs(fleet, turns, limit=settings.max_terminals)
 
         volume_store = VolumeStore(pool.directory / "volumes")
         volumes = Volumes(fleet=fleet, store=volume_store)
@@ -199,6 +201,8 @@ async def run_daemon(
             executions.resume(machine, fleet.journals_of(machine))
             terminals.resume(machine)
             volumes.resume(machine)
+            if machine.restored:
+                programs.hang_up_on_orphans(machine)
 
         fleet.resume = resume
         recovered = await recovery.recover(
@@ -210,6 +214,8 @@ async def run_daemon(
             fleet=fleet,
             usage=usage,
         )
+        for adopted in fleet.machines():
+            programs.hang_up_on_orphans(adopted)
         images_in_use = fleet.images_in_use()
         for digest in {} if images_in_use is None else await store.collect(images_in_use):
             log.info("removed an image that nothing stands on", digest=digest[:12])
@@ -344,6 +350,7 @@ async def run_daemon(
             **Ports(fleet).handlers(),
             **Trees(fleet).handlers(),
             **terminals.handlers(),
+            **programs.handlers(),
         }
         yield Daemon(host_id, handlers, drivers, images, fleet, recovered)
 

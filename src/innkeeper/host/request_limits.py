@@ -13,6 +13,7 @@ from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, Mac
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
 from innkeeper.core.port_verbs import DialPort
 from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, WARM_POOL_RANGE
+from innkeeper.core.program_verbs import RunProgram
 from innkeeper.core.terminal_verbs import (
     COMMAND_BYTES_MAX,
     SIZE_RANGE,
@@ -82,6 +83,8 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
             raise InvalidRequestError(f"path: {wrong}")
     elif isinstance(request, (StartTerminal, ResizeTerminal, EndTerminal, AttachTerminal)):
         _check_terminal(request)
+    elif isinstance(request, RunProgram):
+        _check_program(request)
 
 
 def _check_terminal(request: StartTerminal | ResizeTerminal | EndTerminal | AttachTerminal) -> None:
@@ -98,6 +101,23 @@ def _check_terminal(request: StartTerminal | ResizeTerminal | EndTerminal | Atta
         # The label stays on the host for as long as the terminal is known.
         if len(request.label) + sum(len(word) for words in request.programs for word in words) > 4 * COMMAND_BYTES_MAX:
             raise InvalidRequestError("programs: too long")
+
+
+def _check_program(request: RunProgram) -> None:
+    if (
+        (request.command is None) == (not request.programs)
+        or len(request.programs) > MAX_PROGRAMS
+        or not all(request.programs)
+    ):
+        raise InvalidRequestError(f"either a command or 1 to {MAX_PROGRAMS} programs, each with a name")
+    if (request.cols is None) != (request.rows is None):
+        raise InvalidRequestError("cols, rows: both or none")
+    if request.cols is not None and request.rows is not None:
+        _check_range("cols", request.cols, SIZE_RANGE)
+        _check_range("rows", request.rows, SIZE_RANGE)
+    words = [request.command or "", *(word for program in request.programs for word in program)]
+    if sum(map(len, words)) > 4 * COMMAND_BYTES_MAX:
+        raise InvalidRequestError("command, programs: too long")
 
 
 def _check_shape(shape: MachineShape) -> None:
