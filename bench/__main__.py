@@ -25,6 +25,7 @@ from bench import (
     ports,
     report,
     rooms,
+    ssh,
     startup,
     sustained,
     terminals,
@@ -48,6 +49,7 @@ GROUPS = (
     "transfers",
     "ports",
     "terminals",
+    "ssh",
     "burst",
     "sustained",
 )
@@ -137,6 +139,8 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                     found = await sustained.measure(server, peers, tries=1 if options.quick else 3)
                 elif group == "terminals":
                     found = await terminals.measure(server, peers, tries=tries * 4)
+                elif group == "ssh":
+                    found = ssh.measure(server, tries=tries)
                 elif group == "ports":
                     found = ports.measure(server, tries=3 if options.quick else 8)
                 elif group == "transfers":

@@ -41,9 +41,10 @@ class Server:
         self.home = home
         self._platform = platform or "auto"
         self.settings = Settings(home=home)
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket() as other:
             probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+            other.bind(("127.0.0.1", 0))
+            self.port, self.ssh_port = int(probe.getsockname()[1]), int(other.getsockname()[1])
         self.log = home / "bench-server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._http: http.client.HTTPConnection | None = None
@@ -58,6 +59,7 @@ class Server:
             "INNKEEPER_IMAGES": "base",
             "INNKEEPER_KEEP_MACHINES": "false",
             "INNKEEPER_LOG_LEVEL": "warning",
+            "INNKEEPER_SSH_PORT": str(self.ssh_port),
             "INNKEEPER_RUNSC_PLATFORM": self._platform,
             "PYTHONUNBUFFERED": "1",
         }

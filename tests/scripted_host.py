@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from pydantic import TypeAdapter
 from tests.scripted_builds import ScriptedBuilds
 from tests.scripted_ports import ScriptedPorts
+from tests.scripted_programs import ScriptedPrograms
 from tests.scripted_terminals import ScriptedTerminals
 from tests.scripted_trees import ScriptedTrees
 
@@ -93,6 +94,7 @@ class ScriptedHost:
         self.execute_error: InnkeeperError | None = None
         self.builds = ScriptedBuilds()
         self.ports = ScriptedPorts(self._there)
+        self.programs = ScriptedPrograms(self._there)
         self.terminals = ScriptedTerminals()
         self.trees = ScriptedTrees(self.files, self._there)
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
@@ -153,6 +155,7 @@ class ScriptedHost:
                 (verbs.ReadUsage, self._read_usage),
                 *self.builds.answers(),
                 *self.ports.answers(),
+                *self.programs.answers(),
                 *self.terminals.answers(),
                 *self.trees.answers(),
             )

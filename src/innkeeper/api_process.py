@@ -33,6 +33,7 @@ READY_SECONDS = 60.0
 MIGRATION_SECONDS = 3_600.0
 # What it may take to stop beyond INNKEEPER_STOP_SECONDS.
 STOP_GRACE_SECONDS = 5.0
+SSH_BACKLOG = 128
 INSIDE = Path("/mnt")
 # $1 venv, $2 source, $3 state of the API, $4 user, then the command. A tmpfs over /mnt exists in this namespace only. The copies of guests' mounts that
 # the namespace begins with, of this server and its neighbours (all have a `host` folder), are dropped: they would keep disks busy for as long as
@@ -78,15 +79,17 @@ class ApiProcess:
         account = _account(settings)
         settings.api_dir.mkdir(mode=0o700, exist_ok=True)
         os.chown(settings.api_dir, account.pw_uid, account.pw_gid)
+        ssh = _ssh_listener(settings)
         api_end, host_end = make_socketpair()
         ready_read, ready_write = os.pipe()
+        passed = (api_end.fileno(), ready_write, *(() if ssh is None else (ssh.fileno(),)))
         try:
             process = await command.spawn(
-                _api_argv(settings, account.pw_name, api_end.fileno(), ready_write),
+                _api_argv(settings, account.pw_name, api_end.fileno(), ready_write, ssh),
                 env=_api_environment(settings),
                 stdout=sys.stdout,
                 stderr=sys.stderr,
-                pass_fds=(api_end.fileno(), ready_write),
+                pass_fds=passed,
             )
         except BaseException:
             host_end.close()
@@ -95,6 +98,8 @@ class ApiProcess:
         finally:
             api_end.close()
             os.close(ready_write)
+            if ssh is not None:
+                ssh.close()
         return cls(process, host_end, ready_read, stop_seconds=settings.stop_seconds)
 
     async def wait_opened(self) -> None:
@@ -166,7 +171,26 @@ def _known_database(settings: Settings) -> str:
         return ""
 
 
-def _api_argv(settings: Settings, user: str, bus_fd: int, ready_fd: int) -> list[str]:
+def _ssh_listener(settings: Settings) -> socket.socket | None:
+    """The SSH gateway's socket, bound by root: clients of SSH expect port 22. None where there is no gateway. Raises CannotStartError."""
+    if not settings.ssh_port:
+        return None
+    address = settings.ssh_listen or settings.listen
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, settings.ssh_port))
+        listener.listen(SSH_BACKLOG)
+    except OSError as error:
+        listener.close()
+        where = f"{address} port {settings.ssh_port}: {error.strerror}"
+        raise CannotStartError(
+            f"the SSH gateway cannot listen on {where}\nFIX: set INNKEEPER_SSH_PORT or INNKEEPER_SSH_LISTEN to another one"
+        ) from None
+    return listener
+
+
+def _api_argv(settings: Settings, user: str, bus_fd: int, ready_fd: int, ssh: socket.socket | None = None) -> list[str]:
     source = Path(__file__).resolve().parent.parent
     inside = [
         f"{INSIDE}/venv/bin/python",
@@ -175,6 +199,7 @@ def _api_argv(settings: Settings, user: str, bus_fd: int, ready_fd: int) -> list
         str(bus_fd),
         str(ready_fd),
         _known_database(settings),
+        *([] if ssh is None else [str(ssh.fileno())]),
     ]
     return [
         "unshare",

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 
@@ -19,7 +20,7 @@ from innkeeper.api.server import open_sockets
 from innkeeper.api.server import serve as serve_http
 from innkeeper.bus.socketpair import socketpair_bus
 from innkeeper.control import organizations
-from innkeeper.control.context import build_control
+from innkeeper.control.context import Control, build_control
 from innkeeper.errors import InnkeeperError
 from innkeeper.log_setup import LogLevel, configure_logging, log_file
 from innkeeper.settings import Settings
@@ -37,9 +38,11 @@ LAST_RESORT_SECONDS = 3.0
 def main() -> None:
     """Run until SIGTERM or until the daemon goes away.
 
-    Arguments: the bus's descriptor, the ready pipe's, and the UUID of the database that the host's guests belong to (empty: any).
+    Arguments: the bus's descriptor, the ready pipe's, the UUID of the database that the host's guests belong to (empty: any), and the descriptor of the
+    SSH gateway's listening socket where there is one.
     """
     bus_fd, ready_fd, known_database = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    ssh = socket.socket(fileno=int(sys.argv[4])) if len(sys.argv) > 4 else None
     settings = load_settings()
     level = configure_logging(
         form=settings.log_format,
@@ -49,17 +52,24 @@ def main() -> None:
     )
     import uvloop
 
-    uvloop.run(_run(settings, socket.socket(fileno=bus_fd), ready_fd, known_database, level))
+    uvloop.run(_run(settings, socket.socket(fileno=bus_fd), ready_fd, known_database, level, ssh))
 
 
-async def _run(settings: Settings, bus_end: socket.socket, ready_fd: int, known_database: str, level: LogLevel) -> None:
+async def _run(
+    settings: Settings,
+    bus_end: socket.socket,
+    ready_fd: int,
+    known_database: str,
+    level: LogLevel,
+    ssh: socket.socket | None,
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     for number, name in ((signal.SIGUSR1, "debug"), (signal.SIGUSR2, settings.log_level)):
         loop.add_signal_handler(number, level.set, name)
-    work = loop.create_task(_serve(settings, bus_end, ready_fd, known_database, level, stop))
+    work = loop.create_task(_serve(settings, bus_end, ready_fd, known_database, level, stop, ssh))
     stopped = loop.create_task(stop.wait())
     await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -82,6 +92,7 @@ async def _serve(
     known_database: str,
     level: LogLevel,
     stop: asyncio.Event,
+    ssh: socket.socket | None,
 ) -> None:
     try:
         database = await open_database(
@@ -106,20 +117,30 @@ async def _serve(
             await control.start()
             try:
                 sockets = open_sockets(settings)
-                _tell(ready_fd, {"first_token": first_token, "server_uuid": server_uuid})
-                os.close(ready_fd)
-                del first_token
-                await serve_http(
-                    build_app(control),
-                    sockets,
-                    stop=stop,
-                    graceful_seconds=settings.stop_seconds,
-                    limits=HttpLimits.of(settings),
-                )
+                async with _gateway(control, ssh):
+                    _tell(ready_fd, {"first_token": first_token, "server_uuid": server_uuid})
+                    os.close(ready_fd)
+                    del first_token
+                    await serve_http(
+                        build_app(control),
+                        sockets,
+                        stop=stop,
+                        graceful_seconds=settings.stop_seconds,
+                        limits=HttpLimits.of(settings),
+                    )
             finally:
                 await control.close()
     finally:
         await database.close()
+
+
+def _gateway(control: Control, ssh: socket.socket | None) -> AbstractAsyncContextManager[None]:
+    if ssh is None:
+        return contextlib.nullcontext()
+    # A third of a second, and 15 MiB: for those who have it.
+    from innkeeper.api.ssh.gateway import ssh_gateway
+
+    return ssh_gateway(control, ssh)
 
 
 def _tell(ready_fd: int, what: dict[str, str | bool | None]) -> None:

@@ -285,6 +285,21 @@ class Settings(BaseModel):
     keep_alive_seconds: Annotated[
         float, Field(gt=0, le=3600, description="How long a connection without a request is kept.")
     ] = 75
+    ssh_port: Annotated[
+        int, Field(ge=0, le=65535, description="Port of the SSH gateway; 0: there is none. Ports below 1024 work too.")
+    ] = 0
+    ssh_listen: Annotated[
+        Address | None, Field(description="Address of the SSH gateway; default: that of the API.")
+    ] = None
+    ssh_connections: Annotated[
+        int, Field(ge=1, le=4096, description="SSH connections at the same time; further ones are closed at once.")
+    ] = 256
+    ssh_connections_per_address: Annotated[
+        int, Field(ge=1, le=4096, description="Of these, how many may come from one client address.")
+    ] = 32
+    ssh_login_seconds: Annotated[
+        float, Field(gt=0, le=600, description="How long an SSH client may take until it has shown its key.")
+    ] = 20
     log_format: Annotated[Literal["console", "json"], Field(description="Form of the log lines.")] = "console"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe level that is logged.")

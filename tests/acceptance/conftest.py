@@ -12,7 +12,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "integration")]
 from instavm_client import Instavm  # noqa: E402
 from internet_fixture import Internet, internet  # noqa: E402
-from server_fixture import Api, Room, Server, server  # noqa: E402
+from server_fixture import Api, Room, Server, free_port, server  # noqa: E402
 
 LOG_TAIL = 20_000
 # A profile whose rooms nobody touches: the shortest idle time is a minute, which passes while the other tests run.
@@ -30,6 +30,7 @@ def world() -> Iterator[Internet]:
 def innkeeper(world: Internet) -> Iterator[Server]:
     """`inn serve` with all shipped images, whose guests live behind the world's host."""
     settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
+    settings["INNKEEPER_SSH_PORT"] = str(free_port())
     with server("base", "python-data-science", "node", **settings) as running:
         api = running.api()
         profile = api.make_profile(idle_seconds=60, name=SHORT_LIVED)

@@ -23,6 +23,7 @@ PAGES = {
     "/v1/users/": "v1-account.md",
     "/v1/api-keys/": "v1-account.md",
     "/v1/ssh-keys": "v1-account.md",
+    "/v1/ssh": "v1-account.md",
     "/v1/audit/": "v1-account.md",
     "/v1/vms": "v1-vms.md",
     "/v1/sessions/": "v1-vms.md",

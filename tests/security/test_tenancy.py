@@ -198,6 +198,7 @@ MATRIX: dict[Route, Entry] = {
     **{(method, "/v1/api-keys/{key_id}"): Entry(TOKENS) for method in ("GET", "DELETE")},
     ("PATCH", "/v1/api-keys/{key_id}"): Entry(TOKENS, json={"description": "renamed"}),
     ("GET", "/v1/ssh-keys"): Entry(ROOMS),
+    ("GET", "/v1/ssh"): Entry(ANY_TOKEN, shared=True),
     ("POST", "/v1/ssh-keys"): Entry(ROOMS, json={"public_key": SSH_KEY}),
     ("DELETE", "/v1/ssh-keys/{ssh_key_id}"): Entry(ROOMS),
     ("POST", "/v1/diagnosis"): Entry(OPERATOR, json={"kind": "tasks"}, shared=True),

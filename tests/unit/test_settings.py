@@ -20,6 +20,10 @@ KEY = base64.b64encode(b"hunter2 " * 4).decode()
 
 RANGES = {
     "port_connections": (1, 512),
+    "ssh_port": (0, 65_535),
+    "ssh_connections": (1, 4_096),
+    "ssh_connections_per_address": (1, 4_096),
+    "ssh_login_seconds": (0.001, 600),
     "share_answer_seconds": (0.001, 3600),
     "share_idle_seconds": (0.001, 86_400),
     "vm_vcpus": (1, 64),

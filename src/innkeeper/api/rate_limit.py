@@ -28,7 +28,7 @@ class AddressRateLimit:
             RateLimitedError: too many, with the seconds until the next one is allowed.
 
         """
-        key = _key(address)
+        key = address_key(address)
         now = self._clock()
         left, at = self._buckets.pop(key, (self._capacity, now))
         left = min(self._capacity, left + (now - at) * self._per_second)
@@ -45,7 +45,8 @@ class AddressRateLimit:
         return len(self._buckets)
 
 
-def _key(address: str) -> str:
+def address_key(address: str) -> str:
+    """What stands for a client: its address, of IPv6 the /64."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

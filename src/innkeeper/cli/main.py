@@ -24,6 +24,7 @@ COMMANDS = {
     "py": ("execution", "py"),
     "run": ("run", "run"),
     "terminal": ("terminal", "terminal"),
+    "ssh": ("ssh", "ssh"),
     "cp": ("copying", "cp"),
     "ls": ("looking", "ls"),
     "cat": ("looking", "cat"),

@@ -20,6 +20,7 @@ from innkeeper.control.metrics import Metrics
 from innkeeper.control.ports import PortConnections
 from innkeeper.control.secrets import SecretBox, load_box
 from innkeeper.control.share_table import ShareTable
+from innkeeper.control.ssh_keys_in_use import SshKeysInUse
 from innkeeper.control.tasks import Tasks
 from innkeeper.control.token_cache import TokenCache
 from innkeeper.control.write_behind import WriteBehind
@@ -54,6 +55,7 @@ class Control:
         self.flights = Flights(self.tasks)
         self.later = WriteBehind()
         self.tokens = TokenCache()
+        self.ssh_keys_in_use = SshKeysInUse()
         self.live = LiveTable()
         self.keys = Keys()
         self.hosts = HostTable()

@@ -55,7 +55,7 @@ async def list_keys(control: Control, principal: Principal) -> list[SshKey]:
 
 
 async def remove(control: Control, principal: Principal, number: int) -> None:
-    """Forget a key. Raises NotFoundError."""
+    """Forget a key; SSH connections that stand on it end. Raises NotFoundError."""
     require(principal, Scope.ROOMS)
 
     def write(connection: sa.Connection) -> None:
@@ -64,3 +64,4 @@ async def remove(control: Control, principal: Principal, number: int) -> None:
         audit_events.insert(connection, audit.event(principal, "ssh_key.delete", "ssh_key", str(number)))
 
     await control.database.write(write)
+    control.ssh_keys_in_use.forget(principal.organization_id, number)

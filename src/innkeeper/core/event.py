@@ -19,6 +19,7 @@ CATALOG: dict[str, tuple[str, ...]] = {
     "room": ("room.create", "room.destroy", "room.expire", "room.machine_lost", "room.restart"),
     "session": ("session.create",),
     "share": ("share.change", "share.create", "share.link", "share.revoke"),
+    "ssh": ("ssh.forward", "ssh.login", "ssh.logout", "ssh.session"),
     "ssh_key": ("ssh_key.create", "ssh_key.delete"),
     "terminal": ("terminal.attach", "terminal.create", "terminal.delete"),
     "token": ("token.create", "token.rename", "token.revoke"),

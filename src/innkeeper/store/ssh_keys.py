@@ -43,6 +43,14 @@ def by_fingerprint(connection: sa.Connection, organization_id: UUID, fingerprint
     return None if row is None else _key(row)
 
 
+def numbers_of(connection: sa.Connection, fingerprint: str) -> dict[UUID, int]:
+    """The number of the key of a fingerprint, in each organization that has it."""
+    query = sa.select(ssh_keys.c.organization_id, ssh_keys.c.number).where(
+        ssh_keys.c.fingerprint == fingerprint, ssh_keys.c.removed_at.is_(None)
+    )
+    return {row.organization_id: row.number for row in connection.execute(query)}
+
+
 def of_organization(connection: sa.Connection, organization_id: UUID) -> list[SshKey]:
     """The organization's keys, oldest first."""
     mine = (ssh_keys.c.organization_id == organization_id) & ssh_keys.c.removed_at.is_(None)

@@ -314,6 +314,8 @@ ssh_keys = sa.Table(
     sa.Column("created_at", UtcDateTime(), nullable=False),
     # A row stays, so that its number never means another key.
     sa.Column("removed_at", UtcDateTime()),
+    # Whoever knocks is looked up before anything is known of them.
+    sa.Index(None, "fingerprint"),
 )
 
 usage = sa.Table(

@@ -9,11 +9,13 @@ from fastapi import APIRouter, Query
 from pydantic import BeforeValidator
 
 from innkeeper.api.json_app import CurrentPrincipal
+from innkeeper.api.ssh.host_key import ssh_gateway_of
 from innkeeper.api.v1.account_schemas import (
     ApiKeyAnswer,
     ApiKeyCreate,
     ApiKeyCreated,
     ApiKeyUpdate,
+    SshGatewayAnswer,
     SshKeyAnswer,
     SshKeyCreate,
     SshKeyList,
@@ -107,7 +109,21 @@ def add_api_key_routes(router: APIRouter, control: Control) -> None:
 
 
 def add_ssh_key_routes(router: APIRouter, control: Control) -> None:
-    """SSH keys are kept for what comes in by SSH."""
+    """SSH keys let their holders in to the organization's VMs."""
+
+    @router.get("/v1/ssh")
+    async def get_ssh_gateway(principal: CurrentPrincipal) -> SshGatewayAnswer:
+        """Where VMs can be reached by SSH, and the key by which the gateway is known."""
+        gateway = ssh_gateway_of(control.settings)
+        if gateway is None:
+            return SshGatewayAnswer(enabled=False, address=None, port=None, host_key=None, fingerprint=None)
+        return SshGatewayAnswer(
+            enabled=True,
+            address=gateway.address,
+            port=gateway.port,
+            host_key=gateway.host_key,
+            fingerprint=gateway.fingerprint,
+        )
 
     @router.get("/v1/ssh-keys")
     async def list_ssh_keys(principal: CurrentPrincipal) -> SshKeyList:
@@ -121,7 +137,7 @@ def add_ssh_key_routes(router: APIRouter, control: Control) -> None:
 
     @router.delete("/v1/ssh-keys/{ssh_key_id}")
     async def delete_ssh_key(principal: CurrentPrincipal, ssh_key_id: Number) -> StatusAnswer:
-        """Forget a key."""
+        """Forget a key; the SSH connections that stand on it end."""
         await ssh_keys.remove(control, principal, ssh_key_id)
         return StatusAnswer(status="deleted")
 

@@ -99,6 +99,16 @@ class SshKeyList(BaseModel):
     keys: list[SshKeyAnswer]
 
 
+class SshGatewayAnswer(BaseModel):
+    """Where the SSH gateway is; all but `enabled` are null where there is none."""
+
+    enabled: bool
+    address: str | None = Field(description="Where it listens.")
+    port: int | None
+    host_key: str | None = Field(description="Kind and base64, as in known_hosts.")
+    fingerprint: str | None = Field(description="Of that key, as ssh shows it.")
+
+
 class StatusAnswer(BaseModel):
     """That it was done."""
 
@@ -123,7 +133,7 @@ class EventAnswer(BaseModel):
     resource_id: str
     resource_type: str
     actor_id: str
-    actor_type: str = Field(description="`token`, `operator` or `system`.")
+    actor_type: str = Field(description="`token`, `ssh_key`, `operator` or `system`.")
     event_payload: dict[str, Any]
     error_message: str | None
 
