@@ -29,6 +29,8 @@ type Guest struct {
 	// The overlay's parts, which only root sees.
 	Upper  string
 	Lowers []string
+	// Where the file system of the disk is mounted.
+	Disk string
 	// Where the agent keeps what belongs to the disk, and not to the guest's files.
 	Private string
 }
@@ -99,7 +101,7 @@ func (b *sequence) run() (*Guest, error) {
 		}
 	}
 	b.note("the guest is made")
-	return &Guest{Port: b.port, Upper: upper, Lowers: []string{image}, Private: private}, nil
+	return &Guest{Port: b.port, Upper: upper, Lowers: []string{image}, Disk: disks, Private: private}, nil
 }
 
 // fail does not return.

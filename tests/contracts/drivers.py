@@ -53,6 +53,8 @@ class Kind:
     overhead_mib: int
     group_suffix: str = ""
     runtime_files: tuple[str, ...] = ()
+    # What of its settings saved memory depends on.
+    memory_needs: frozenset[str] = frozenset()
     # A machine that boots a kernel takes its time: the whole contract does four minutes.
     marks: tuple[pytest.MarkDecorator, ...] = ()
 
@@ -86,6 +88,7 @@ def gvisor(platform: str) -> Kind:
             "00000000000000cc_sandbox:00000000000000cc.lock",
             "runsc-00000000000000dd.sock",
         ),
+        memory_needs=frozenset({"runsc", "platform", "flags", "cpu"}),
     )
 
 
@@ -115,6 +118,7 @@ def qemu() -> Kind:
         ended="The virtual machine ended",
         overhead_mib=OVERHEAD_MIB + TCG_CACHE_MIB,
         group_suffix=VM_SUFFIX,
+        memory_needs=frozenset({"qemu", "accelerator", "options", "cpu", "kernel"}),
         marks=(pytest.mark.long,),
     )
 
@@ -245,7 +249,15 @@ class Lab:
     async def restore(self, saved: Saved, *, hostname: str = "clone") -> Guest:
         """A machine that goes on from what was saved, and whose agent has answered."""
         plan, disk = await self.plan(hostname=hostname, copy_of=saved.disk)
-        return await self.come_up(plan, disk, lambda plan: checkpointing(self.driver).restore(plan, saved.memory))
+        guest = await self.come_up(plan, disk, lambda plan: checkpointing(self.driver).restore(plan, saved.memory))
+        await self.introduce(guest)
+        return guest
+
+    async def introduce(self, guest: Guest) -> None:
+        """Tell the guest's agent what the guest is called, where nobody else does."""
+        if self.driver.needs.dialled:
+            names = {"hostname": guest.plan.hostname}
+            await guest.endpoint.request("configure", names, timeout_seconds=LINK_SECONDS)
 
     async def launch(self, plan: MachinePlan, disk: InstanceDisk | None, *, saved: Path | None = None) -> Guest:
         """The machine of a plan, whose agent has answered; with the memory in a folder, if there is one."""

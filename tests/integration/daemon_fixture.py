@@ -98,13 +98,16 @@ class Host:
     bus: LinkBus
     image: ImageRecord
     instances: set[UUID] = field(default_factory=set)
+    # What guests are started with, where a test does not say; else the first that there is.
+    driver: str | None = None
 
     def shape(self, pool_key: str = "", **changes: Any) -> MachineShape:
         """A small guest of the base image."""
         plain = MachineShape(
             pool_key=pool_key,
             image_digest=self.image.digest,
-            driver=next(
+            driver=self.driver
+            or next(
                 offer.driver
                 for offer in self.daemon.drivers.offers()
                 if offer.isolation is not None and self.settings.driver in ("auto", offer.driver)
@@ -117,7 +120,7 @@ class Host:
         )
         return replace(plain, **changes)
 
-    async def request(self, verb: Any, *, timeout_seconds: float = 60) -> dict[str, Any]:
+    async def request(self, verb: Any, *, timeout_seconds: float = 180) -> dict[str, Any]:
         """One verb without streams."""
         return await self.bus.request(self.daemon.host_id, verb.verb, to_wire(verb), timeout_seconds=timeout_seconds)
 

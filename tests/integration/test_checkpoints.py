@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from tests.integration.booted_vm import NEEDS_QEMU, boot_files
 from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, running_host
 from tests.integration.network_world import SERVER, world
 
@@ -28,9 +30,12 @@ from innkeeper.errors import (
 )
 from innkeeper.host import checkpoints
 from innkeeper.host.disks.disk_pool import DiskPool
+from innkeeper.host.drivers import vm_memory
 
 pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
 
+# A guest whose instructions are translated takes many times as long, on a busy machine as long as this.
+VM_SECONDS = 180.0
 STEPS = ["quiet", "paused", "saved", "copied", "resumed", "linked"]
 COUNT = "for ((n = 0; ; n++)); do echo $n > /home/user/new; mv /home/user/new /home/user/count; sleep 0.02; done"
 # From the kernel, from a fresh Python, and from the shell that lay ready.
@@ -51,26 +56,35 @@ open("/home/user/said", "w").write(str(said))
 """
 
 
-@pytest.fixture(scope="module", params=["systrap", pytest.param("ptrace", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "systrap",
+        pytest.param("ptrace", marks=pytest.mark.long),
+        pytest.param("qemu", marks=[pytest.mark.long, NEEDS_QEMU]),
+    ],
+)
 async def host(
     anyio_backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Host]:
+    home, platform = tmp_path_factory.mktemp("home"), request.param
+    if platform == "qemu":
+        # Of its own: a server removes what its own guests do not boot.
+        kernel = boot_files().kernel.parent
+        shutil.copytree(kernel, home / "host" / "kernels" / kernel.name, ignore=shutil.ignore_patterns("initramfs-*"))
+        platform = "systrap"
     async with (
         world() as there,
-        running_host(
-            tmp_path_factory.mktemp("home"),
-            runsc_platform=request.param,
-            host_netns=there.host,
-            dns_upstreams=SERVER,
-        ) as host,
+        running_host(home, runsc_platform=platform, host_netns=there.host, dns_upstreams=SERVER) as host,
     ):
+        host.driver = "qemu" if request.param == "qemu" else "gvisor"
         yield host
         assert (await host.status())["leaked"] == 0
 
 
 async def ask(host: Host, verb: Any) -> tuple[dict[str, Any], list[str]]:
     """A verb's answer, and the steps that it told on the way."""
-    async with asyncio.timeout(120), host.bus.open(host.daemon.host_id, verb.verb, to_wire(verb)) as call:
+    async with asyncio.timeout(2 * VM_SECONDS), host.bus.open(host.daemon.host_id, verb.verb, to_wire(verb)) as call:
         steps = [str(event.body["step"]) async for event in call.events() if isinstance(event, Message)]
         return await call.result(), steps
 
@@ -79,7 +93,8 @@ async def take(host: Host, instance: UUID) -> UUID:
     checkpoint = uuid4()
     answer, steps = await ask(host, verbs.TakeCheckpoint(instance, checkpoint))
     assert steps == STEPS
-    assert 0 < answer["paused_ms"] < answer["downtime_ms"]
+    # The link of a microVM stays: it does not answer while it stands still.
+    assert 0 < answer["paused_ms"] <= answer["downtime_ms"]
     print(
         f"down {answer['downtime_ms']:.0f} ms, paused {answer['paused_ms']:.0f} ms, {answer['memory']['size_bytes']} B"
     )
@@ -155,8 +170,12 @@ async def test_connections_to_others_break_and_new_ones_work(host: Host) -> None
     await eventually(lambda: exists(host, instance, "connected"))
     clone = await restore(host, await take(host, instance), egress_mode="internet")
     for one in (instance, clone):
-        await eventually(lambda one=one: exists(host, one, "said"))
-        assert "Error" in (await host.ok(one, "cat said")).text
+        if host.driver == "gvisor":
+            await eventually(lambda one=one: exists(host, one, "said"))
+            assert "Error" in (await host.ok(one, "cat said")).text
+        else:
+            # The one that was saved keeps it, and where it was restored nobody answers any more: its address is another's.
+            assert not await exists(host, one, "said")
         answer = await host.ok(one, f"python3 -c 'import socket; socket.create_connection((\"{SERVER}\", 80), 20)'")
         assert answer.exit_code == 0
         await host.destroy(one)
@@ -258,7 +277,7 @@ async def test_memory_that_does_not_fit_is_refused_and_the_disk_is_not(host: Hos
     folder = host.settings.host_dir / "pool" / "checkpoints" / str(checkpoint)
     manifest = folder / "manifest.json"
     text = manifest.read_text()
-    for name in ("runsc", "platform", "flags", "cpu"):
+    for name in json.loads(text)["memory"]["needs"]:
         body = json.loads(text)
         body["memory"]["needs"][name] = "other"
         manifest.write_text(json.dumps(body))
@@ -289,18 +308,24 @@ async def test_what_cannot_be_taken_leaves_the_guest_as_it_was(
 ) -> None:
     await host.ok(instance, f"({COUNT}) > /dev/null 2>&1 &")
     await host.ok(instance, "exec 7>gone; rm gone; (sleep 1000 >&7 2>/dev/null &)")
-    with pytest.raises(CheckpointFailedError, match="deleted: /home/user/gone"):
-        await take(host, instance)
+    if host.driver == "gvisor":
+        with pytest.raises(CheckpointFailedError, match="deleted: /home/user/gone"):
+            await take(host, instance)
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr(vm_memory, "SAVE_SECONDS", 0.0)
+            with pytest.raises(CheckpointFailedError, match="in time"):
+                await take(host, instance)
     await host.ok(instance, "pkill sleep")
     with monkeypatch.context() as patched:
         patched.setattr(DiskPool, "free_bytes", lambda _: 3 << 20)
         with pytest.raises(UnavailableError, match="disk is full"):
             await take(host, instance)
     monkeypatch.setattr(checkpoints, "TRANSFER_SECONDS", 0.5)
-    writing = host.daemon.fleet.machine(instance).transferring()
-    async with writing:
-        with pytest.raises(ConflictError, match="transferred"):
-            await take(host, instance)
+    async with host.daemon.fleet.machine(instance).transferring():
+        if host.driver == "gvisor":
+            with pytest.raises(ConflictError, match="transferred"):
+                await take(host, instance)
     await counted(host, instance)
     checkpoint = await take(host, instance)
     await counted(host, instance)

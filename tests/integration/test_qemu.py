@@ -18,7 +18,7 @@ from innkeeper.host.disks.disk_template import reflink
 from innkeeper.host.drivers.contract import Tap
 from innkeeper.host.drivers.qmp import Qmp
 from innkeeper.host.drivers.vm_jail import JailFailedError
-from innkeeper.host.drivers.vm_memory import STATE, go_on, runs, save_state
+from innkeeper.host.drivers.vm_memory import STATE, Stops, go_on, runs, save_state
 from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 from innkeeper.host.network.addressing import Slot
@@ -190,9 +190,10 @@ async def test_a_state_that_was_saved_goes_on_in_another_machine(running: Runnin
     assert (await guest.run(f"(sleep 600; echo {marker}) >/dev/null 2>&1 & echo before > /root/when"))[0] == 0
     folder, disk = lab.home / "saved", lab.pool.directory / "saved.img"
     folder.mkdir()
-    control = await Qmp.connect(guest.plan.state_dir / "control.sock")
+    stops = Stops(bool)
+    control = await Qmp.connect(guest.plan.state_dir / "control.sock", on_event=stops)
     try:
-        await save_state(control, folder / STATE, memory_bytes=guest.plan.memory_mb << 20)
+        await save_state(control, folder / STATE, limit_bytes=1 << 30, log_is_exact=False, stops=stops)
         assert not await runs(control)
         reflink(lab.pool.disk_path(guest.id), disk)
         await go_on(control)

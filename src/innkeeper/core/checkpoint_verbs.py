@@ -30,7 +30,11 @@ class TakeCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDisk:
-    """Keep the disk of an instance, running or not. Answer and errors as of TakeCheckpoint, `"memory"` None; the guest only waits to write meanwhile."""
+    """Keep the disk of an instance, running or not. The guest only waits to write meanwhile.
+
+    Answer and errors as of TakeCheckpoint, with `"memory"` None, and of one that was made now `"whole": bool`: whether its file system was at rest. A guest
+    that has to hold its disk still itself, and does not, has its disk kept as after a loss of power, which its journal mends.
+    """
 
     verb: ClassVar[str] = "checkpoint.disk"
     instance_id: UUID

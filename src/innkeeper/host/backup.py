@@ -31,8 +31,8 @@ from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.disk_template import reflink_unnamed
 from innkeeper.host.file_changes import REPORTED
 from innkeeper.host.fleet import Fleet
-from innkeeper.host.linux.freeze import frozen
 from innkeeper.host.machine import Machine
+from innkeeper.host.still_disk import still_disk
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -98,8 +98,10 @@ class Backups:
         for _ in range(ATTEMPTS):
             # Nor is a new baseline taken meanwhile: it belongs to this state of the disk.
             async with self._fleet.held_still(instance_id) as machine, _no_scan(machine):
+                mounted = self._directories.mounts / ("" if machine is None else machine.id) / "disk"
                 try:
-                    return await to_its_end(asyncio.to_thread(self._hold, instance_id, machine, opened))
+                    async with still_disk(machine, mounted):
+                        return await to_its_end(asyncio.to_thread(self._hold, instance_id, machine, opened))
                 except OSError as error:
                     # Its guest ended at this moment, and its disk is on the way to being unmounted.
                     if machine is None or error.errno not in (errno.EINVAL, errno.ENOENT):
@@ -120,10 +122,7 @@ class Backups:
             for name, path in small:
                 if (descriptor := _open(path, these)) is not None:
                     staged.files.append((name, descriptor))
-            with contextlib.ExitStack() as still:
-                if machine is not None:
-                    still.enter_context(frozen(self._directories.mounts / machine.id / "disk"))
-                copy = reflink_unnamed(self._disks.disk_path(disk))
+            copy = reflink_unnamed(self._disks.disk_path(disk))
             these.callback(os.close, copy)
             staged.files.append((f"host/disks/{disk}.img", copy))
             opened.push(these.pop_all())

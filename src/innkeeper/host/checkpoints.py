@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,9 @@ from innkeeper.host.disks.disk_template import reflink
 from innkeeper.host.drivers.contract import checkpointing
 from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.fleet import Fleet
-from innkeeper.host.linux.freeze import frozen
-from innkeeper.host.linux.mounts import syncfs
 from innkeeper.host.machine import HELD_STILL, Machine
 from innkeeper.host.machine_builder import Origin
+from innkeeper.host.still_disk import kept_written, still_disk, write_back
 from innkeeper.host.verbs import bind_handler
 
 log = structlog.stdlib.get_logger(__name__)
@@ -135,9 +133,14 @@ class Checkpoints:
         if known is not None:
             return described(known)
         with self._store.draft() as draft:
-            checkpoint, stillness = await self._copy_only(request, draft)
+            checkpoint, stillness, whole = await self._copy_only(request, draft)
             made = await to_its_end(asyncio.to_thread(self._store.publish, draft, checkpoint))
-        return {**described(made), "downtime_ms": stillness.downtime_ms, "paused_ms": stillness.paused_ms}
+        return {
+            **described(made),
+            "downtime_ms": stillness.downtime_ms,
+            "paused_ms": stillness.paused_ms,
+            "whole": whole,
+        }
 
     async def _restore(self, request: verbs.RestoreCheckpoint, call: ServerCall) -> dict[str, Any]:
         async with _telling(call) as tell:
@@ -186,11 +189,13 @@ class Checkpoints:
             if machine.volumes:
                 # They go on changing, and are somewhere else, or gone, where the memory is restored.
                 raise CheckpointFailedError("The instance has volumes: detach them first")
-            if not machine.driver.capabilities.disk_snapshot:
-                raise NotHereError(f"The host cannot copy a running disk of the driver {machine.driver.name}")
-            async with machine.in_use(), machine.without_transfers(timeout_seconds=TRANSFER_SECONDS):
-                self._check_space(machine)
-                stillness = await to_its_end(self._capture(machine, draft, on_step))
+            async with AsyncExitStack() as using:
+                await using.enter_async_context(machine.in_use())
+                if not machine.driver.needs.dialled:
+                    # They would break with the link.
+                    await using.enter_async_context(machine.without_transfers(timeout_seconds=TRANSFER_SECONDS))
+                room = self._check_space(machine)
+                stillness = await to_its_end(self._capture(machine, draft, room, on_step))
             record = machine.record
         memory = SavedMemory(
             driver=record.driver,
@@ -203,71 +208,95 @@ class Checkpoints:
         checkpoint = _checkpoint(checkpoint_id, instance_id, record.shape.image_digest, draft)
         return replace(checkpoint, memory=memory), stillness
 
-    def _check_space(self, machine: Machine) -> None:
+    def _check_space(self, machine: Machine) -> int:
+        """How many bytes there are for its memory."""
         if not machine.record.memory_needs:
             raise CheckpointFailedError(
                 "The guest was started by an earlier version of the server; start it again first"
             )
-        needed = machine.driver.usage(machine.id).memory_bytes + self._reserve_bytes
-        if self._disks.free_bytes() < needed:
+        room = self._disks.free_bytes() - self._reserve_bytes
+        if room < machine.driver.usage(machine.id).memory_bytes:
             raise UnavailableError("The host's disk is full", retry_after_seconds=30)
+        return room
 
-    async def _capture(self, machine: Machine, draft: Path, on_step: OnStep) -> Stillness:
-        driver, folder = checkpointing(machine.driver), draft / MEMORY
-        folder.mkdir(mode=0o700)
-        # What is written ahead need not be waited for while the guest stands still.
-        disk = self._disks.disk_path(machine.record.disk)
+    async def _capture(self, machine: Machine, draft: Path, room_bytes: int, on_step: OnStep) -> Stillness:
+        driver, disk = machine.driver, self._disks.disk_path(machine.record.disk)
         mounted = self._directories.mounts / machine.id / "disk"
-        await asyncio.to_thread(_write_back, mounted, disk)
+        if driver.needs.disk_files:
+            # What the guest has in its memory alone goes to its disk: should that memory be of no use any more, the disk is all that there is.
+            async with still_disk(machine, mounted):
+                pass
+        # What is written ahead need not be waited for while the guest stands still.
+        await asyncio.to_thread(write_back, None if driver.needs.disk_files else mounted, disk)
         stillness, began = Stillness(), time.monotonic()
         failure: Exception | None = None
         try:
-            await machine.endpoint.rest(timeout_seconds=QUIET_SECONDS)
+            if not driver.needs.dialled:
+                await machine.endpoint.rest(timeout_seconds=QUIET_SECONDS)
             on_step("quiet")
-            async with self._held_still(machine, stillness, on_step):
-                await driver.checkpoint(machine.id, folder)
+            async with self._saved(machine, draft / MEMORY, room_bytes, stillness, on_step):
                 on_step("saved")
-                await asyncio.to_thread(_copy, mounted, disk, draft / DISK)
+                if driver.needs.disk_files:
+                    await asyncio.to_thread(reflink, disk, draft / DISK)
+                else:
+                    async with still_disk(machine, mounted):
+                        await asyncio.to_thread(reflink, disk, draft / DISK)
                 on_step("copied")
         except GuestError as error:
             failure = CheckpointFailedError(f"The guest's agent could not be set aside: {error.message}")
         except (CheckpointFailedError, OSError) as error:
             failure = error
         finally:
-            machine.endpoint.wake()
+            if not driver.needs.dialled:
+                machine.endpoint.wake()
         try:
             # A guest that has ended meanwhile says so here, which is why the rest failed.
-            await machine.endpoint.link(timeout_seconds=LINK_SECONDS)
-        except LinkLostError:
+            link = await machine.endpoint.link(timeout_seconds=LINK_SECONDS)
+            if failure is not None and driver.needs.dialled:
+                # That link stays while the guest does not go on.
+                async with asyncio.timeout(driver.patience_seconds):
+                    await link.ping()
+        except (LinkLostError, TimeoutError):
             # Nobody could use it any more, and nobody would know why.
             machine.fail(STANDS_STILL)
             raise InstanceFailedError(STANDS_STILL) from failure
+        if driver.needs.clock:
+            await machine.correct_clock()
         if failure is not None:
             raise failure
-        stillness.downtime_ms = _ms_since(began)
+        stillness.downtime_ms = stillness.paused_ms if driver.needs.dialled else _ms_since(began)
         on_step("linked")
         return stillness
 
     @asynccontextmanager
-    async def _held_still(self, machine: Machine, stillness: Stillness, on_step: OnStep) -> AsyncIterator[None]:
-        """The guest, paused for the block, and going on after it whatever happened."""
-        driver, mark = checkpointing(machine.driver), machine.state_dir / HELD_STILL
+    async def _saved(
+        self, machine: Machine, folder: Path, room_bytes: int, stillness: Stillness, on_step: OnStep
+    ) -> AsyncIterator[None]:
+        """The guest's memory in a new folder, and the guest held still for the block, going on after it whatever happened."""
+        mark, began, still = machine.state_dir / HELD_STILL, time.monotonic(), asyncio.Event()
+
+        def on_still() -> None:
+            nonlocal began
+            if not still.is_set():
+                began = time.monotonic()
+                still.set()
+                on_step("paused")
+
+        folder.mkdir(mode=0o700)  # noqa: ASYNC240 - one mkdir(2)
         # Before it is done: a daemon that is killed from here on leaves it to the next one.
         mark.touch()
-        began = time.monotonic()
         try:
-            await driver.pause(machine.id)
-            on_step("paused")
-            yield
+            async with (
+                kept_written(self._disks.disk_path(machine.record.disk), until=still),
+                checkpointing(machine.driver).saved(machine.id, folder, limit_bytes=room_bytes, on_still=on_still),
+            ):
+                yield
         finally:
-            try:
-                await driver.resume(machine.id)
-            finally:
-                mark.unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
             stillness.paused_ms = _ms_since(began)
             on_step("resumed")
 
-    async def _copy_only(self, request: verbs.SnapshotDisk, draft: Path) -> tuple[Checkpoint, Stillness]:
+    async def _copy_only(self, request: verbs.SnapshotDisk, draft: Path) -> tuple[Checkpoint, Stillness, bool]:
         stillness = Stillness()
         async with self._fleet.held_still(request.instance_id) as machine:
             name, digest = (
@@ -276,18 +305,20 @@ class Checkpoints:
             )
             if name is None or digest is None:
                 raise InstanceNotFoundError
-            disk = self._disks.disk_path(name)
-            if machine is None:
-                await to_its_end(asyncio.to_thread(reflink, disk, draft / DISK))
-            else:
+            disk, began = self._disks.disk_path(name), 0.0
+            mounted = self._directories.mounts / ("" if machine is None else machine.id) / "disk"
+            if machine is not None:
                 if not machine.driver.capabilities.disk_snapshot:
-                    raise NotHereError(f"The host cannot copy a running disk of the driver {machine.driver.name}")
-                mounted = self._directories.mounts / machine.id / "disk"
-                await asyncio.to_thread(_write_back, mounted, disk)
+                    raise NotHereError(
+                        f"The disk of a running machine of the driver {machine.driver.name} cannot be kept"
+                    )
+                await asyncio.to_thread(write_back, None if machine.driver.needs.disk_files else mounted, disk)
+            async with still_disk(machine, mounted) as held:
                 began = time.monotonic()
-                await to_its_end(asyncio.to_thread(_copy, mounted, disk, draft / DISK))
+                await to_its_end(asyncio.to_thread(reflink, disk, draft / DISK))
+            if machine is not None:
                 stillness.downtime_ms = _ms_since(began)
-        return _checkpoint(request.checkpoint_id, request.instance_id, digest, draft), stillness
+        return _checkpoint(request.checkpoint_id, request.instance_id, digest, draft), stillness, held.whole
 
     # --- beginning with one ----------------------------------------------------------------------------------------
 
@@ -361,21 +392,6 @@ def _with_memory(checkpoint: Checkpoint, shape: MachineShape) -> Origin:
         if wanted != saved:
             raise InvalidRequestError(f"{name}: that of the checkpoint is {saved}")
     return Origin(checkpoint.disk, checkpoint.memory_folder, memory.agent)
-
-
-def _write_back(mounted: Path, disk: Path) -> None:
-    """Have what a guest wrote in the disk's file, and that on its device."""
-    syncfs(mounted)
-    descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _copy(mounted: Path, disk: Path, target: Path) -> None:
-    with frozen(mounted):
-        reflink(disk, target)
 
 
 def _ms_since(began: float) -> float:

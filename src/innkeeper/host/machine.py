@@ -303,9 +303,10 @@ class Machine:
     def _mind_clock(self) -> None:
         """Have a clock of the guest's own set beside what goes on, unless that was done lately: it counts the processor's ticks, and nobody adjusts it."""
         if self.driver.needs.clock and time.monotonic() - self.clock_set_at > CLOCK_SECONDS:
-            self.start_task(self._correct_clock())
+            self.start_task(self.correct_clock())
 
-    async def _correct_clock(self) -> None:
+    async def correct_clock(self) -> None:
+        """Have a clock of the guest's own set. A guest that does not listen has the wrong time, and nothing else."""
         with contextlib.suppress(InnkeeperError):
             await self.set_clock(timeout_seconds=CLOCK_TIMEOUT_SECONDS)
 

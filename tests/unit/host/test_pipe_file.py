@@ -36,10 +36,24 @@ async def test_too_much_is_not_taken(tmp_path, monkeypatch):
     file = PipeFile(tmp_path / "file", limit_bytes=PIECE_BYTES)
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         async with file.writing() as into:
+            file.begin()
             with pytest.raises(BrokenPipeError):
                 for _ in range(64):
                     into.write(b"x" * PIECE_BYTES)
     assert (tmp_path / "file").stat().st_size <= 2 * PIECE_BYTES
+
+
+async def test_nothing_is_taken_before_it_is_wanted(tmp_path):
+    file = PipeFile(tmp_path / "file", limit_bytes=4 * PIECE_BYTES)
+    async with file.writing() as into:
+        os.set_blocking(into.fileno(), False)
+        written = 0
+        while (more := into.write(b"x" * PIECE_BYTES)) is not None:
+            written += more
+        assert file.taken == 0 < written
+        into.close()
+        file.begin()
+    assert (file.taken, (tmp_path / "file").stat().st_size) == (written, written)
 
 
 async def test_a_writer_that_keeps_its_end_is_not_waited_for_without_end(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ nothing else: disk, rootfs, network slot and link directory are made before `sta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Set
+from collections.abc import Callable, Set
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -40,7 +41,7 @@ class Capabilities:
     checkpoint: bool = False
     # Likewise while the machine that it was saved of runs on.
     fork: bool = False
-    # The host has the disk of a running machine mounted: it may hold it still and copy it.
+    # The disk of a running machine can be kept alone, its file system held still: by the host, which has mounted it, or by the guest's agent.
     disk_snapshot: bool = False
     # New machines can begin as clones of one that had come up, whose memory they share: the driver has the verbs of `Templating`.
     templates: bool = False
@@ -53,8 +54,9 @@ class Needs:
     """What a driver's machines are made of, beyond state directory and namespace; whoever builds one asks this.
 
     `disk_files`: the root as the files of image and disk, which the host does not mount. `tap`: an open tap in place of the namespace's own
-    interface. `dialled`: the host dials the guest's link, from the start on; else the guest does, and the host listens before it. `clock`: the guest has a
-    clock of its own, which is told the time now and then; else it is the host's.
+    interface. `dialled`: the host dials the guest's link, from the start on, and the guest may be paused and saved with it; else the guest does, the host
+    listens before it, and the guest's agent has let go of it before it is paused. `clock`: the guest has a clock of its own, which stands still with it, and
+    is told the time now and then; else it is the host's.
     """
 
     disk_files: bool = False
@@ -188,24 +190,34 @@ class Driver(Protocol):
 
 
 class Checkpointing(Driver, Protocol):
-    """A driver with `capabilities.checkpoint`. The guest's agent has let go of its link before a machine is paused."""
+    """A driver with `capabilities.checkpoint`."""
 
     async def pause(self, machine_id: str) -> None:
         """Hold the guest still until `resume`: neither its memory nor its files change. Raises CheckpointFailedError, also for a frozen machine."""
         ...
 
     async def resume(self, machine_id: str) -> None:
-        """Let a paused guest go on; harmless for one that runs, or is gone. Raises CheckpointFailedError when it stands still all the same."""
+        """Let a guest go on that `pause` or `saved` holds still, and give up what `saved` is about, also that of an earlier daemon.
+
+        Harmless for one that runs, or is gone. Raises CheckpointFailedError when it stands still all the same.
+        """
         ...
 
-    async def checkpoint(self, machine_id: str, folder: Path) -> None:
-        """Write the memory of a paused machine into an empty folder. Raises CheckpointFailedError with the reason; the machine stays paused, and whole."""
+    def saved(
+        self, machine_id: str, folder: Path, *, limit_bytes: int, on_still: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Write the guest's memory into an empty folder. Within the block it stands still, at the moment of that memory; then it goes on, as by `resume`.
+
+        Much of it may be written while the guest still runs: `on_still` is called when it stops, or is about to. A driver that does so writes no more than
+        `limit_bytes`; one that does not writes what the guest uses. Raises CheckpointFailedError with the reason; the guest then goes on, and is whole.
+        """
         ...
 
     async def restore(self, plan: MachinePlan, folder: Path) -> RunningMachine:
-        """Like `start`, but the guest goes on where it was paused, on a copy of the disk of that moment, with the host name and the address of the plan.
+        """Like `start`, but the guest goes on where it was saved, on a copy of the disk of that moment.
 
-        Its agent dials the plan's link directory. Raises StartFailedError; on failure nothing is left.
+        Host name and address are the plan's at once, or those of the guest that was saved until its agent is told others. Raises an error with the code
+        start_failed; on failure nothing is left.
         """
         ...
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import resource
-from collections.abc import Iterator, Set
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from pathlib import Path
 
 import structlog
@@ -16,6 +16,7 @@ import structlog
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
 from innkeeper.errors import CheckpointFailedError, VolumeFailedError
+from innkeeper.host.completion import to_its_end
 from innkeeper.host.drivers.contract import Capabilities, MachinePlan, Needs, StartFailedError, VolumeDisk
 from innkeeper.host.drivers.gvisor_checkpoint import SandboxCheckpoints
 from innkeeper.host.drivers.gvisor_spec import oci_spec
@@ -187,9 +188,18 @@ class GvisorDriver:
         if machine_id in self._parent.children():
             await self._checkpoints.resume(machine_id)
 
-    async def checkpoint(self, machine_id: str, folder: Path) -> None:
-        """See Checkpointing."""
-        await self._checkpoints.save(machine_id, folder)
+    @contextlib.asynccontextmanager
+    async def saved(
+        self, machine_id: str, folder: Path, *, limit_bytes: int, on_still: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """See Checkpointing. Nothing of it is written while the guest runs."""
+        try:
+            on_still()
+            await self.pause(machine_id)
+            await self._checkpoints.save(machine_id, folder)
+            yield
+        finally:
+            await to_its_end(self.resume(machine_id))
 
     async def memory_needs(self) -> dict[str, str]:
         """See Checkpointing."""

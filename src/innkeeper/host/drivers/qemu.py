@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import structlog
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
 from innkeeper.errors import CheckpointFailedError, InstanceNotFoundError, VolumeFailedError
+from innkeeper.host.completion import to_its_end
 from innkeeper.host.drivers.accelerator import ask_version, why_not_running
 from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs, VolumeDisk
 from innkeeper.host.drivers.memory_needs import ProgramVersion, cpu_digest
@@ -23,7 +25,7 @@ from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory
 from innkeeper.host.drivers.qmp import Event, Qmp, QmpError, QmpLostError, ignore
 from innkeeper.host.drivers.strays import Strays
 from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, MOUNT_TABLE, PIDS_MAX, JailFailedError, VmJail, heard
-from innkeeper.host.drivers.vm_memory import STATE, load_state, save_state
+from innkeeper.host.drivers.vm_memory import STATE, STOP_SECONDS, Stops, go_on, load_state, save_state
 from innkeeper.host.drivers.vm_template import TemplateMemories
 from innkeeper.host.drivers.vm_volumes import Unplugged, plug_in, pull_out
 from innkeeper.host.guest_link import SOCKET_NAME
@@ -41,6 +43,8 @@ BACKLOG = 4
 MIB = 1_048_576
 # Of a migration: without memory that is a file which both sides have.
 BUT_SHARED = ("x-ignore-shared",)
+# Without memory a state has 70 KiB.
+DEVICES_BYTES = 64 * MIB
 _MACHINE = re.compile(rb"/machines/([^/\0]+)/")
 
 
@@ -61,7 +65,9 @@ class QemuDriver:
     """
 
     name = "qemu"
-    capabilities = Capabilities(freeze=True, templates=True, volumes=True)
+    capabilities = Capabilities(
+        freeze=True, templates=True, volumes=True, checkpoint=True, fork=True, disk_snapshot=True
+    )
     needs = Needs(disk_files=True, tap=True, dialled=True, clock=True)
 
     def __init__(
@@ -127,7 +133,7 @@ class QemuDriver:
         try:
             async with self._control(machine_id) as session:
                 await session.execute("stop")
-                await save_state(session, folder / STATE, memory_bytes=0, capabilities=BUT_SHARED)
+                await save_state(session, folder / STATE, limit_bytes=DEVICES_BYTES, capabilities=BUT_SHARED)
             await self._memories.keep(machine_id, folder)
         except (QmpError, OSError) as error:
             raise CheckpointFailedError(f"The virtual machine could not be kept: {error}") from error
@@ -300,6 +306,45 @@ class QemuDriver:
         """Thaw QEMU's threads."""
         self._parent.child(machine_id).thaw()
 
+    async def pause(self, machine_id: str) -> None:
+        """See Checkpointing. Requests of the guest to its disk that are under way have their end before it returns."""
+        self._check_thawed(machine_id)
+        with _failing_checkpoint():
+            async with self._control(machine_id) as session:
+                await session.execute("stop", timeout_seconds=STOP_SECONDS)
+
+    async def resume(self, machine_id: str) -> None:
+        """See Checkpointing."""
+        if machine_id in self._parent.children():
+            with _failing_checkpoint():
+                async with self._control(machine_id) as session:
+                    await go_on(session)
+
+    @contextlib.asynccontextmanager
+    async def saved(
+        self, machine_id: str, folder: Path, *, limit_bytes: int, on_still: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """See Checkpointing."""
+        self._check_thawed(machine_id)
+        stops = Stops(on_still)
+        try:
+            with _failing_checkpoint():
+                async with self._control(machine_id, stops) as session:
+                    await save_state(
+                        session,
+                        folder / STATE,
+                        limit_bytes=limit_bytes,
+                        log_is_exact=self._accelerator is Accelerator.KVM,
+                        stops=stops,
+                    )
+            yield
+        finally:
+            await to_its_end(self.resume(machine_id))
+
+    def _check_thawed(self, machine_id: str) -> None:
+        if self.is_frozen(machine_id):
+            raise CheckpointFailedError("The guest is frozen")
+
     async def stop(self, machine_id: str) -> None:
         """Kill QEMU and remove its group. The guest's disk is as after a loss of power: its journal mends it at the next start."""
         self._controls.pop(machine_id, None)
@@ -368,6 +413,19 @@ class QemuDriver:
             await self.stop(machine_id)
         self._memories.close()
         await self._parent.remove()
+
+
+@contextlib.contextmanager
+def _failing_checkpoint() -> Iterator[None]:
+    """Say by CheckpointFailedError what QEMU, or the writing of its state, says in the block."""
+    try:
+        yield
+    except QmpError as error:
+        raise CheckpointFailedError(error.message) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "The host's disk is full" if full else f"The memory could not be written: {error.strerror}"
+        raise CheckpointFailedError(reason) from error
 
 
 def _disk_files(plan: MachinePlan) -> DiskFiles:

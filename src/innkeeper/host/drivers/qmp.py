@@ -18,8 +18,9 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host.linux import unix_socket
 from innkeeper.wire.frames import ProtocolError, parse_object
 
-GREETING_SECONDS = 10.0
-COMMAND_SECONDS = 10.0
+# Its host may be busy beyond measure.
+GREETING_SECONDS = 30.0
+COMMAND_SECONDS = 30.0
 # The answers that are asked for here have some hundred bytes.
 MAX_LINE_BYTES = 262_144
 # Lines that nobody asked for. QEMU itself sends a handful in a machine's life, and paces those that a guest can cause.

@@ -35,13 +35,19 @@ class PipeFile:
         self.taken = 0
         self._path = path
         self._limit = limit_bytes
+        self._wanted = threading.Event()
         self._unwanted = threading.Event()
+
+    def begin(self) -> None:
+        """Take what comes. Until then a writer waits as soon as the pipe is full."""
+        self._wanted.set()
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[FileIO]:
         """The end to write to, which the caller hands on and closes. After the block the file holds what was written until nobody had that end any more.
 
-        Raises OSError: why it could not be written, EFBIG for too much, ETIMEDOUT where a writer keeps its end. After a block that fails it holds anything.
+        Raises OSError: why it could not be written, EFBIG for too much, ETIMEDOUT where a writer keeps its end. A block that fails for want of a reader fails
+        by the reader's reason. The file then holds anything.
         """
         out, into = os.pipe2(os.O_CLOEXEC)
         # A thread of its own: this takes seconds, and those of the event loop are few.
@@ -50,17 +56,27 @@ class PipeFile:
             try:
                 yield end
                 end.close()
+                self.begin()
                 async with asyncio.timeout(END_SECONDS):
                     await asyncio.shield(copied)
             except TimeoutError:
                 raise OSError(errno.ETIMEDOUT, "A writer keeps its end of the pipe") from None
+            except Exception as error:
+                # Why nobody read any more is why the writer failed.
+                if copied.done() and (reason := copied.exception()) is not None and reason is not error:
+                    raise reason from error
+                raise
             finally:
                 self._unwanted.set()
+                self._wanted.set()
                 await asyncio.shield(asyncio.wait([copied]))
+                # Whoever it was of interest to has heard of it.
+                copied.exception()
 
     def _copy(self, out: int) -> None:
         with FileIO(out) as source, self._path.open("xb", buffering=0) as target:
             fcntl.fcntl(source, F_SETPIPE_SZ, PIECE_BYTES)
+            self._wanted.wait()
             ready = select.poll()
             ready.register(source, select.POLLIN)
             while not self._unwanted.is_set():
