@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"innkeeper/guest/link"
-	"innkeeper/guest/network"
 )
 
 const (
@@ -91,7 +90,8 @@ func (b *sequence) run() (*Guest, error) {
 		{"overlay", mountOverlay},
 		{"root", enterRoot},
 		{"mounts", mountSystem},
-		{"network", func() error { return network.Up("lo") }},
+		{"run", fillRun},
+		{"network", setNetwork},
 		{"agent", becomeAgent},
 	}
 	for _, step := range steps {
