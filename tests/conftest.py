@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests import leaks
+from tests import guest_drivers, leaks
 
 # A job that a shell put into the background ignores Ctrl-C, and so would every command line that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +29,7 @@ def anyio_backend() -> str:
 # module made anew, and is listed either way. An attack has a second try only where it is a measurement, or where what failed is no statement of
 # the test's but a wait that ended or a peer that was gone: to succeed once is to succeed.
 SECOND_TRY = ("contracts", "integration", "faults", "acceptance")
+ON_EACH_DRIVER = ("acceptance", "security", "faults")
 NO_STATEMENT = ["TimeoutError", "TimeoutExpired", "Timeout:", "ConnectError", "ProcessLookupError", "waited in vain"]
 
 
@@ -40,6 +41,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=1))
         elif kind == "security":
             item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=NO_STATEMENT))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of a whole server whose guests may be of several drivers runs with each."""
+    kind = metafunc.definition.path.relative_to(Path(__file__).parent).parts[0]
+    if kind in ON_EACH_DRIVER and "driver" in metafunc.fixturenames:
+        metafunc.parametrize("driver", guest_drivers.values(metafunc.definition), indirect=True, scope="package")
+
+
+@pytest.fixture(scope="package")
+def driver(request: pytest.FixtureRequest) -> str:
+    """The name of the driver that the guests of a test run with."""
+    name: str = request.param
+    if (why := guest_drivers.missing(name)) is not None:
+        pytest.skip(why)
+    return name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "integration")]
 from instavm_client import Instavm  # noqa: E402
 from internet_fixture import Internet, internet  # noqa: E402
-from server_fixture import Api, Room, Server, free_port, server  # noqa: E402
+from server_fixture import Api, Room, Server, free_port, server, until  # noqa: E402
+from tests.guest_drivers import QEMU, Servers  # noqa: E402
 
 LOG_TAIL = 20_000
 # A profile whose rooms nobody touches: the shortest idle time is a minute, which passes while the other tests run.
 SHORT_LIVED = "short-lived"
+FIRST_GUEST_SECONDS = 250
 
 
 @pytest.fixture(scope="package")
@@ -27,16 +30,36 @@ def world() -> Iterator[Internet]:
 
 
 @pytest.fixture(scope="package")
-def innkeeper(world: Internet) -> Iterator[Server]:
-    """`inn serve` with all shipped images, whose guests live behind the world's host."""
-    settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
-    settings["INNKEEPER_SSH_PORT"] = str(free_port())
-    with server("base", "python-data-science", "node", **settings) as running:
-        api = running.api()
-        profile = api.make_profile(idle_seconds=60, name=SHORT_LIVED)
-        api.room(profile, "idle").output("echo content > file.txt")
-        api.room(profile, "at-work").output("nohup sleep 10000 > /dev/null 2>&1 &")
-        yield running
+def servers(world: Internet) -> Iterator[Servers]:
+    """`inn serve` with all shipped images, whose guests live behind the world's host; one for each driver."""
+
+    @contextlib.contextmanager
+    def start(driver: str) -> Iterator[Server]:
+        settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
+        settings["INNKEEPER_SSH_PORT"] = str(free_port())
+        with server("base", "python-data-science", "node", driver=driver, **settings) as running:
+            api = running.api()
+            if driver == QEMU:
+                # Where instructions are translated, guests that wait for nobody take the processors from those of the tests.
+                for name, size in (("base", 1), ("python-data-science", 0), ("node", 0)):
+                    answer = api.client.patch(f"/api/profile/{api.profile(name)}", json={"warm_pool_size": size})
+                    assert answer.status_code == 200, answer.text
+            profile = api.make_profile(idle_seconds=60, name=SHORT_LIVED)
+            idle = api.room(profile, "idle")
+            # The first microVM of a shape waits for its template, which on a busy machine takes longer than a request does.
+            until(lambda: idle.client.post(idle.path).status_code == 200, seconds=FIRST_GUEST_SECONDS)
+            idle.output("echo content > file.txt")
+            api.room(profile, "at-work").output("nohup sleep 10000 > /dev/null 2>&1 &")
+            yield running
+
+    with Servers.started_by(start) as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def innkeeper(servers: Servers, driver: str) -> Server:
+    """The server whose guests run with the test's driver."""
+    return servers[driver]
 
 
 @pytest.fixture(scope="package")

@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 from image_fixture import put_into
+from tests import guest_drivers
 
 from innkeeper.core.vm import parse_vm_id
 from innkeeper.host.linux import loop_device, mounts, netns
@@ -109,9 +110,10 @@ class Server:
         return found[0]
 
     def sandbox_pids(self, machine_id: str) -> list[int]:
-        """The processes of one guest: its sandbox and its gofer."""
-        needle = machine_id.encode()
-        return [pid for pid in all_pids() if needle in command_line(pid) and b"runsc" in command_line(pid)]
+        """The processes of one guest: its sandbox and its gofer, or its QEMU."""
+        needle, programs = machine_id.encode(), (b"runsc", b"qemu")
+        lines = {pid: command_line(pid) for pid in all_pids()}
+        return [pid for pid, line in lines.items() if needle in line and any(program in line for program in programs)]
 
     def kill_sandbox(self, machine_id: str) -> None:
         """`kill -9` of all processes of one guest; the first one's end may be the others'."""
@@ -263,10 +265,12 @@ class Room:
 
 
 @contextlib.contextmanager
-def server(*images: str, **settings: str) -> Iterator[Server]:
-    """A server with these shipped images, in a directory with a short path. Nothing of it is left afterwards."""
+def server(*images: str, driver: str = guest_drivers.GVISOR, **settings: str) -> Iterator[Server]:
+    """A server with these shipped images whose guests run with that driver, in a directory with a short path. Nothing of it is left afterwards."""
     home = Path(tempfile.mkdtemp(prefix="ika", dir="/var/tmp"))
     put_into(home / "host", *images)
+    if driver == guest_drivers.QEMU:
+        guest_drivers.put_kernel(home / "host")
     (home / "host").chmod(0o700)
     home.chmod(0o755)
     running = Server(
@@ -276,7 +280,7 @@ def server(*images: str, **settings: str) -> Iterator[Server]:
             "INNKEEPER_IMAGES": ",".join(images),
             "INNKEEPER_KEEP_MACHINES": "false",
             "INNKEEPER_POOL_DISK_MB": "20480",
-            "INNKEEPER_RUNSC_PLATFORM": "systrap",
+            **guest_drivers.SETTINGS[driver],
             **settings,
         },
     )

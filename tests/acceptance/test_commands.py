@@ -214,10 +214,11 @@ def test_many_commands_at_once_are_all_answered(shared: Room) -> None:
 def test_a_frozen_room_answers(innkeeper: Server, room: Room) -> None:
     instance = room.create()["instance_id"]
     assert room.output("echo before") == "before"
-    group = f"innkeeper-{innkeeper.server_id}"
     machine = innkeeper.machine_of(instance)
-    states = list(Path("/sys/fs/cgroup").glob(f"**/{group}/{machine}/freezer.state"))
-    states += list(Path("/sys/fs/cgroup").glob(f"**/{group}/{machine}/cgroup.freeze"))
+    # Each driver has a group of its own in the server's name.
+    group = f"innkeeper-{innkeeper.server_id}*/{machine}"
+    states = list(Path("/sys/fs/cgroup").glob(f"**/{group}/freezer.state"))
+    states += list(Path("/sys/fs/cgroup").glob(f"**/{group}/cgroup.freeze"))
     assert states, f"no freezer of {machine}"
     until(lambda: states[0].read_text().strip() in ("FROZEN", "1"), seconds=20)
     began = time.monotonic()

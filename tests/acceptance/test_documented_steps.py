@@ -10,6 +10,8 @@ import pytest
 from documented_steps import DOCS, run_steps, setup_of, steps_of
 from server_fixture import Server
 
+pytestmark = pytest.mark.gvisor_only(reason="the pages show what a server with gVisor answers")
+
 V1 = DOCS / "api" / "v1.md"
 PAGES = [*sorted(DOCS.glob("api/v1-*.md")), V1]
 # What no example shows, and why not.

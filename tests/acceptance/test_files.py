@@ -9,6 +9,8 @@ import os
 import pytest
 from server_fixture import Api, Room
 
+pytestmark = pytest.mark.microvms
+
 HOME = "/home/user"
 MEBIBYTE = 1 << 20
 

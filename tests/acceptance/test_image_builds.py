@@ -19,6 +19,8 @@ from server_fixture import INN, Api, Server, fresh, plain_environment, server, u
 from tests.integration import oci_fixture as oci
 from tests.integration.daemon_fixture import build_go
 
+pytestmark = pytest.mark.gvisor_only(reason="the guests of builds are gVisor's whatever those of rooms are")
+
 DOCKERFILE = """\
 # syntax=docker/dockerfile:1
 ARG BASE=base

@@ -11,6 +11,8 @@ import pytest
 from instavm_client import Instavm
 from server_fixture import Server, server, until
 
+pytestmark = pytest.mark.microvms
+
 
 def test_the_life_of_a_vm(instavm: Instavm) -> None:
     made = instavm.sdk(
@@ -58,9 +60,9 @@ def test_the_command_line(instavm: Instavm) -> None:
 
 
 @pytest.fixture(scope="module")
-def lasting() -> Iterator[Server]:
+def lasting(driver: str) -> Iterator[Server]:
     """A server whose guests outlive it."""
-    with server("base", INNKEEPER_KEEP_MACHINES="true") as running:
+    with server("base", driver=driver, INNKEEPER_KEEP_MACHINES="true") as running:
         yield running
         if running.process is not None:
             for vm in running.client().get("/v1/vms").json():

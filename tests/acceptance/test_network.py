@@ -11,6 +11,8 @@ from server_fixture import Api, Room, Server
 
 CONNECT = """python3 -c '
 import socket, sys
+
+pytestmark = pytest.mark.microvms
 try:
     socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=4).close()
     print("reached")

@@ -9,6 +9,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from server_fixture import Api, Room, Server, fresh, until
+from tests.guest_drivers import GVISOR
+
+pytestmark = pytest.mark.microvms
 
 
 def test_the_answer_has_all_documented_fields(api: Api, base: str, room: Room) -> None:
@@ -164,7 +167,7 @@ def test_the_rooms_of_a_profile_are_listed(api: Api) -> None:
     assert api.client.get(f"/api/profile/{profile}").json()["error"] == "profile_not_found"
 
 
-def test_a_room_shows_its_boot_trace_and_its_isolation(api: Api, shared: Room) -> None:
+def test_a_room_shows_its_boot_trace_and_its_isolation(api: Api, shared: Room, driver: str) -> None:
     shown = api.client.get(f"/v1/rooms/{shared.create()['instance_id']}").json()
     steps = [step["step"] for step in shown["boot_trace"]]
     assert steps == ["network_allocated", "ftap_created", "image_generated", "vm_started", "vm_booted", "ready"] or (
@@ -172,4 +175,9 @@ def test_a_room_shows_its_boot_trace_and_its_isolation(api: Api, shared: Room) -
     )
     times = [step["at_ms"] for step in shown["boot_trace"]]
     assert times == sorted(times) and times[-1] > 0
-    assert (shown["isolation"]["driver"], shown["isolation"]["platform"]) == ("gvisor", "systrap")
+    isolation = shown["isolation"]
+    if driver == GVISOR:
+        assert (isolation["driver"], isolation["platform"], isolation["accelerator"]) == (GVISOR, "systrap", None)
+    else:
+        assert (isolation["driver"], isolation["platform"]) == (driver, isolation["accelerator"])
+        assert (isolation["level"], isolation["accelerator"] in ("kvm", "tcg")) == ("microvm", True)

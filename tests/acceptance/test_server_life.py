@@ -16,13 +16,13 @@ KEY = base64.b64encode(os.urandom(32)).decode()
 
 
 @pytest.fixture(scope="module")
-def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def living(tmp_path_factory: pytest.TempPathFactory, driver: str) -> Iterator[Server]:
     file = tmp_path_factory.mktemp("etc") / "innkeeper.toml"
     file.write_text(
         f'log_file_mb = 1\nlog_files_kept = 2\nlog_format = "json"\nmaster_key = "{KEY}"\nstop_seconds = 30\n'
     )
     file.chmod(0o600)
-    with server("base", INNKEEPER_CONFIG=str(file), INNKEEPER_KEEP_MACHINES="true") as running:
+    with server("base", driver=driver, INNKEEPER_CONFIG=str(file), INNKEEPER_KEEP_MACHINES="true") as running:
         yield running
         if running.process is not None:
             running.stop()

@@ -27,8 +27,8 @@ PLAIN = "exec bash --norc --noediting -i"
 
 
 @pytest.fixture(scope="module")
-def innkeeper() -> Iterator[Server]:
-    with server("base") as running:
+def innkeeper(driver: str) -> Iterator[Server]:
+    with server("base", driver=driver) as running:
         yield running
 
 

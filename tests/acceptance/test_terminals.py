@@ -23,8 +23,8 @@ pytestmark = NEEDS_RUNSC
 
 
 @pytest.fixture(scope="module")
-def innkeeper() -> Iterator[Server]:
-    with server("base", INNKEEPER_MAX_TERMINALS="3", INNKEEPER_LOG_LEVEL="debug") as running:
+def innkeeper(driver: str) -> Iterator[Server]:
+    with server("base", driver=driver, INNKEEPER_MAX_TERMINALS="3", INNKEEPER_LOG_LEVEL="debug") as running:
         yield running
 
 

@@ -17,14 +17,14 @@ from server_fixture import Api, Room, Server, server, until
 
 
 @pytest.fixture(scope="module")
-def neighbour() -> Iterator[Server]:
+def neighbour(driver: str) -> Iterator[Server]:
     """A second server with other settings: hardly any patience, memory for three guests, guests that outlive it."""
     settings = {
         "INNKEEPER_ROOM_WAIT_SECONDS": "0.02",
         "INNKEEPER_MEMORY_OVERCOMMIT": "0.2",
         "INNKEEPER_KEEP_MACHINES": "true",
     }
-    with server("base", **settings) as running:
+    with server("base", driver=driver, **settings) as running:
         yield running
         if running.process is not None:
             running.stop()

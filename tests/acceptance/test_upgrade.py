@@ -17,6 +17,8 @@ from server_fixture import Room, Server, server
 
 from innkeeper.store.migrate import migrate
 
+pytestmark = pytest.mark.gvisor_only(reason="no release before this one had another driver")
+
 REPOSITORY = Path(__file__).parents[2]
 FIRST_REVISION = "0001"
 
@@ -55,9 +57,9 @@ def older_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def older(older_agent: Path) -> Iterator[Older]:
+def older(older_agent: Path, driver: str) -> Iterator[Older]:
     settings = {"INNKEEPER_KEEP_MACHINES": "true", "INNKEEPER_AGENT_BINARY": str(older_agent)}
-    with server("base", **settings) as running:
+    with server("base", driver=driver, **settings) as running:
         api = running.api()
         profile = api.make_profile(env={"COLOR": "green"})
         room = api.room(profile, "kept")

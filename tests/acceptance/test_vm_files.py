@@ -19,6 +19,8 @@ import pytest
 from instavm_client import Instavm
 from server_fixture import Server, until
 
+pytestmark = pytest.mark.microvms
+
 MEBIBYTE = 1 << 20
 
 

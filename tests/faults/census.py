@@ -69,6 +69,15 @@ def runsc_pids(home: Path, kind: str = "") -> list[int]:
     return [pid for pid in all_pids() if mark in (line := command_line(pid)) and line.startswith(name)]
 
 
+def vm_pids(home: Path) -> list[int]:
+    """The server's QEMU processes."""
+    found: set[int] = set()
+    for procs in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}-vm/*/cgroup.procs"):
+        with contextlib.suppress(OSError):
+            found |= {int(pid) for pid in procs.read_text().split()}
+    return sorted(found)
+
+
 def _records(host: Path) -> Iterator[tuple[str, dict[str, object]]]:
     for folder in (host / "machines").iterdir():
         record: dict[str, object] = {}
@@ -92,12 +101,18 @@ def _processes(home: Path, machines: set[str]) -> Iterator[str]:
                 yield f"second scanner {pid}"
         elif b"runsc" in line and not any(machine.encode() in line for machine in machines):
             yield f"process {pid}: {text[:300]}"
+    # What runs in a microVM's group is QEMU, which names no path of the host.
+    for procs in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}-vm/*/cgroup.procs"):
+        with contextlib.suppress(OSError):
+            if procs.parent.name not in machines and (pids := procs.read_text().split()):
+                yield f"processes {pids} of {procs.parent.name}"
 
 
 def _groups(home: Path, machines: set[str]) -> Iterator[str]:
-    for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}/*"):
-        if path.is_dir() and path.name not in machines:
-            yield f"control group {path}"
+    for group in (f"innkeeper-{server_id(home)}", f"innkeeper-{server_id(home)}-vm"):
+        for path in CONTROL_GROUPS.glob(f"**/{group}/*"):
+            if path.is_dir() and path.name not in machines:
+                yield f"control group {path}"
     # Of imports: while one goes on there are some.
     yield from (
         f"control group {path}"

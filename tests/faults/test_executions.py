@@ -30,8 +30,8 @@ COUNT_IN_SHELL = "n=0; while [ ! -e {go} ]; do echo $n; echo $n >&2; n=$((n+1));
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Server]:
-    with server("base") as made:
+def running(driver: str) -> Iterator[Server]:
+    with server("base", driver=driver) as made:
         yield made
 
 
@@ -101,6 +101,7 @@ class Watcher:
                     raise StreamEndedError(event, value)
 
 
+@pytest.mark.microvms
 @pytest.mark.parametrize("victim", ["api", "daemon", "both"])
 def test_what_runs_goes_on_and_what_was_being_written_is_as_it_was(
     running: Server, vm: dict[str, str], victim: str

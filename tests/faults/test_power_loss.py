@@ -93,8 +93,8 @@ class Writer:
 
 
 @pytest.fixture(scope="module")
-def powered() -> Iterator[Server]:
-    with server("base") as running:
+def powered(driver: str) -> Iterator[Server]:
+    with server("base", driver=driver) as running:
         yield running
 
 

@@ -18,25 +18,26 @@ from innkeeper.host.linux.cgroup import CgroupTree
 
 
 @pytest.fixture(scope="module")
-def rebooted() -> Iterator[Server]:
-    with server("base") as running:
+def rebooted(driver: str) -> Iterator[Server]:
+    with server("base", driver=driver) as running:
         yield running
 
 
 def reboot(running: Server) -> None:
     """All that a reboot ends: processes, control groups, mounts, loop devices, namespaces, firewall tables."""
     running.kill()
-    for pid in census.runsc_pids(running.home):
+    for pid in (*census.runsc_pids(running.home), *census.vm_pids(running.home)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     asyncio.run(_reboot(running.home, running.server_id))
 
 
 async def _reboot(home: Path, identifier: str) -> None:
-    group = CgroupTree.detect().server_root(f"innkeeper-{identifier}")
-    for name in group.children():
-        await group.child(name).kill_all()
-    await group.remove()
+    for suffix in ("", "-vm"):
+        group = CgroupTree.detect().server_root(f"innkeeper-{identifier}{suffix}")
+        for name in group.children():
+            await group.child(name).kill_all()
+        await group.remove()
     await mounts.umount_tree(home)
     for device in loop_device.devices_backed_by(home):
         loop_device.detach(device)
@@ -56,7 +57,7 @@ def test_every_room_goes_on_with_its_disk_after_a_reboot(rebooted: Server) -> No
         room.output(f"echo {number} > kept; nohup sleep 1000 > /dev/null 2>&1 & echo in-memory > /dev/shm/lost")
         said.append(room.run(f"echo said {number}")["result"]["execution_id"])
     reboot(rebooted)
-    assert census.runsc_pids(rebooted.home) == []
+    assert census.runsc_pids(rebooted.home) == census.vm_pids(rebooted.home) == []
     assert list(mounts.mounts_under(rebooted.home)) == []
     rebooted.start()
     assert "adopted   0 guests" in rebooted.log().rpartition("Innkeeper is ready")[2]
@@ -69,7 +70,7 @@ def test_every_room_goes_on_with_its_disk_after_a_reboot(rebooted: Server) -> No
         answer = again.run("cat kept; cat /dev/shm/lost; pgrep -c -x sleep")
         assert answer["result"]["output"].splitlines()[0] == str(number)
         assert "in-memory" not in answer["result"]["output"]
-        assert answer["result"]["output"].splitlines()[-1] == "0"
+        assert answer["result"]["output"].splitlines()[-1] == "0", answer
         assert answer["instance_id"] == instance
         kept = client.get(f"{again.path}/command/{said[number]}/output").json()
         assert (kept["output"], kept["ended"]) == (f"said {number}\n", True)

@@ -10,15 +10,18 @@ import signal
 import httpx2
 from server_fixture import Server, until
 from tests.faults import census
+from tests.guest_drivers import GVISOR, QEMU
 
-VICTIMS = ("api", "daemon", "both", "sandbox", "gofer", "runsc")
+SERVERS = ("api", "daemon", "both")
+VICTIMS = {GVISOR: (*SERVERS, "sandbox", "gofer", "runsc"), QEMU: (*SERVERS, "vm")}
 
 
 def kill(running: Server, victim: str, chance: random.Random) -> list[int]:
     """`kill -9`; the pids."""
     assert running.process is not None
-    if victim in ("sandbox", "gofer", "runsc"):
-        found = census.runsc_pids(running.home, "" if victim == "runsc" else victim)
+    if victim not in SERVERS:
+        name = "" if victim == "runsc" else victim
+        found = census.vm_pids(running.home) if victim == "vm" else census.runsc_pids(running.home, name)
         pids = [chance.choice(found)] if found else []
     else:
         pids = [running.api_pid()] if victim != "daemon" else []

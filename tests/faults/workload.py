@@ -156,7 +156,7 @@ class Client:
         message = str(said.get("message"))
         if set(said) != {"error", "message"} or said["error"] not in NOT_NOW or status != 503:
             self.wrong.append(f"{self.doing} answered {status} {said}")
-        elif any(internal in message for internal in ("Traceback", "Error(", "/host/", "runsc")):
+        elif any(internal in message for internal in ("Traceback", "Error(", "/host/", "runsc", "qemu")):
             self.wrong.append(f"{self.doing} shows internals: {said}")
         self.done[f"{self.doing} refused"] += 1
         # What is told to come again comes again, but not at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.integration.daemon_fixture import anyio_backend, host, instance
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("acceptance", "integration", "security")]
 from internet_fixture import Internet, internet  # noqa: E402
 from server_fixture import Api, Room, Server, server  # noqa: E402
+from tests.guest_drivers import Servers  # noqa: E402
 
 __all__ = ["anyio_backend", "host", "instance"]
 
@@ -24,10 +26,21 @@ def world() -> Iterator[Internet]:
 
 
 @pytest.fixture(scope="package")
-def innkeeper(world: Internet) -> Iterator[Server]:
-    """`inn serve` with the image `base`, whose guests live behind the world's host."""
-    with server("base", INNKEEPER_HOST_NETNS=world.host, INNKEEPER_DNS_UPSTREAMS=world.address) as running:
-        yield running
+def servers(world: Internet) -> Iterator[Servers]:
+    """`inn serve` with the image `base`, whose guests live behind the world's host; one for each driver."""
+
+    def start(driver: str) -> AbstractContextManager[Server]:
+        settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
+        return server("base", driver=driver, **settings)
+
+    with Servers.started_by(start) as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def innkeeper(servers: Servers, driver: str) -> Server:
+    """The server whose guests run with the test's driver."""
+    return servers[driver]
 
 
 @pytest.fixture(scope="package")

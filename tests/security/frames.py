@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.integration import network_world as nw
@@ -62,8 +62,8 @@ def frame(
 
 
 @contextmanager
-def listening(*places: tuple[str, str]) -> Iterator[list[bytes]]:
-    """Every frame that arrives at these (namespace, interface), while the block runs."""
+def listening(*places: tuple[str, str], leaving: Sequence[tuple[str, str]] = ()) -> Iterator[list[bytes]]:
+    """Every frame that arrives at these (namespace, interface), and that leaves through those of `leaving`, while the block runs."""
 
     def open_in(interface: str) -> Callable[[], socket.socket]:
         def make() -> socket.socket:
@@ -76,18 +76,22 @@ def listening(*places: tuple[str, str]) -> Iterator[list[bytes]]:
 
     heard: list[bytes] = []
     over = threading.Event()
-    sockets = [netns.call_inside(namespace, open_in(interface)) for namespace, interface in places]
+    ears = [
+        (netns.call_inside(namespace, open_in(interface)), outgoing)
+        for outgoing, where in ((False, places), (True, leaving))
+        for namespace, interface in where
+    ]
 
-    def listen(sock: socket.socket) -> None:
+    def listen(sock: socket.socket, outgoing: bool) -> None:
         while not over.is_set():
             try:
                 data, address = sock.recvfrom(65535)
             except TimeoutError:
                 continue
-            if address[2] != socket.PACKET_OUTGOING:
+            if (address[2] == socket.PACKET_OUTGOING) == outgoing:
                 heard.append(data)
 
-    threads = [threading.Thread(target=listen, args=(sock,)) for sock in sockets]
+    threads = [threading.Thread(target=listen, args=ear) for ear in ears]
     for thread in threads:
         thread.start()
     try:
@@ -96,7 +100,7 @@ def listening(*places: tuple[str, str]) -> Iterator[list[bytes]]:
         over.set()
         for thread in threads:
             thread.join()
-        for sock in sockets:
+        for sock, _ in ears:
             sock.close()
 
 

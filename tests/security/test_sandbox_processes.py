@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from server_fixture import Api, Room, Server, all_pids, children, command_line
 
+pytestmark = pytest.mark.gvisor_only(reason="a microVM's process: tests/integration/test_qemu.py")
+
 NAMESPACES = ("user", "mnt", "ipc", "uts", "net")
 SECRET = "a-secret-of-the-profile-7c1f"
 # What the guest's own capabilities come to, in the sandbox's user namespace; none of them administers anything.

@@ -32,10 +32,12 @@ POLICIES: dict[str, tuple[dict[str, Any] | None, set[tuple[str, str, int]]]] = {
 
 
 @pytest.fixture(scope="module")
-def lasting(world: Internet) -> Iterator[Server]:
+def lasting(world: Internet, driver: str) -> Iterator[Server]:
     """A server whose guests outlive it, behind the world's host."""
     settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address, "INNKEEPER_VM_MEMORY_MB": "512"}  # fmt: skip
-    with server("base", INNKEEPER_KEEP_MACHINES="true", INNKEEPER_VM_POOL_SIZE="1", **settings) as running:
+    with server(
+        "base", driver=driver, INNKEEPER_KEEP_MACHINES="true", INNKEEPER_VM_POOL_SIZE="1", **settings
+    ) as running:
         yield running
         for vm in running.client().get("/v1/vms").json():
             running.client().delete(f"/v1/vms/{vm['vm_id']}")

@@ -63,6 +63,8 @@ if os.getuid() != 0:  # root does end PID 1, and its own guest with it
     for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
         attempt(f"send {number.name}", lambda number=number: os.kill(1, number))
 attempt("dial", second_link)
+for port in Path("/dev").glob("vport*"):
+    attempt(f"open the port {port}", lambda port=port: os.open(port, os.O_RDWR))
 for folder in (LINK, BIN):
     attempt(f"write {folder}", lambda folder=folder: (folder / "x").write_text("x"))
     attempt(f"make directory {folder}", lambda folder=folder: (folder / "d").mkdir())
@@ -74,5 +76,8 @@ attempt("bind beside the socket", lambda: socket.socket(socket.AF_UNIX).bind(str
 attempt("overwrite the agent", lambda: (BIN / "inn-agent").write_bytes(b"x"))
 attempt("link the agent", lambda: os.link(BIN / "inn-agent", "/tmp/agent"))
 for place in ("/.innkeeper/link/..", "/.innkeeper/bin/..", "/.innkeeper/link"):
-    said[f"list {place}"] = " ".join(sorted(path.name for path in Path(place).iterdir()))
+    # A microVM's link is a port.
+    said[f"list {place}"] = (
+        " ".join(sorted(path.name for path in Path(place).iterdir())) if Path(place).is_dir() else ""
+    )
 print(json.dumps(said))
