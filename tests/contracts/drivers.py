@@ -118,7 +118,7 @@ def qemu() -> Kind:
         ended="The virtual machine ended",
         overhead_mib=OVERHEAD_MIB + TCG_CACHE_MIB,
         group_suffix=VM_SUFFIX,
-        memory_needs=frozenset({"qemu", "accelerator", "options", "cpu", "kernel"}),
+        memory_needs=frozenset({"qemu", "accelerator", "options", "cpu"}),
         marks=(pytest.mark.long,),
     )
 

@@ -98,7 +98,7 @@ class Templates:
     async def _key(self, driver: Driver, shape: MachineShape) -> TemplateKey:
         return TemplateKey(
             driver=driver.name,
-            needs=await templating(driver).memory_needs(),
+            needs=await templating(driver).template_needs(),
             image_digest=shape.image_digest,
             vcpu_count=shape.vcpu_count,
             memory_mb=shape.memory_mb,
@@ -190,7 +190,7 @@ class Templates:
             # Its program may have gone since the start.
             with contextlib.suppress(OSError):
                 if driver.capabilities.templates:
-                    needs[driver.name] = await templating(driver).memory_needs()
+                    needs[driver.name] = await templating(driver).template_needs()
         return [
             *(
                 template.folder

@@ -34,7 +34,7 @@ class ScriptedDriver:
     needs: dict[str, str] = field(default_factory=lambda: {"program": "1"})
     forgotten: list[Path] = field(default_factory=list)
 
-    async def memory_needs(self) -> dict[str, str]:
+    async def template_needs(self) -> dict[str, str]:
         return dict(self.needs)
 
     async def keep(self, machine_id: str, folder: Path) -> None:

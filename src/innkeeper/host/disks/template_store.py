@@ -34,7 +34,7 @@ KEY = re.compile(r"[0-9a-f]{64}")
 class TemplateKey:
     """Everything that a machine's state depends on once it has come up: guests of equal keys begin as the same one.
 
-    `needs` are the driver's (see `contract.Checkpointing.memory_needs`); `warmed` are the lines that the guest has run.
+    `needs` are the driver's (see `contract.Templating.template_needs`); `warmed` are the lines that the guest has run.
     """
 
     driver: str

@@ -250,6 +250,10 @@ class Templating(Checkpointing, Protocol):
         """
         ...
 
+    async def template_needs(self) -> dict[str, str]:
+        """What a template depends on, by name: `memory_needs`, and what it booted."""
+        ...
+
     def forget(self, folder: Path) -> None:
         """Hold nothing of a folder in memory any more. Clones that run are not touched."""
         ...

@@ -151,14 +151,17 @@ class QemuDriver:
             os.close(memory)
 
     async def memory_needs(self) -> dict[str, str]:
-        """See Checkpointing: the agent is part of what is booted, and the options stand for all that is made of them."""
+        """See Checkpointing. Kernel and agent are in the memory, so an upgrade of either leaves it usable; the options stand for all that is made of them."""
         return {
             "qemu": await self._version.text(),
             "accelerator": self._accelerator.value,
             "options": options_digest(self._accelerator, self._tsc_khz),
             "cpu": self._cpu,
-            "kernel": "" if self._boot is None else self._boot.identity,
         }
+
+    async def template_needs(self) -> dict[str, str]:
+        """See Templating. New guests get the newest kernel and agent."""
+        return {**await self.memory_needs(), "kernel": "" if self._boot is None else self._boot.identity}
 
     async def _ask_version(self) -> str:
         found = await ask_version(self._qemu)

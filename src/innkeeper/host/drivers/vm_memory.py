@@ -87,7 +87,7 @@ async def save_state(
     """Write the state of a guest, running or not, into a new file; from a moment close to the end on it stands still.
 
     What a running guest changes while it is written is written again. The log of what it changes is exact with KVM. With TCG it is so for as long as nobody
-    reads it: QEMU before 9 then goes on to write past the log to pages that it knows already, and every guest that was restored from memory of two passes
+    reads it: QEMU 7.2 then goes on to write past the log to pages that it knows already, and guests that were restored from memory of two passes
     broke. So there the log begins with the guest stopped, is read with the guest stopped, and in between all of the memory is written once.
 
     Raises StateFailedError, QmpError, OSError: EFBIG where it is larger than `limit_bytes`. Whatever comes of it, `go_on` is due.
