@@ -9,10 +9,10 @@ import pytest
 from internet_fixture import ADDRESS, FORBIDDEN, HOST_ADDRESSES, HOST_PORT, REBOUND, Internet, answers_from
 from server_fixture import Api, Room, Server
 
+pytestmark = pytest.mark.microvms
+
 CONNECT = """python3 -c '
 import socket, sys
-
-pytestmark = pytest.mark.microvms
 try:
     socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=4).close()
     print("reached")
@@ -75,7 +75,9 @@ def test_the_servers_own_ports_are_not_reached(shared: Room, innkeeper: Server) 
 
 def test_guests_do_not_reach_each_other(api: Api, base: str, shared: Room) -> None:
     other = api.room(base)
-    other.output("cd /tmp && (nohup python3 -m http.server 8000 > /dev/null 2>&1 &) ; sleep 1.5")
+    other.output(
+        "cd /tmp && (nohup python3 -m http.server 8000 > /dev/null 2>&1 &) ; for i in $(seq 300); do curl -so /dev/null http://127.0.0.1:8000/ && break; sleep 0.2; done"
+    )
     assert other.output("curl -sS --max-time 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:8000/") == "200"
     addresses = [address for address in other.output("hostname -I").split() if ":" not in address]
     assert addresses

@@ -101,8 +101,9 @@ async def test_every_error_code_is_documented(api: Any) -> None:
 
     text = "".join(map(page, set(PAGES.values())))
     inside = {"guest_error", "link_lost", "image_not_found"}
-    # No endpoint asks for checkpoints yet.
+    # No endpoint asks for checkpoints or volumes yet.
     inside |= {"checkpoint_failed", "checkpoint_not_found", "memory_unusable"}
+    inside |= {"volume_not_found", "volume_in_use", "volume_failed", "guest_written"}
     for code in set(BY_CODE) - inside:
         assert f"`{code}`" in text, code
 

@@ -20,8 +20,8 @@ OF_ROOT = ("read ", "list descriptors", "open descriptor", "write memory", "stea
 LISTS = {
     GVISOR: {
         "list /.innkeeper/link": "agent.sock generation",
-        "list /.innkeeper/link/..": "bin link",
-        "list /.innkeeper/bin/..": "bin link",
+        "list /.innkeeper/link/..": "bin link volumes",
+        "list /.innkeeper/bin/..": "bin link volumes",
     },
     QEMU: {"list /.innkeeper/link": "", "list /.innkeeper/link/..": "", "list /.innkeeper/bin/..": "bin layers"},
 }
