@@ -13,7 +13,7 @@ func (a *agent) inMachine(guest *boot.Guest) {
 	a.table.AlsoOwn(scans.Pid)
 	a.table.TellWrites(scans.Writes)
 	a.verbs["changes"] = scans.Changes
-	a.verbs["freeze_fs"] = freeze.New(guest.Disk).Freeze
+	a.verbs["freeze_fs"] = freeze.New(guest.Disk, volumes.MountpointOf).Freeze
 	a.serveVolumes(volumes.Mounted)
 	a.end = boot.PowerOff
 }

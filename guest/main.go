@@ -1,5 +1,6 @@
-// Command inn-agent is PID 1 of every guest, of a microVM's from its kernel's first step on. Under the name sudo it is the guest's sudo;
-// `inn-agent scan` lists file changes,
+// Command inn-agent is PID 1 of every guest, of a microVM's from its kernel's first step on. Under the name sudo it is the guest's sudo, under the name
+// modprobe its kernel's modprobe;
+// `inn-agent scan` lists file changes, `inn-agent jail` is how the host starts a virtual machine,
 // `inn-agent sftp-server` serves a file transfer.
 package main
 
@@ -13,7 +14,9 @@ import (
 
 	"innkeeper/guest/boot"
 	"innkeeper/guest/changes"
+	"innkeeper/guest/jail"
 	"innkeeper/guest/link"
+	"innkeeper/guest/modules"
 	"innkeeper/guest/sftp"
 	"innkeeper/guest/sudo"
 )
@@ -31,8 +34,13 @@ func main() {
 	if filepath.Base(os.Args[0]) == "sudo" {
 		os.Exit(sudo.Main(os.Args[1:]))
 	}
+	if filepath.Base(os.Args[0]) == "modprobe" {
+		os.Exit(modules.Main(boot.Offered, os.Args[1:]))
+	}
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
+		case "jail", "jailed":
+			os.Exit(jail.Main(os.Args[1], os.Args[2:]))
 		case "scan":
 			os.Exit(changes.Main(os.Args[2:]))
 		case "sudo":

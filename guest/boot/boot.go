@@ -90,6 +90,7 @@ func (b *sequence) run() (*Guest, error) {
 		{"overlay", mountOverlay},
 		{"root", enterRoot},
 		{"mounts", mountSystem},
+		{"offered modules", offerModules},
 		{"run", fillRun},
 		{"network", setNetwork},
 		{"agent", becomeAgent},

@@ -91,6 +91,9 @@ func enterRoot() error {
 	if err := syscall.Mount(Path, newRoot+Binary, "", syscall.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind the agent: %w", err)
 	}
+	if err := placeOffered(); err != nil {
+		return err
+	}
 	for _, path := range []string{newRoot + Binary, newRoot + own} {
 		if err := syscall.Mount("", path, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY|syscall.MS_NODEV|syscall.MS_NOSUID, ""); err != nil {
 			return fmt.Errorf("remount %s read-only: %w", path, err)

@@ -26,6 +26,7 @@ func mountSystem() error {
 	}{
 		{"proc", "/proc", quiet, ""},
 		{"sysfs", "/sys", quiet, ""},
+		{"cgroup2", "/sys/fs/cgroup", quiet, ""}, // container engines do not begin without it
 		{"devtmpfs", "/dev", syscall.MS_NOSUID, ""},
 		{"devpts", "/dev/pts", syscall.MS_NOSUID | syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
 		{"tmpfs", "/dev/shm", syscall.MS_NOSUID | syscall.MS_NODEV, sharedMemory},
@@ -50,6 +51,10 @@ func mountSystem() error {
 func setNetwork() error {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0); err != nil {
 		return err
+	}
+	// For as long as the guest lives: a clone need not be told again.
+	if err := network.WithoutIPv6(); err != nil {
+		return fmt.Errorf("without IPv6: %w", err)
 	}
 	return network.Up("lo")
 }

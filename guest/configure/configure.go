@@ -97,6 +97,8 @@ func (s *Settings) apply(wanted *request) (*answer, error) {
 			return nil, err
 		}
 	}
+	result := &answer{UID: user.UID, GID: user.GID, Home: user.Home, TmpIsTmpfs: tmpIsTmpfs()}
+	// Last, since a spare shell is started a moment later.
 	s.table.Configure(settings)
 	if wanted.Restored {
 		s.table.Renew()
@@ -104,7 +106,7 @@ func (s *Settings) apply(wanted *request) (*answer, error) {
 	for _, line := range wanted.Warm {
 		s.table.RunQuietly(line)
 	}
-	return &answer{UID: user.UID, GID: user.GID, Home: user.Home, TmpIsTmpfs: tmpIsTmpfs()}, nil
+	return result, nil
 }
 
 // setSystem ignores what this kind of guest does not allow: gVisor has neither a clock to set nor an entropy pool.
@@ -125,14 +127,19 @@ func setSystem(wanted *request) error {
 			return err
 		}
 	}
+	write := overwrite
+	if wanted.Restored {
+		// Programs run that may read it meanwhile.
+		write = replace
+	}
 	if wanted.Hostname != nil {
 		_ = syscall.Sethostname([]byte(*wanted.Hostname))
-		if err := replace("/etc/hostname", *wanted.Hostname+"\n"); err != nil {
+		if err := write("/etc/hostname", *wanted.Hostname+"\n"); err != nil {
 			return err
 		}
 	}
 	if wanted.MachineID != nil {
-		if err := replace("/etc/machine-id", strings.TrimSpace(*wanted.MachineID)+"\n"); err != nil {
+		if err := write("/etc/machine-id", strings.TrimSpace(*wanted.MachineID)+"\n"); err != nil {
 			return err
 		}
 	}
@@ -177,7 +184,7 @@ func replace(path, content string) error {
 
 // overwrite keeps the file itself, which may be a bind mount that nothing can be renamed over.
 func overwrite(path, content string) error {
-	if existing, err := os.ReadFile(path); err == nil && string(existing) == content {
+	if has(path, content) || rewrite(path, content) {
 		return nil
 	}
 	if target, err := os.Readlink(path); err == nil {
@@ -195,6 +202,38 @@ func overwrite(path, content string) error {
 	return err
 }
 
+// has says whether that is what the file has in it. By system calls, as rewrite does it: what a clone of a microVM runs for the first time has to be translated, and package os
+// is a lot of it.
+func has(path, content string) bool {
+	file, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(file)
+	existing := make([]byte, len(content)+1)
+	count, err := syscall.Pread(file, existing, 0)
+	return err == nil && string(existing[:count]) == content
+}
+
+// rewrite gives a file that is there other content, and says whether it could. Not by emptying it first: a file system writes a file that was made anew, or
+// was empty before, to the disk as soon as it is closed or renamed, which is half of what it takes to configure a clone.
+func rewrite(path, content string) bool {
+	file, err := syscall.Open(path, syscall.O_WRONLY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(file)
+	count, err := syscall.Pwrite(file, []byte(content), 0)
+	if err != nil || count != len(content) {
+		return false
+	}
+	var status syscall.Stat_t
+	if err := syscall.Fstat(file, &status); err != nil {
+		return false
+	}
+	return status.Size == int64(len(content)) || syscall.Ftruncate(file, int64(len(content))) == nil
+}
+
 // How long what the host says may be under way on a busy machine.
 const longestWay = 2 * time.Second
 
@@ -208,24 +247,28 @@ func addEntropy(entropy []byte) {
 	if len(entropy) == 0 {
 		return
 	}
-	device, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	device, err := syscall.Open("/dev/urandom", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
-	defer device.Close()
+	defer syscall.Close(device)
 	const head = 8
 	pool := make([]byte, head+len(entropy))
 	*(*int32)(unsafe.Pointer(&pool[0])) = int32(len(entropy) * 8)
 	*(*int32)(unsafe.Pointer(&pool[4])) = int32(len(entropy))
 	copy(pool[head:], entropy)
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, device.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&pool[0])))
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(device), rndAddEntropy, uintptr(unsafe.Pointer(&pool[0])))
 	if errno != 0 {
-		_, _ = device.Write(entropy)
+		_, _ = syscall.Write(device, entropy)
 	}
-	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, device.Fd(), rndReseedCRNG, 0)
+	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, uintptr(device), rndReseedCRNG, 0)
 }
 
 func tmpIsTmpfs() bool {
+	var root, tmp syscall.Stat_t
+	if syscall.Stat("/", &root) == nil && syscall.Stat("/tmp", &tmp) == nil && root.Dev == tmp.Dev {
+		return false // nothing is mounted there
+	}
 	content, err := os.ReadFile("/proc/mounts")
 	if err != nil {
 		return false

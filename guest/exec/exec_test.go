@@ -240,13 +240,22 @@ func TestCancelKillsUnlessDetached(t *testing.T) {
 	h := linktest.New(t, verbs)
 	for _, detached := range []bool{false, true} {
 		id := fmt.Sprintf("cancel-%v", detached)
-		call := h.Open(fmt.Sprintf(`"verb":"exec","id":%q,"shell":"sleep 1","detach_on_cancel":%v`, id, detached))
+		call := h.Open(fmt.Sprintf(`"verb":"exec","id":%q,"shell":"sleep 1000","detach_on_cancel":%v`, id, detached))
 		call.Next()
 		call.Send(link.Cancel, "")
-		time.Sleep(100 * time.Millisecond)
-		running := strings.Contains(fmt.Sprint(h.Do(`"verb":"processes"`).Result["executions"]), "running:true")
-		if running != detached {
-			t.Errorf("detached %v, running %v", detached, running)
+		running := func() bool {
+			return strings.Contains(fmt.Sprint(h.Do(`"verb":"processes"`).Result["executions"]), "running:true")
+		}
+		if detached {
+			time.Sleep(100 * time.Millisecond)
+			if !running() {
+				t.Error("one that was to go on was killed")
+			}
+		}
+		for deadline := time.Now().Add(30 * time.Second); !detached && running(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("it was not killed")
+			}
 		}
 		h.Do(fmt.Sprintf(`"verb":"signal","id":%q,"signal":9`, id))
 	}

@@ -2,7 +2,6 @@ package exec
 
 import (
 	"os"
-	"reflect"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -20,6 +19,19 @@ type Settings struct {
 	Workdir    string
 	Env        map[string]string
 	SpareShell bool
+}
+
+// equal is not reflection's: a clone of a microVM would have to translate that first.
+func (s Settings) equal(other Settings) bool {
+	if s.User != other.User || s.Workdir != other.Workdir || s.SpareShell != other.SpareShell || len(s.Env) != len(other.Env) {
+		return false
+	}
+	for name, value := range s.Env {
+		if found, ok := other.Env[name]; !ok || found != value {
+			return false
+		}
+	}
+	return true
 }
 
 // Table knows all executions.
@@ -65,7 +77,7 @@ func (t *Table) Settings() Settings {
 // a command that comes first does without.
 func (t *Table) Configure(settings Settings) {
 	t.mu.Lock()
-	same := reflect.DeepEqual(t.settings, settings)
+	same := t.settings.equal(settings)
 	t.settings = settings
 	t.mu.Unlock()
 	if same {

@@ -15,6 +15,7 @@ type draft struct {
 	beside  string
 	target  string
 	existed *syscall.Stat_t
+	fresh   bool // The target must not be there.
 }
 
 // Write serves the write verb.
@@ -24,6 +25,7 @@ func (s *Store) Write(stream *link.Stream, open link.Request) {
 		Mode    *uint32 `json:"mode"`
 		Parents *bool   `json:"parents"`
 		Size    *int64  `json:"size"`
+		Replace *bool   `json:"replace"`
 	}{}
 	if err := s.Resolve(open, &request, &request.Location); err != nil {
 		stream.Fail(err)
@@ -35,7 +37,7 @@ func (s *Store) Write(stream *link.Stream, open link.Request) {
 	}
 	var made *draft
 	err := account.As(request.Account, func() (err error) {
-		made, err = begin(request.Path, request.Parents == nil || *request.Parents)
+		made, err = begin(request.Path, request.Parents == nil || *request.Parents, request.Replace != nil && !*request.Replace)
 		return err
 	})
 	if err != nil {
@@ -59,9 +61,10 @@ func (s *Store) Write(stream *link.Stream, open link.Request) {
 
 const symlinkDepth = 40
 
-// begin opens the draft with the user's permissions. A symlink is written through, so the target is what it points to.
-func begin(path string, parents bool) (*draft, error) {
-	for depth := 0; ; depth++ {
+// begin opens the draft with the user's permissions. A symlink is written through, so the target is what it points to; where the file
+// has to be a fresh one, it is a name that is taken.
+func begin(path string, parents, fresh bool) (*draft, error) {
+	for depth := 0; !fresh; depth++ {
 		target, err := os.Readlink(path)
 		if err != nil {
 			break
@@ -75,9 +78,11 @@ func begin(path string, parents bool) (*draft, error) {
 		}
 		path = target
 	}
-	made := &draft{target: path}
+	made := &draft{target: path, fresh: fresh}
 	var status syscall.Stat_t
 	switch err := syscall.Lstat(path, &status); {
+	case err == nil && fresh:
+		return nil, wrap("open", path, syscall.EEXIST)
 	case err == nil:
 		if err := mayReplace(path, &status); err != nil {
 			return nil, err
@@ -165,10 +170,7 @@ func (d *draft) finish(user account.User, mode uint32, known *drafts) error {
 		known.note(filepath.Base(d.beside))
 	}
 	return account.As(user, func() error {
-		if err := syscall.Rename(d.beside, d.target); err != nil {
-			return wrap("rename", d.target, err)
-		}
-		return nil
+		return moveTo(d.beside, d.target, !d.fresh)
 	})
 }
 

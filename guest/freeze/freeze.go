@@ -1,4 +1,4 @@
-// Package freeze holds a guest's disk still while the host copies it.
+// Package freeze holds a guest's disk, or one of its volumes, still while the host copies it.
 package freeze
 
 import (
@@ -16,22 +16,24 @@ const (
 	longest = 60 * time.Second
 )
 
-// Verb serves `freeze_fs` for one file system.
+// Verb serves `freeze_fs`, for one file system at a time.
 type Verb struct {
 	mountpoint string
+	volumeAt   func(volume string) (mountpoint string)
 	turn       chan struct{}
 	control    func(directory *os.File, request uintptr) error
 }
 
-// New serves for the file system that is mounted there.
-func New(mountpoint string) *Verb {
-	return &Verb{mountpoint: mountpoint, turn: make(chan struct{}, 1), control: control}
+// New serves for the file system that is mounted there, and for volumes where volumeAt says that they are; it says "" of those that the guest has not.
+func New(mountpoint string, volumeAt func(volume string) string) *Verb {
+	return &Verb{mountpoint: mountpoint, volumeAt: volumeAt, turn: make(chan struct{}, 1), control: control}
 }
 
 // Freeze holds the file system still from a MESSAGE on until END, and in any case no longer than was asked for: a host that is gone thaws nothing.
 func (v *Verb) Freeze(stream *link.Stream, open link.Request) {
 	wanted := struct {
 		Seconds float64 `json:"seconds"`
+		Volume  string  `json:"volume"`
 	}{}
 	if err := open.Decode(&wanted); err != nil {
 		stream.Fail(err)
@@ -42,13 +44,20 @@ func (v *Verb) Freeze(stream *link.Stream, open link.Request) {
 		stream.Fail(link.Errorf("bad_request", "freeze_fs: seconds is above 0, and at most %.0f", longest.Seconds()))
 		return
 	}
+	mountpoint := v.mountpoint
+	if wanted.Volume != "" {
+		if mountpoint = v.volumeAt(wanted.Volume); mountpoint == "" {
+			stream.Fail(link.Errorf("not_found", "the volume is not mounted"))
+			return
+		}
+	}
 	select {
 	case v.turn <- struct{}{}:
 	default:
-		stream.Fail(link.Errorf("busy", "the disk is held still already"))
+		stream.Fail(link.Errorf("busy", "a disk is held still already"))
 		return
 	}
-	err := v.hold(stream, limit)
+	err := v.hold(stream, mountpoint, limit)
 	// Before the answer: whoever has it may ask again.
 	<-v.turn
 	if err != nil {
@@ -58,8 +67,8 @@ func (v *Verb) Freeze(stream *link.Stream, open link.Request) {
 	stream.Succeed(struct{}{})
 }
 
-func (v *Verb) hold(stream *link.Stream, limit time.Duration) error {
-	directory, err := os.Open(v.mountpoint)
+func (v *Verb) hold(stream *link.Stream, mountpoint string, limit time.Duration) error {
+	directory, err := os.Open(mountpoint)
 	if err != nil {
 		return err
 	}

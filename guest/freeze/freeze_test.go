@@ -40,7 +40,13 @@ func (d *fakeDisk) held() bool {
 func start(t *testing.T, fails error) (*fakeDisk, *linktest.Host) {
 	t.Helper()
 	disk := &fakeDisk{thaws: make(chan struct{}, 1), fails: fails}
-	verb := New(t.TempDir())
+	folder := t.TempDir()
+	verb := New(folder, func(volume string) string {
+		if volume == "known" {
+			return folder
+		}
+		return ""
+	})
 	verb.control = disk.control
 	return disk, linktest.New(t, map[string]link.Handler{"freeze_fs": verb.Freeze})
 }
@@ -95,6 +101,23 @@ func TestNobodyHasToThawIt(t *testing.T) {
 	frozen(t, disk, call)
 	host.Break()
 	thawed(t, disk)
+}
+
+func TestAVolumeIsHeldStillInTheDisksPlace(t *testing.T) {
+	disk, host := start(t, nil)
+	call := host.Open(`"verb":"freeze_fs","seconds":60,"volume":"known"`)
+	frozen(t, disk, call)
+	call.Send(link.End, "")
+	if outcome := call.Finish(); outcome.Code != "" {
+		t.Errorf("%q", outcome.Code)
+	}
+	thawed(t, disk)
+	if outcome := host.Do(`"verb":"freeze_fs","seconds":60,"volume":"another"`); outcome.Code != "not_found" {
+		t.Errorf("a volume that is not there: %q", outcome.Code)
+	}
+	if len(disk.thaws) != 0 || disk.held() {
+		t.Error("something was frozen for it")
+	}
 }
 
 func TestWhatCannotBeHeldStillIsAnError(t *testing.T) {

@@ -5,15 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
-	"time"
 )
 
 const (
 	// Every answer of the kernel fits; one is cut at this length, never longer.
-	answerBytes   = 64 << 10
-	answerTimeout = 5 * time.Second
-	messageBytes  = syscall.SizeofNlMsghdr
-	alignment     = syscall.NLMSG_ALIGNTO
+	answerBytes  = 64 << 10
+	messageBytes = syscall.SizeofNlMsghdr
+	alignment    = syscall.NLMSG_ALIGNTO
 )
 
 var native = binary.LittleEndian // of every architecture that the agent is built for
@@ -27,11 +25,6 @@ type conversation struct {
 func open() (*conversation, error) {
 	socket, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, syscall.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("a netlink socket: %w", err)
-	}
-	patience := syscall.NsecToTimeval(int64(answerTimeout))
-	if err := syscall.SetsockoptTimeval(socket, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &patience); err != nil {
-		_ = syscall.Close(socket)
 		return nil, fmt.Errorf("a netlink socket: %w", err)
 	}
 	return &conversation{socket: socket}, nil
@@ -63,7 +56,8 @@ func (c *conversation) ask(kind, flags int, body []byte) ([]syscall.NetlinkMessa
 	var found []syscall.NetlinkMessage
 	for {
 		buffer := make([]byte, answerBytes)
-		count, _, err := syscall.Recvfrom(c.socket, buffer, 0)
+		// It is there: the kernel answers before it returns from the request.
+		count, err := syscall.Read(c.socket, buffer)
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}

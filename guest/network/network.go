@@ -7,8 +7,14 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"innkeeper/guest/link"
+)
+
+const (
+	sizeofIfreq   = 40
+	hardwareBytes = 6
 )
 
 // Settings are what the host wants of one interface. Without a gateway there is no way out.
@@ -52,6 +58,9 @@ func (s Settings) parse() (parsed, error) {
 }
 
 // Apply makes the interface what the settings say, and changes nothing that is so already.
+//
+// One that is down is taken to be nobody's yet: no route is looked for that goes through it, or in place of its own. Each request that a clone of a microVM
+// does without is kernel code that need not be translated first.
 func Apply(settings Settings) error {
 	wanted, err := settings.parse()
 	if err != nil {
@@ -62,33 +71,37 @@ func Apply(settings Settings) error {
 		return err
 	}
 	defer c.close()
-	index, hardware, up, err := c.find(wanted.name)
+	found, err := c.find(wanted.name)
 	if err != nil {
 		return err
 	}
-	// Guests have no IPv6. A kernel without it has no such file.
-	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+wanted.name+"/disable_ipv6", []byte("1"), 0)
-	if wanted.hardware != nil && !bytes.Equal(hardware, wanted.hardware) {
-		if up {
-			if err := c.setUp(index, false); err != nil {
-				return failure("setting it down", wanted, err)
-			}
-			up = false
-		}
-		if err := c.change(syscall.RTM_NEWLINK, 0, append(linkHead(index, 0, 0), attribute(syscall.IFLA_ADDRESS, wanted.hardware)...)); err != nil {
-			return failure("the hardware address", wanted, err)
+	var hardware net.HardwareAddr
+	if wanted.hardware != nil && !bytes.Equal(found.hardware, wanted.hardware) {
+		hardware = wanted.hardware
+	}
+	if hardware != nil && found.up {
+		if err := c.setLink(found.index, nil, false); err != nil {
+			return failure("setting it down", wanted, err)
 		}
 	}
-	if err := c.setAddress(index, wanted); err != nil {
-		return failure("the address", wanted, err)
-	}
-	if !up {
-		if err := c.setUp(index, true); err != nil {
+	if hardware != nil || !found.up {
+		if err := c.setLink(found.index, hardware, true); err != nil {
 			return failure("setting it up", wanted, err)
 		}
 	}
-	if err := c.setDefaultRoute(index, wanted.gateway); err != nil {
-		return failure("the default route", wanted, err)
+	if err := c.setAddress(found.index, wanted); err != nil {
+		return failure("the address", wanted, err)
+	}
+	there := false
+	if found.up {
+		if there, err = c.clearDefaultRoutes(found.index, wanted.gateway); err != nil {
+			return failure("the default routes", wanted, err)
+		}
+	}
+	if wanted.gateway != nil && !there {
+		if err := c.addDefaultRoute(found.index, wanted.gateway); err != nil {
+			return failure("the default route", wanted, err)
+		}
 	}
 	return nil
 }
@@ -100,42 +113,78 @@ func Up(name string) error {
 		return err
 	}
 	defer c.close()
-	index, _, _, err := c.find(name)
+	found, err := c.find(name)
 	if err != nil {
 		return err
 	}
-	return c.setUp(index, true)
+	return c.setLink(found.index, nil, true)
+}
+
+// WithoutIPv6 leaves IPv6 to the loopback interface alone, of those that are there and of those to come. A kernel without it has nothing to be told.
+func WithoutIPv6() error {
+	const folder = "/proc/sys/net/ipv6/conf"
+	entries, err := os.ReadDir(folder)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	for _, entry := range entries {
+		// `all` is for those that are there, this one included.
+		if name := entry.Name(); name != "lo" && name != "all" {
+			if err := os.WriteFile(folder+"/"+name+"/disable_ipv6", []byte("1"), 0); err != nil {
+				return err
+			}
+		}
+	}
+	return err
 }
 
 func failure(what string, wanted parsed, err error) error {
 	return link.Errorf("io_error", "configure: network: %s of %s: %v", what, wanted.name, err)
 }
 
-// find returns the interface's index, its hardware address, and whether it is up.
-func (c *conversation) find(name string) (int32, []byte, bool, error) {
-	messages, err := c.list(syscall.RTM_GETLINK, linkHead(0, 0, 0))
-	if err != nil {
-		return 0, nil, false, err
-	}
-	for _, message := range messages {
-		if len(message.Data) < syscall.SizeofIfInfomsg {
-			continue
-		}
-		fields := attributes(message, syscall.SizeofIfInfomsg)
-		if string(bytes.TrimRight(fields[syscall.IFLA_IFNAME], "\x00")) == name {
-			flags := native.Uint32(message.Data[8:])
-			return int32(native.Uint32(message.Data[4:])), fields[syscall.IFLA_ADDRESS], flags&syscall.IFF_UP != 0, nil
-		}
-	}
-	return 0, nil, false, link.Errorf("not_found", "there is no interface %q", name)
+// device is an interface as it is.
+type device struct {
+	index    int32
+	hardware []byte
+	up       bool
 }
 
-func (c *conversation) setUp(index int32, up bool) error {
+// find asks by ioctl(2), since netlink answers with all that is known of an interface.
+func (c *conversation) find(name string) (device, error) {
+	var found device
+	for _, question := range []uintptr{syscall.SIOCGIFINDEX, syscall.SIOCGIFFLAGS, syscall.SIOCGIFHWADDR} {
+		var request [sizeofIfreq]byte
+		copy(request[:syscall.IFNAMSIZ-1], name)
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(c.socket), question, uintptr(unsafe.Pointer(&request[0]))); errno == syscall.ENODEV {
+			return found, link.Errorf("not_found", "there is no interface %q", name)
+		} else if errno != 0 {
+			return found, link.Errorf("io_error", "the interface %q: %v", name, errno)
+		}
+		answer := request[syscall.IFNAMSIZ:]
+		switch question {
+		case syscall.SIOCGIFINDEX:
+			found.index = int32(native.Uint32(answer))
+		case syscall.SIOCGIFFLAGS:
+			found.up = native.Uint16(answer)&syscall.IFF_UP != 0
+		case syscall.SIOCGIFHWADDR:
+			// Behind the family, of which loopback is one without an address.
+			found.hardware = append([]byte(nil), answer[2:2+hardwareBytes]...)
+		}
+	}
+	return found, nil
+}
+
+// setLink sets an interface up or down; a hardware address that is not nil becomes its own before that.
+func (c *conversation) setLink(index int32, hardware []byte, up bool) error {
 	flags := uint32(0)
 	if up {
 		flags = syscall.IFF_UP
 	}
-	return c.change(syscall.RTM_NEWLINK, 0, linkHead(index, flags, syscall.IFF_UP))
+	body := linkHead(index, flags, syscall.IFF_UP)
+	if hardware != nil {
+		body = append(body, attribute(syscall.IFLA_ADDRESS, hardware)...)
+	}
+	return c.change(syscall.RTM_NEWLINK, 0, body)
 }
 
 // setAddress leaves the interface with this IPv4 address alone.
@@ -179,13 +228,12 @@ func (c *conversation) setAddress(index int32, wanted parsed) error {
 	return err
 }
 
-// setDefaultRoute leaves one default route, through the gateway, or none.
-func (c *conversation) setDefaultRoute(index int32, gateway net.IP) error {
+// clearDefaultRoutes leaves no default route but the one through the gateway, and says whether that is there.
+func (c *conversation) clearDefaultRoutes(index int32, gateway net.IP) (there bool, err error) {
 	messages, err := c.list(syscall.RTM_GETROUTE, routeHead(0))
 	if err != nil {
-		return err
+		return false, err
 	}
-	there := false
 	for _, message := range messages {
 		// Family, length of the destination, …, table.
 		if len(message.Data) < syscall.SizeofRtMsg || message.Data[0] != syscall.AF_INET || message.Data[1] != 0 || message.Data[4] != syscall.RT_TABLE_MAIN {
@@ -198,12 +246,14 @@ func (c *conversation) setDefaultRoute(index int32, gateway net.IP) error {
 			continue
 		}
 		if err := c.change(syscall.RTM_DELROUTE, 0, message.Data); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return err
+			return there, err
 		}
 	}
-	if gateway == nil || there {
-		return nil
-	}
+	return there, nil
+}
+
+// addDefaultRoute adds one, or has it take the place of another.
+func (c *conversation) addDefaultRoute(index int32, gateway net.IP) error {
 	body := append(routeHead(syscall.RTNH_F_ONLINK), attribute(syscall.RTA_GATEWAY, gateway)...)
 	out := make([]byte, 4)
 	native.PutUint32(out, uint32(index))

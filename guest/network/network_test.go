@@ -59,8 +59,39 @@ func TestAnInterfaceGetsWhatIsAskedAndNothingElse(t *testing.T) {
 		t.Error(addresses)
 	}
 	expect(t, "-4 route show", "default via 100.64.0.13 dev eth0")
-	if addresses := ip(t, "-6 address show dev eth0"); addresses != "" {
-		t.Error(addresses)
+}
+
+func TestIPv6IsForLoopbackAlone(t *testing.T) {
+	elsewhere(t)
+	if err := Up("lo"); err != nil {
+		t.Fatal(err)
+	}
+	if addresses := ip(t, "-6 address show dev lo"); addresses == "" {
+		t.Skip("there is no IPv6 here")
+	}
+	if err := WithoutIPv6(); err != nil {
+		t.Fatal(err)
+	}
+	ip(t, "link add later type veth peer name beside")
+	apply(t, first)
+	ip(t, "link set later up")
+	ip(t, "link set beside up")
+	for _, name := range []string{"eth0", "later"} {
+		if addresses := ip(t, "-6 address show dev "+name); addresses != "" {
+			t.Error(addresses)
+		}
+	}
+	expect(t, "-6 address show dev lo", "::1")
+}
+
+func TestAnInterfaceThatIsDownBringsItsOwnDefaultRoute(t *testing.T) {
+	elsewhere(t)
+	ip(t, "address add 192.0.2.1/24 dev other")
+	ip(t, "link set other up")
+	ip(t, "route add default dev other")
+	apply(t, first)
+	if routes := ip(t, "-4 route show default"); strings.Count(routes, "default") != 1 || !strings.Contains(routes, "via 100.64.0.13 dev eth0") {
+		t.Error(routes)
 	}
 }
 

@@ -126,6 +126,21 @@ func numberOf(device string) string {
 	return fmt.Sprintf("%d:%d", disk.Rdev>>8&0xfff, disk.Rdev&0xff|disk.Rdev>>12&0xfff00)
 }
 
+// MountpointOf is where a volume is mounted; "" where it is not.
+func MountpointOf(volume string) string {
+	if !isID(volume) {
+		return ""
+	}
+	device := findDisk(volume)
+	if device == "" {
+		return ""
+	}
+	if paths := mountsOf(numberOf(device)); len(paths) > 0 {
+		return paths[0]
+	}
+	return ""
+}
+
 // mountsOf are the paths at which a device is mounted, the latest first.
 func mountsOf(number string) []string {
 	content, err := os.ReadFile("/proc/self/mountinfo")

@@ -1,0 +1,3 @@
+package jail
+
+const sysSetns = 268
