@@ -14,7 +14,7 @@ from innkeeper.core.host_verbs import EnsureMachine
 
 @dataclass(frozen=True, slots=True)
 class TakeCheckpoint:
-    """Keep memory and disk of a running instance as they are at one moment; the guest goes on.
+    """Keep memory and disk of a running instance as they are at one moment, and the guest goes on; or of a suspended one, which goes on being that.
 
     Its open connections to other machines break (docs/drivers.md says what else). Repeated with the id of a checkpoint of that instance it answers again.
     Streams: `{"step": "quiet"|"paused"|"saved"|"copied"|"resumed"|"linked", "at_ms": float}`.
@@ -70,6 +70,18 @@ class ForkMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspendMachine:
+    """Keep a running instance's memory, end its machine, and leave its disk, its journals and what is known of its files as they are.
+
+    The next `machine.ensure` goes on with the memory. Idempotent. Streams: `{"step": "quiet"|"paused"|"saved"|"kept", "at_ms": float}`.
+    Answer: `{"memory_bytes": int}`. Errors: those of TakeCheckpoint, the guest running on; instance_not_found where it has neither a machine nor kept memory.
+    """
+
+    verb: ClassVar[str] = "machine.suspend"
+    instance_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class DropCheckpoint:
     """Remove a checkpoint; machines that began with it keep what they have. Idempotent. Answer: `{}`. Errors: conflict (it is being restored)."""
 
@@ -88,11 +100,36 @@ class ListCheckpoints:
     verb: ClassVar[str] = "checkpoint.list"
 
 
+@dataclass(frozen=True, slots=True)
+class MeasureCheckpoints:
+    """What would be free without each of the named ones: blocks that no other file shares.
+
+    Answer: `{"own_bytes": {checkpoint_id: int}}`, of those that there are.
+    """
+
+    verb: ClassVar[str] = "checkpoint.measure"
+    checkpoint_ids: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DigestCheckpoint:
+    """The checksum of a checkpoint's disk as it is now, which reads all of it: seconds for a gigabyte.
+
+    Answer: `{"disk_digest": str}`. Errors: checkpoint_not_found, checkpoint_damaged (it cannot be read).
+    """
+
+    verb: ClassVar[str] = "checkpoint.digest"
+    checkpoint_id: UUID
+
+
 VERBS: tuple[type[Any], ...] = (
     TakeCheckpoint,
     SnapshotDisk,
     RestoreCheckpoint,
     ForkMachine,
+    SuspendMachine,
     DropCheckpoint,
     ListCheckpoints,
+    MeasureCheckpoints,
+    DigestCheckpoint,
 )

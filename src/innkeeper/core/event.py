@@ -16,9 +16,11 @@ CATALOG: dict[str, tuple[str, ...]] = {
     "organization": ("organization.create", "organization.limits"),
     "profile": ("profile.create", "profile.delete", "profile.update"),
     "registry": ("registry.login", "registry.logout"),
+    "retention": ("retention.change",),
     "room": ("room.create", "room.destroy", "room.expire", "room.machine_lost", "room.restart"),
     "session": ("session.create",),
     "share": ("share.change", "share.create", "share.link", "share.revoke"),
+    "snapshot": ("snapshot.create", "snapshot.delete", "snapshot.rename", "snapshot.verify"),
     "ssh": ("ssh.forward", "ssh.login", "ssh.logout", "ssh.session"),
     "ssh_key": ("ssh_key.create", "ssh_key.delete"),
     "terminal": ("terminal.attach", "terminal.create", "terminal.delete"),
@@ -32,8 +34,12 @@ CATALOG: dict[str, tuple[str, ...]] = {
         "vm.kill",
         "vm.machine_lost",
         "vm.restart",
+        "vm.resume",
         "vm.stage_env",
+        "vm.suspend",
     ),
+    "volume": ("volume.attach", "volume.create", "volume.delete", "volume.detach", "volume.grow", "volume.rename"),
+    "volume_checkpoint": ("volume_checkpoint.create", "volume_checkpoint.delete"),
 }
 
 # Those that tell of something that went wrong.

@@ -36,10 +36,13 @@ class MachineShape:
 class EnsureMachine:
     """Make the instance's machine ready: claim a warm guest, start a cold one, or restart on the kept disk. Idempotent.
 
+    A suspended one goes on with its memory; where that cannot be used here any more it starts on its disk. What cannot be done now leaves it suspended.
+
     `hostname` names a guest that starts cold; one from a pool has its name already, and a disk keeps the name that it began with.
 
     Streams: `{"step": str, "at_ms": float}` per provisioning step, spelled as InstanceState.
-    Answer: `{"boot_trace": [{"step", "at_ms"}], "isolation": {"level", "driver", "platform", "reason", "accelerator"}, "claimed": bool}`.
+    Answer: `{"boot_trace": [{"step", "at_ms"}], "isolation": {"level", "driver", "platform", "reason", "accelerator"}, "claimed": bool,
+    "woken": {"with_memory": bool, "reason": why not}|None}`.
     Errors: service_unavailable (no room on the host, or not this driver), instance_failed, image_not_found.
     """
 
@@ -206,12 +209,16 @@ class StatFile:
 
 @dataclass(frozen=True, slots=True)
 class WriteFile:
-    """Write a file atomically, parents made. The opener sends DATA and END. Answer: `{"bytes", "created"}`. CANCEL leaves nothing."""
+    """Write a file atomically, parents made. The opener sends DATA and END. Answer: `{"bytes", "created"}`. CANCEL leaves nothing.
+
+    Errors: conflict (the disk is full; or without `replace` the name is taken).
+    """
 
     verb: ClassVar[str] = "file.write"
     instance_id: UUID
     path: str
     mode: int | None = None
+    replace: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +354,8 @@ class ReadMetrics:
 @dataclass(frozen=True, slots=True)
 class CollectGarbage:
     """What takes disk space and nothing needs; removed when `remove` says so. `keep_images` are the digests that some organization's image names,
-    `keep_checkpoints` the checkpoints that somebody owns; others go an hour after they were made.
+    `keep_checkpoints` and `keep_volumes` the checkpoints and volumes that somebody owns; others are garbage an hour after they were made, or written.
+    Volumes are users' data: they are removed only with `remove_volumes`, too.
 
     Answer: `{"items": [{"kind", "name", "size_bytes"}]}`: what could go, or went.
     """
@@ -356,6 +364,18 @@ class CollectGarbage:
     remove: bool = False
     keep_images: tuple[str, ...] = ()
     keep_checkpoints: tuple[UUID, ...] = ()
+    keep_volumes: tuple[UUID, ...] = ()
+    remove_volumes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureDisk:
+    """What takes the space of the host's directory.
+
+    Answer: `{"items": [{"kind", "id", "size_bytes", "own_bytes"}]}`, see `host.disk_use.DiskUse`. Every file is looked at: seconds for thousands of disks.
+    """
+
+    verb: ClassVar[str] = "host.disk_use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,10 +403,11 @@ class DescribeCapacity:
 
 @dataclass(frozen=True, slots=True)
 class BackupHost:
-    """Every instance's disk, records and finished executions, and the images, as the members of an archive (`innkeeper.archive`) without its end.
+    """Every instance's disk, records and finished executions, all volumes, and the images, as the members of an archive (`innkeeper.archive`) without its end.
 
-    Streams: MESSAGES `{"staged": [instance_id]}` of at most 1,000 ids each, the instances as they are from then on; MESSAGE `{"estimate_bytes": int}`;
-    DATA. Answer: `{"manifest_sha256": str, "instances": int}`. Errors: conflict (one is being made already).
+    Streams: MESSAGES `{"staged": [instance_id]}` and `{"staged_volumes": {volume_id: size_mb}}` of at most 1,000 ids each, instances and volumes as they are
+    from then on; MESSAGE `{"estimate_bytes": int}`; DATA. Answer: `{"manifest_sha256": str, "instances": int, "volumes": int}`. Errors: conflict (one is
+    being made already).
     """
 
     verb: ClassVar[str] = "host.backup"
@@ -419,6 +440,7 @@ VERBS: tuple[type[Any], ...] = (
     CollectGarbage,
     DescribeCapacity,
     ReadUsage,
+    MeasureDisk,
     BackupHost,
 )
 

@@ -21,6 +21,8 @@ class InstanceState(StrEnum):
     VM_STARTED = "vm_started"
     VM_BOOTED = "vm_booted"
     READY = "ready"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -39,17 +41,24 @@ PROVISIONING = (
 
 _S = InstanceState
 
+# Nothing runs, and the disk is kept: the next use brings it up.
+ASLEEP = frozenset({_S.SUSPENDING, _S.SUSPENDED, _S.STOPPING, _S.STOPPED})
+
 
 def _legal() -> dict[InstanceState, frozenset[InstanceState]]:
     table = {
-        state: frozenset({*PROVISIONING[position + 1 :], _S.FAILED, _S.STOPPING, _S.DESTROYED})
+        # Suspended: it was, and could not be woken now.
+        state: frozenset({*PROVISIONING[position + 1 :], _S.SUSPENDED, _S.FAILED, _S.STOPPING, _S.DESTROYED})
         for position, state in enumerate(PROVISIONING)
     }
     table[_S.STOPPING] = frozenset({_S.STOPPED, _S.FAILED, _S.DESTROYED})
     table[_S.STOPPED] = frozenset({_S.ACTIVE, _S.FAILED, _S.DESTROYED})
     table[_S.FAILED] = frozenset({_S.ACTIVE, _S.DESTROYED})
     # A server that starts again finds READY rows whose machine is gone: their next use provisions again on the kept disk.
-    table[_S.READY] = table[_S.READY] | {_S.ACTIVE}
+    table[_S.READY] = (table[_S.READY] | {_S.ACTIVE, _S.SUSPENDING}) - {_S.SUSPENDED}
+    # What cannot be suspended goes on.
+    table[_S.SUSPENDING] = frozenset({_S.SUSPENDED, _S.READY, _S.STOPPING, _S.FAILED, _S.DESTROYED})
+    table[_S.SUSPENDED] = frozenset({_S.ACTIVE, _S.STOPPING, _S.FAILED, _S.DESTROYED})
     table[_S.DESTROYED] = frozenset()
     return table
 

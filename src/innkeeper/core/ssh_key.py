@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from innkeeper.errors import InvalidRequestError
 
+# The gateway's own, private one, in the API process's folder.
+HOST_KEY_FILE = "ssh-host-key"
 LINE_MAX = 16_384
 COMMENT_MAX = 256
 RSA_BITS_MIN = 2_048

@@ -16,6 +16,8 @@ from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import PROVISIONING, Instance, InstanceState
 from innkeeper.core.isolation import Wish, wish_of
 from innkeeper.core.profile import IDLE_SECONDS_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, validate_env
+from innkeeper.core.snapshot import validate_name
+from innkeeper.core.volume import MountRequest
 from innkeeper.errors import InvalidRequestError
 
 LIFETIME_SECONDS_MIN = 20
@@ -64,6 +66,12 @@ class VmRequest:
     egress_policy: EgressPolicy | None = None
     driver: str | None = None
     min_isolation: str | None = None
+    snapshot_id: UUID | None = None
+    snapshot_on_terminate: bool | None = None
+    snapshot_name: str | None = None
+    auto_suspend: bool | None = None
+    auto_resume: bool | None = None
+    volumes: tuple[MountRequest, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value, (low, high) in (
@@ -76,6 +84,7 @@ class VmRequest:
         if self.vm_lifetime_seconds is not None and self.vm_lifetime_seconds < LIFETIME_SECONDS_MIN:
             raise InvalidRequestError(f"vm_lifetime_seconds: must be at least {LIFETIME_SECONDS_MIN}")
         self.wish.validate()
+        validate_name(self.snapshot_name or "", "snapshot_name")
         validate_metadata(self.metadata or {})
         validate_env(dict(self.env or {}))
 
@@ -101,13 +110,26 @@ class VmRequest:
             "egress_policy": None if self.egress_policy is None else asdict(self.egress_policy),
             "driver": self.driver,
             "min_isolation": self.min_isolation,
+            "snapshot_id": None if self.snapshot_id is None else str(self.snapshot_id),
+            "snapshot_on_terminate": self.snapshot_on_terminate,
+            "snapshot_name": self.snapshot_name,
+            "auto_suspend": self.auto_suspend,
+            "auto_resume": self.auto_resume,
+            "volumes": None if self.volumes is None else [one.stored() for one in self.volumes],
         }
 
 
 def stored_request(stored: Mapping[str, Any]) -> VmRequest:
     """The request of `VmRequest.stored`'s form."""
-    policy = stored.get("egress_policy")
-    return VmRequest(**{**stored, "egress_policy": None if policy is None else policy_of(policy)})
+    policy, snapshot_id, volumes = (stored.get(name) for name in ("egress_policy", "snapshot_id", "volumes"))
+    return VmRequest(
+        **{
+            **stored,
+            "egress_policy": None if policy is None else policy_of(policy),
+            "snapshot_id": None if snapshot_id is None else UUID(snapshot_id),
+            "volumes": None if volumes is None else tuple(MountRequest.of_stored(one) for one in volumes),
+        }
+    )
 
 
 def policy_of(stored: Mapping[str, Any]) -> EgressPolicy:
@@ -136,6 +158,18 @@ class Vm:
     hold_reason: str | None = None
     end_reason: VmEnd | None = None
     ended_at: datetime | None = None
+    # What it begins with, and how it did: None until it has come up, then `memory` or `disk`.
+    snapshot_id: UUID | None = None
+    restored: str | None = None
+    # Whether a snapshot is taken before it ends, and what that is called.
+    snapshot_on_terminate: bool = False
+    snapshot_name: str | None = None
+    # Whether it is suspended where it would end by itself, and whether its use wakes it.
+    auto_suspend: bool = False
+    auto_resume: bool = True
+    # Why it is suspended, and who woke it last.
+    suspend_reason: str | None = None
+    woken_by: str | None = None
 
     @property
     def vm_id(self) -> str:
@@ -188,6 +222,8 @@ def show_status(instance: Instance) -> str:
         return "killed"
     if instance.state is InstanceState.READY:
         return "active"
+    if instance.state is InstanceState.SUSPENDING:
+        return "suspending"
     if instance.state is InstanceState.FAILED:
         return "error"
     return "creating" if instance.state in PROVISIONING else "suspended"

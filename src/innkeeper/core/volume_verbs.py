@@ -22,9 +22,11 @@ RESERVED = frozenset({"proc", "sys", "dev", "run", ".innkeeper"})
 class CreateVolume:
     """Make a volume: empty, or with `copy_of` as a copy that shares its blocks until one of them is written, of its size unless `size_mb` is larger.
 
-    The size is the quota. Nobody can ever write an `immutable` one. Repeated with the same parameters it answers again.
-    Answer: a Volume as of `ListVolumes`. Errors: conflict (the id is taken), volume_not_found, volume_in_use (somebody may write `copy_of`),
-    invalid_request, guest_written (a larger copy of a volume that a virtual machine has written), service_unavailable (no space).
+    The size is the quota. Nobody can ever write an `immutable` one. Repeated with the same parameters it answers again. Whoever may write `copy_of` waits
+    while it is copied, and goes on.
+    Answer: a Volume as of `ListVolumes`. Errors: conflict (the id is taken), volume_not_found, volume_failed (who may write `copy_of` does not hold it still),
+    volume_in_use (it is just coming or going), invalid_request, guest_written (a larger copy of a volume that a virtual machine has written),
+    service_unavailable (no space).
     """
 
     verb: ClassVar[str] = "volume.create"
@@ -86,13 +88,14 @@ class DetachVolume:
 
 @dataclass(frozen=True, slots=True)
 class ListVolumes:
-    """Those of the host.
+    """Those of the host, or of these those that it has.
 
-    Answer: `{"volumes": [{"volume_id", "size_mb", "used_bytes" (blocks that are shared with others included), "guest_written", "immutable",
-    "attached": [{"instance_id", "path", "read_only", "ready": bool}]}]}`. Not `ready`: it is being attached or detached.
+    Answer: `{"volumes": [{"volume_id", "size_mb", "used_bytes" (blocks that are shared with others included), "own_bytes" (without them),
+    "guest_written", "immutable", "attached": [{"instance_id", "path", "read_only", "ready": bool}]}]}`. Not `ready`: it is being attached or detached.
     """
 
     verb: ClassVar[str] = "volume.list"
+    volume_ids: tuple[UUID, ...] | None = None
 
 
 VERBS: tuple[type[Any], ...] = (CreateVolume, GrowVolume, RemoveVolume, AttachVolume, DetachVolume, ListVolumes)

@@ -9,8 +9,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from innkeeper.core.image_build import BuildStatus, ImageBuild
-from innkeeper.core.instance import InstanceState
-from innkeeper.store.tables import image_builds, instances
+from innkeeper.store import instances
+from innkeeper.store.tables import image_builds
 
 # What marks the row of a guest that builds: such a guest has no room.
 LABEL = "image_build"
@@ -81,11 +81,7 @@ def end_interrupted(connection: sa.Connection, error: str, now: datetime) -> lis
         .where(image_builds.c.status.in_(_GOING_ON))
         .values(status=BuildStatus.FAILED.value, error=error, ended_at=now)
     )
-    alive = sa.select(instances.c.id, instances.c.labels).where(instances.c.state != InstanceState.DESTROYED.value)
-    guests = [row.id for row in connection.execute(alive) if LABEL in row.labels]
-    if guests:
-        # Without a row, what a host has of them is an orphan, which it is told to destroy.
-        connection.execute(sa.delete(instances).where(instances.c.id.in_(guests)))
+    instances.delete_labelled(connection, LABEL)
     return ids
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from innkeeper.core.image import Image, ImageSource, ImageStatus
 from innkeeper.core.image_config import config_from_json, config_to_json
 from innkeeper.core.instance import InstanceState
-from innkeeper.store.tables import images, instances, profiles
+from innkeeper.store.tables import images, instances, profiles, snapshots
 
 
 def insert(connection: sa.Connection, image: Image) -> None:
@@ -43,9 +43,22 @@ def every(connection: sa.Connection) -> list[Image]:
 
 
 def digests(connection: sa.Connection) -> set[str]:
-    """The digests that some image has, of whatever organization."""
-    query = sa.select(images.c.digest).where(images.c.digest != "")
-    return set(connection.execute(query).scalars())
+    """The digests that some image has, of whatever organization, and some snapshot that is one."""
+    named = sa.select(images.c.digest).where(images.c.digest != "")
+    kept = sa.select(snapshots.c.image_digest).where(snapshots.c.oci_image.is_not(None), snapshots.c.image_digest != "")
+    return set(connection.execute(named.union(kept)).scalars())
+
+
+def count_users(connection: sa.Connection, digest: str) -> int:
+    """How many images, snapshots and instances that are still there stand on a digest."""
+    of = (
+        sa.select(sa.func.count()).select_from(images).where(images.c.digest == digest),
+        sa.select(sa.func.count()).select_from(snapshots).where(snapshots.c.image_digest == digest),
+        sa.select(sa.func.count())
+        .select_from(instances)
+        .where(instances.c.image_digest == digest, instances.c.state != InstanceState.DESTROYED.value),
+    )
+    return sum(connection.execute(query).scalar_one() for query in of)
 
 
 def profiles_of(connection: sa.Connection, organization_id: UUID, name: str) -> list[str]:

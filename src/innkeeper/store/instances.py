@@ -16,7 +16,7 @@ from innkeeper.store.tables import instances, rooms, vm_events, vms
 _S = InstanceState
 _GONE = _S.DESTROYED.value
 # States in which a row rests until someone asks for something.
-_SETTLED = (_S.READY.value, _S.STOPPED.value, _S.FAILED.value)
+_SETTLED = (_S.READY.value, _S.SUSPENDED.value, _S.STOPPED.value, _S.FAILED.value)
 
 # Statements that every room's life needs, made once, with their values as parameters: to make one anew costs more than to run it.
 _INSERT = sa.insert(instances)
@@ -87,6 +87,14 @@ def delete(connection: sa.Connection, instance_id: UUID) -> None:
     connection.execute(sa.delete(instances).where(instances.c.id == instance_id))
 
 
+def delete_labelled(connection: sa.Connection, label: str) -> None:
+    """Forget the rows of guests that work of the server's had, by its label: what a host has of them is an orphan then, which it is told to destroy."""
+    alive = sa.select(instances.c.id, instances.c.labels).where(instances.c.state != _GONE)
+    guests = [row.id for row in connection.execute(alive) if label in row.labels]
+    if guests:
+        connection.execute(sa.delete(instances).where(instances.c.id.in_(guests)))
+
+
 def delete_destroyed(connection: sa.Connection, before: datetime, *, limit: int) -> int:
     """Forget the instances that were destroyed before a time, at most `limit`, oldest first; how many went."""
     query = (
@@ -126,6 +134,13 @@ def alive_on_host(connection: sa.Connection, host_id: UUID) -> set[UUID]:
     """Ids of the instances that have, or may have, a machine or a disk on the host."""
     query = sa.select(instances.c.id).where(instances.c.host_id == host_id, instances.c.state != _GONE)
     return set(connection.execute(query).scalars())
+
+
+def organizations_on_host(connection: sa.Connection, host_id: UUID) -> dict[UUID, UUID]:
+    """Whose the instances are that have, or may have, a machine or a disk on the host."""
+    query = sa.select(instances.c.id, instances.c.organization_id)
+    rows = connection.execute(query.where(instances.c.host_id == host_id, instances.c.state != _GONE))
+    return {row.id: row.organization_id for row in rows}
 
 
 def usage(connection: sa.Connection, organization_id: UUID) -> tuple[int, int]:

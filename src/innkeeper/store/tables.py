@@ -203,8 +203,19 @@ vms = sa.Table(
     sa.Column("hold_until", UtcDateTime()),
     sa.Column("hold_reason", sa.Text()),
     sa.Column("end_reason", sa.Text()),
+    # The snapshot that it begins with, which may be gone since; how it did, once it came up: `memory` or `disk`.
+    sa.Column("snapshot_id", sa.Uuid()),
+    sa.Column("restored", sa.Text()),
+    sa.Column("snapshot_on_terminate", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("snapshot_name", sa.Text()),
+    # NULL in rows that are older than the columns: it is ended where it would end, and its use wakes it.
+    sa.Column("auto_suspend", sa.Boolean()),
+    sa.Column("auto_resume", sa.Boolean()),
+    sa.Column("suspend_reason", sa.Text()),
+    sa.Column("woken_by", sa.Text()),
     sa.Index(None, "organization_id", "instance_id"),
     sa.Index(None, "session_id"),
+    sa.Index(None, "snapshot_id"),
 )
 
 vm_events = sa.Table(
@@ -217,6 +228,48 @@ vm_events = sa.Table(
     sa.Column("reason", sa.Text(), nullable=False),
     sa.Column("details", sa.JSON(), nullable=False),
     sa.Index(None, "instance_id", "id"),
+)
+
+# The instance may be gone, its host too; a parent as well.
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    _id(),
+    _organization(),
+    # NULL, as the driver: it is an image.
+    sa.Column("instance_id", sa.Uuid()),
+    sa.Column("host_id", sa.Uuid(), nullable=False),
+    sa.Column("name", sa.Text(), nullable=False),
+    sa.Column("status", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("memory", sa.Boolean(), nullable=False),
+    sa.Column("driver", sa.Text()),
+    sa.Column("image", sa.Text(), nullable=False),
+    sa.Column("image_digest", sa.Text(), nullable=False),
+    sa.Column("image_config", sa.JSON(none_as_null=True)),
+    sa.Column("vcpu_count", sa.Integer(), nullable=False),
+    sa.Column("memory_mb", sa.Integer(), nullable=False),
+    sa.Column("disk_mb", sa.Integer(), nullable=False),
+    sa.Column("egress_policy", sa.JSON(), nullable=False),
+    sa.Column("parent_id", sa.Uuid()),
+    # Of a fork, which it goes with.
+    sa.Column("passing", sa.Boolean(), nullable=False, server_default=sa.false()),
+    # Ids of the volumes that were mounted, which are no part of it.
+    sa.Column("volumes", sa.JSON(), nullable=False, server_default="[]"),
+    sa.Column("oci_image", sa.Text()),
+    sa.Column("env_sealed", sa.LargeBinary()),
+    sa.Column("disk_bytes", sa.BigInteger()),
+    sa.Column("memory_bytes", sa.BigInteger()),
+    sa.Column("downtime_ms", sa.Float()),
+    sa.Column("error", sa.Text()),
+    sa.Column("mark", sa.JSON(none_as_null=True)),
+    sa.Column("disk_digest", sa.Text()),
+    sa.Column("verified_at", UtcDateTime()),
+    sa.Column("checks", sa.JSON(none_as_null=True)),
+    sa.Column("lock_token", sa.Uuid()),
+    sa.Column("lock_expires_at", UtcDateTime()),
+    sa.Index(None, "organization_id", "id"),
+    sa.Index(None, "host_id"),
 )
 
 idempotency_keys = sa.Table(
@@ -346,6 +399,52 @@ shares = sa.Table(
     sa.Column("is_public", sa.Boolean(), nullable=False),
     sa.Column("created_at", UtcDateTime(), nullable=False),
     sa.Index(None, "instance_id"),
+)
+
+# Volumes, and with `checkpoint_of` checkpoints of them.
+retention_policies = sa.Table(
+    "retention_policies",
+    metadata,
+    sa.Column("organization_id", sa.Uuid(), sa.ForeignKey("organizations.id"), primary_key=True),
+    # The fields of a RetentionRule each.
+    sa.Column("snapshots", sa.JSON(), nullable=False),
+    sa.Column("volume_checkpoints", sa.JSON(), nullable=False),
+)
+
+volumes = sa.Table(
+    "volumes",
+    metadata,
+    _id(),
+    _organization(),
+    sa.Column("host_id", sa.Uuid(), nullable=False),
+    sa.Column("checkpoint_of", sa.Uuid(), sa.ForeignKey("volumes.id")),
+    sa.Column("name", sa.Text(), nullable=False),
+    sa.Column("size_mb", sa.Integer(), nullable=False),
+    sa.Column("status", sa.Text(), nullable=False),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("error", sa.Text()),
+    sa.Column("lock_token", sa.Uuid()),
+    sa.Column("lock_expires_at", UtcDateTime()),
+    sa.Index(None, "organization_id", "id"),
+    sa.Index(None, "host_id"),
+    sa.Index(None, "checkpoint_of", "id"),
+)
+
+volume_mounts = sa.Table(
+    "volume_mounts",
+    metadata,
+    _id(),
+    sa.Column("instance_id", sa.Uuid(), sa.ForeignKey("instances.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("volume_id", sa.Uuid(), sa.ForeignKey("volumes.id"), nullable=False),
+    sa.Column("checkpoint_id", sa.Uuid(), sa.ForeignKey("volumes.id")),
+    # The volume's id, or the checkpoint's: what the host knows.
+    sa.Column("disk_id", sa.Uuid(), nullable=False),
+    sa.Column("path", sa.Text(), nullable=False),
+    sa.Column("read_only", sa.Boolean(), nullable=False),
+    sa.Column("state", sa.Text(), nullable=False),
+    sa.Index(None, "instance_id", "disk_id", unique=True),
+    sa.Index(None, "volume_id"),
+    sa.Index(None, "disk_id"),
 )
 
 audit_events = sa.Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from innkeeper.core.egress_policy import EgressPolicy
 from innkeeper.core.instance import Instance, InstanceState
 from innkeeper.core.isolation import wish_of
-from innkeeper.core.vm import Vm, VmEnd, VmEvent, policy_of
+from innkeeper.core.vm import Vm, VmEnd, VmEvent, policy_of, vm_id
 from innkeeper.store.instances import instance_of
 from innkeeper.store.tables import instances, vm_events, vms
 
@@ -33,6 +34,14 @@ _OWN = [
         "hold_until",
         "hold_reason",
         "end_reason",
+        "snapshot_id",
+        "restored",
+        "snapshot_on_terminate",
+        "snapshot_name",
+        "auto_suspend",
+        "auto_resume",
+        "suspend_reason",
+        "woken_by",
     )
 ]
 _JOINED = sa.select(*_OWN, instances).join_from(vms, instances, vms.c.instance_id == instances.c.id)
@@ -45,7 +54,6 @@ def insert(connection: sa.Connection, vm: Vm) -> None:
             instance_id=vm.instance_id,
             organization_id=vm.organization_id,
             session_id=vm.session_id,
-            generation=vm.generation,
             **_values(vm),
         )
     )
@@ -87,6 +95,29 @@ def page(
     return [_pair(row) for row in connection.execute(query.order_by(vms.c.instance_id.desc()).limit(limit))]
 
 
+def beginning_with(connection: sa.Connection, snapshot_id: UUID) -> list[Vm]:
+    """The VMs that are still to begin with a snapshot: they have not come up yet."""
+    query = _JOINED.where(
+        vms.c.snapshot_id == snapshot_id,
+        vms.c.restored.is_(None),
+        instances.c.state != InstanceState.DESTROYED.value,
+        instances.c.desired != "destroyed",
+    )
+    return [_pair(row)[0] for row in connection.execute(query.order_by(instances.c.id))]
+
+
+def names(connection: sa.Connection, instance_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """What clients call those of the instances that have not ended, by the instances' ids."""
+    if not instance_ids:
+        return {}
+    query = (
+        sa.select(vms.c.instance_id, vms.c.generation)
+        .join_from(vms, instances, vms.c.instance_id == instances.c.id)
+        .where(vms.c.instance_id.in_(instance_ids), instances.c.state != InstanceState.DESTROYED.value)
+    )
+    return {row.instance_id: vm_id(row.instance_id, row.generation) for row in connection.execute(query)}
+
+
 def set_memory(connection: sa.Connection, instance_id: UUID, memory_mb: int) -> None:
     """Note what the VM's next start gets."""
     connection.execute(sa.update(vms).where(vms.c.instance_id == instance_id).values(memory_mb=memory_mb))
@@ -117,6 +148,7 @@ def events(connection: sa.Connection, instance_id: UUID, *, after: UUID | None, 
 
 def _values(vm: Vm) -> dict[str, Any]:
     return {
+        "generation": vm.generation,
         "lifetime_seconds": vm.lifetime_seconds,
         "expires_at": vm.expires_at,
         "memory_mb": vm.memory_mb,
@@ -130,6 +162,14 @@ def _values(vm: Vm) -> dict[str, Any]:
         "hold_until": vm.hold_until,
         "hold_reason": vm.hold_reason,
         "end_reason": None if vm.end_reason is None else vm.end_reason.value,
+        "snapshot_id": vm.snapshot_id,
+        "restored": vm.restored,
+        "snapshot_on_terminate": vm.snapshot_on_terminate,
+        "snapshot_name": vm.snapshot_name,
+        "auto_suspend": vm.auto_suspend,
+        "auto_resume": vm.auto_resume,
+        "suspend_reason": vm.suspend_reason,
+        "woken_by": vm.woken_by,
     }
 
 
@@ -153,5 +193,13 @@ def _pair(row: Any) -> tuple[Vm, Instance]:
         hold_reason=row.vm_hold_reason,
         end_reason=None if row.vm_end_reason is None else VmEnd(row.vm_end_reason),
         ended_at=row.destroyed_at,
+        snapshot_id=row.vm_snapshot_id,
+        restored=row.vm_restored,
+        snapshot_on_terminate=row.vm_snapshot_on_terminate,
+        snapshot_name=row.vm_snapshot_name,
+        auto_suspend=bool(row.vm_auto_suspend),
+        auto_resume=row.vm_auto_resume is not False,
+        suspend_reason=row.vm_suspend_reason,
+        woken_by=row.vm_woken_by,
     )
     return vm, instance
