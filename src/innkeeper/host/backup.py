@@ -1,4 +1,4 @@
-"""The host's half of a backup: every instance's disk at one moment, its records, and the images, as members of an archive.
+"""The host's half of a backup: every instance's disk at one moment, its records, every volume, and the images, as members of an archive.
 
 Disks are copied first, all of them, each in the milliseconds of a reflink while its file system is frozen; then everything is sent, at the pace of
 whoever reads. The copies have no names: they are gone with the daemon's descriptors, however it ends.
@@ -20,19 +20,21 @@ from uuid import UUID
 
 import structlog
 
-from innkeeper.archive.manifest import HOST_MANIFEST, manifest_bytes
+from innkeeper.archive.manifest import GUEST_WRITTEN, HOST_MANIFEST, IMMUTABLE, manifest_bytes
 from innkeeper.archive.members import PIECE_BYTES, ArchiveWriter
 from innkeeper.bus.contract import ServerCall
 from innkeeper.core.host_verbs import BackupHost
-from innkeeper.errors import ConflictError, UnavailableError
+from innkeeper.errors import ConflictError, UnavailableError, VolumeFailedError, VolumeNotFoundError
 from innkeeper.host.completion import to_its_end
 from innkeeper.host.directories import INSTANCE_RECORD, Directories
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.disk_template import reflink_unnamed
 from innkeeper.host.file_changes import REPORTED
 from innkeeper.host.fleet import Fleet
+from innkeeper.host.linux import guest_written
 from innkeeper.host.machine import Machine
 from innkeeper.host.still_disk import still_disk
+from innkeeper.host.volumes import Volumes
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -51,14 +53,32 @@ class Staged:
     live: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class StagedVolume:
+    """A copy of a volume: its descriptor, and what a file in an archive does not say by itself."""
+
+    id: UUID
+    size_mb: int
+    descriptor: int
+    immutable: bool
+
+    @property
+    def name(self) -> str:
+        """In the archive."""
+        return f"host/volumes/{self.id}.img"
+
+
 class Backups:
     """Serves `host.backup`, one at a time."""
 
-    def __init__(self, *, directories: Directories, fleet: Fleet, disks: DiskPool, images: Path) -> None:
+    def __init__(
+        self, *, directories: Directories, fleet: Fleet, disks: DiskPool, images: Path, volumes: Volumes
+    ) -> None:
         self._directories = directories
         self._fleet = fleet
         self._disks = disks
         self._images = images
+        self._volumes = volumes
         self._busy = False
 
     async def back_up(self, request: BackupHost, call: ServerCall) -> dict[str, Any]:
@@ -83,14 +103,19 @@ class Backups:
         ids = [str(one.instance_id) for one in staged]
         for at in range(0, len(ids), IDS_PER_MESSAGE):
             await call.send_message({"staged": ids[at : at + IDS_PER_MESSAGE]})
+        volumes = [one for volume_id in self._volumes.ids() if (one := await self._stage_volume(volume_id, opened))]
+        for at in range(0, len(volumes), IDS_PER_MESSAGE):
+            some = volumes[at : at + IDS_PER_MESSAGE]
+            await call.send_message({"staged_volumes": {str(one.id): one.size_mb for one in some}})
         everything = [fd for _, fd in held] + [fd for one in staged for _, fd in one.files]
+        everything += [one.descriptor for one in volumes]
         await call.send_message({"estimate_bytes": sum(os.fstat(fd).st_blocks * 512 for fd in everything)})
         writer = ArchiveWriter()
         told: dict[str, Any] = {}
-        pieces = _joined(self._pieces(writer, held, staged, told))
+        pieces = _joined(self._pieces(writer, held, staged, volumes, told))
         while (piece := await to_its_end(asyncio.to_thread(next, pieces, None))) is not None:
             await call.send_data(piece)
-        log.info("backed up", instances=len(staged), members=len(writer.entries))
+        log.info("backed up", instances=len(staged), volumes=len(volumes), members=len(writer.entries))
         return told
 
     async def _stage(self, instance_id: UUID, opened: contextlib.ExitStack) -> Staged | None:
@@ -107,6 +132,24 @@ class Backups:
                     if machine is None or error.errno not in (errno.EINVAL, errno.ENOENT):
                         raise
         raise UnavailableError(f"the disk of instance {instance_id} could not be held fast")
+
+    async def _stage_volume(self, volume_id: UUID, opened: contextlib.ExitStack) -> StagedVolume | None:
+        """Hold a volume fast as it is now; None when it was deleted meanwhile."""
+        copies: list[int] = []
+
+        def copy(path: Path) -> None:
+            copies.append(reflink_unnamed(path))
+            opened.callback(os.close, copies[-1])
+
+        try:
+            async with self._volumes.held_still(volume_id) as volume:
+                await to_its_end(asyncio.to_thread(copy, volume.path))
+        except VolumeFailedError as error:
+            # It did not stand still to the end of the copy, which is one as after a loss of power then.
+            log.warning("a volume was not held still", volume=str(volume_id), error=error.message)
+        except (VolumeNotFoundError, FileNotFoundError):
+            return None
+        return StagedVolume(volume.id, volume.size_mb, copies[0], volume.immutable) if copies else None
 
     def _hold(self, instance_id: UUID, machine: Machine | None, opened: contextlib.ExitStack) -> Staged | None:
         disk = self._directories.disk_of(instance_id)
@@ -129,16 +172,35 @@ class Backups:
         return staged
 
     def _pieces(
-        self, writer: ArchiveWriter, held: Iterable[tuple[str, int]], staged: list[Staged], told: dict[str, Any]
+        self,
+        writer: ArchiveWriter,
+        held: Iterable[tuple[str, int]],
+        staged: list[Staged],
+        volumes: list[StagedVolume],
+        told: dict[str, Any],
     ) -> Iterator[bytes]:
         for name, descriptor in held:
             yield from writer.file(name, descriptor)
+        for volume in volumes:
+            yield from writer.file(volume.name, volume.descriptor)
         for one in staged:
             for name, descriptor in one.files:
                 yield from writer.file(name, descriptor)
             yield from self._executions(writer, one)
-        manifest = manifest_bytes({"instances": len(staged)}, writer.entries)
-        told.update(manifest_sha256=hashlib.sha256(manifest).hexdigest(), instances=len(staged))
+        copies = [(volume.name, volume.descriptor) for volume in volumes]
+        facts = {
+            "instances": len(staged),
+            # What the host's kernel must not mount is not to become mountable by a restore.
+            GUEST_WRITTEN: [
+                name
+                for name, descriptor in (*copies, *(file for one in staged for file in one.files))
+                if name.endswith(".img") and guest_written.is_marked(descriptor)
+            ],
+            IMMUTABLE: [volume.name for volume in volumes if volume.immutable],
+        }
+        manifest = manifest_bytes(facts, writer.entries)
+        sha256 = hashlib.sha256(manifest).hexdigest()
+        told.update(manifest_sha256=sha256, instances=len(staged), volumes=len(volumes))
         yield from writer.text(HOST_MANIFEST, manifest)
 
     def _executions(self, writer: ArchiveWriter, one: Staged) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from innkeeper.bus.contract import Handler, ServerCall
 from innkeeper.core import checkpoint_verbs as verbs
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape
 from innkeeper.errors import (
+    CheckpointDamagedError,
     CheckpointFailedError,
     CheckpointNotFoundError,
     ConflictError,
@@ -39,22 +40,26 @@ from innkeeper.host.disks.checkpoint_store import (
     Checkpoint,
     CheckpointStore,
     SavedMemory,
+    boot_id,
     saved_files,
+    written_files,
 )
 from innkeeper.host.disks.disk_pool import MIB, DiskPool
 from innkeeper.host.disks.disk_template import reflink
 from innkeeper.host.drivers.contract import checkpointing
 from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.fleet import Fleet
-from innkeeper.host.machine import HELD_STILL, Machine
+from innkeeper.host.machine import HELD_STILL, Machine, MachineRecord
 from innkeeper.host.machine_builder import Origin
 from innkeeper.host.still_disk import kept_written, still_disk, write_back
+from innkeeper.host.suspensions import Suspensions, copy_moment
 from innkeeper.host.verbs import bind_handler
 
 log = structlog.stdlib.get_logger(__name__)
 
 Told = Callable[[dict[str, Any]], None]
 OnStep = Callable[[str], None]
+EndsIt = Callable[[Machine], Awaitable[None]]
 TRANSFER_SECONDS = 10.0
 QUIET_SECONDS = 10.0
 LINK_SECONDS = 30.0
@@ -92,6 +97,7 @@ class Checkpoints:
         drivers: DriverRegistry,
         disks: DiskPool,
         store: CheckpointStore,
+        suspensions: Suspensions,
         agents: Path,
         disk_reserve_mb: int,
     ) -> None:
@@ -100,8 +106,10 @@ class Checkpoints:
         self._drivers = drivers
         self._disks = disks
         self._store = store
+        self._suspensions = suspensions
         self._agents = agents
         self._reserve_bytes = disk_reserve_mb * MIB
+        self._digests = asyncio.Semaphore(1)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Handlers by verb."""
@@ -110,8 +118,11 @@ class Checkpoints:
             verbs.SnapshotDisk.verb: bind_handler(verbs.SnapshotDisk, self._snapshot),
             verbs.RestoreCheckpoint.verb: bind_handler(verbs.RestoreCheckpoint, self._restore),
             verbs.ForkMachine.verb: bind_handler(verbs.ForkMachine, self._fork),
+            verbs.SuspendMachine.verb: bind_handler(verbs.SuspendMachine, self._suspend),
             verbs.DropCheckpoint.verb: bind_handler(verbs.DropCheckpoint, self._drop),
             verbs.ListCheckpoints.verb: bind_handler(verbs.ListCheckpoints, self._list),
+            verbs.MeasureCheckpoints.verb: bind_handler(verbs.MeasureCheckpoints, self._measure),
+            verbs.DigestCheckpoint.verb: bind_handler(verbs.DigestCheckpoint, self._digest),
         }
 
     # --- the verbs -------------------------------------------------------------------------------------------------
@@ -122,7 +133,8 @@ class Checkpoints:
             return described(known)
         async with _telling(call) as tell:
             with self._store.draft() as draft:
-                checkpoint, stillness = await self.capture(
+                asleep = await self._of_suspended(request.instance_id, draft, request.checkpoint_id)
+                checkpoint, stillness = asleep or await self.capture(
                     request.instance_id, draft, checkpoint_id=request.checkpoint_id, on_step=Clock(tell)
                 )
                 made = await to_its_end(asyncio.to_thread(self._store.publish, draft, checkpoint))
@@ -160,12 +172,63 @@ class Checkpoints:
                 answer = await self._begin(request.machine, _with_memory(checkpoint, request.machine.shape), tell)
         return {**answer, "downtime_ms": stillness.downtime_ms, "paused_ms": stillness.paused_ms}
 
+    async def _suspend(self, request: verbs.SuspendMachine, call: ServerCall) -> dict[str, Any]:
+        kept, store = self._suspensions.find(request.instance_id), self._suspensions.store
+        if kept is not None and kept.memory is not None and request.instance_id not in self._fleet:
+            return {"memory_bytes": kept.memory.size_bytes}
+        # Of a moment that the guest has left long ago.
+        await self._suspensions.drop(request.instance_id)
+        size = 0
+
+        async def end(machine: Machine) -> None:
+            """The last thing that is done while the guest stands still. From the publication on it is suspended, whoever is killed."""
+            nonlocal size
+            disk, driver = self._disks.disk_path(machine.record.disk), machine.driver
+            mounted = None if driver.needs.disk_files else self._directories.mounts / machine.id / "disk"
+            # Memory that is there after a loss of power must not be newer than its disk.
+            await asyncio.to_thread(write_back, mounted, disk)
+            # Its checksums are made once it has ended, beside what goes on.
+            memory = _saved_memory(machine.record, draft, sealed=False)
+            digest = machine.record.shape.image_digest
+            checkpoint = _checkpoint(request.instance_id, request.instance_id, digest, disk, draft)
+            checkpoint = replace(checkpoint, memory=memory)
+            await asyncio.to_thread(store.publish, draft, checkpoint, durable=False)
+            size = memory.size_bytes
+            try:
+                await self._fleet.suspend(machine)
+            except BaseException:
+                # It may go on from here.
+                await self._suspensions.drop(request.instance_id)
+                raise
+
+        async with _telling(call) as tell:
+            with store.draft() as draft:
+                on_step = Clock(tell)
+                await self._still(request.instance_id, draft, on_step=on_step, end=end)
+                on_step("kept")
+        return {"memory_bytes": size}
+
     async def _drop(self, request: verbs.DropCheckpoint, call: ServerCall) -> dict[str, Any]:
         await to_its_end(asyncio.to_thread(self._store.drop, request.checkpoint_id))
         return {}
 
     async def _list(self, request: verbs.ListCheckpoints, call: ServerCall) -> dict[str, Any]:
         return {"checkpoints": [described(one) for one in await asyncio.to_thread(self._store.all)]}
+
+    async def _measure(self, request: verbs.MeasureCheckpoints, call: ServerCall) -> dict[str, Any]:
+        sizes = await asyncio.to_thread(self._store.own_bytes, request.checkpoint_ids)
+        return {"own_bytes": {str(checkpoint_id): size for checkpoint_id, size in sizes.items()}}
+
+    async def _digest(self, request: verbs.DigestCheckpoint, call: ServerCall) -> dict[str, Any]:
+        # One at a time: each keeps a core and the disk busy.
+        async with self._digests:
+            # Whoever drops it need not wait for this.
+            checkpoint = self._store.get(request.checkpoint_id)
+            try:
+                return {"disk_digest": await to_its_end(asyncio.to_thread(checkpoint.disk_digest))}
+            except CheckpointDamagedError:
+                self._store.get(request.checkpoint_id)
+                raise
 
     def _known(self, checkpoint_id: UUID, instance_id: UUID) -> Checkpoint | None:
         try:
@@ -182,6 +245,33 @@ class Checkpoints:
         self, instance_id: UUID, draft: Path, *, checkpoint_id: UUID, on_step: OnStep
     ) -> tuple[Checkpoint, Stillness]:
         """Memory and disk of a running instance in a draft's folder, of one moment. Whatever goes wrong, the guest goes on."""
+        record, stillness = await self._still(instance_id, draft, on_step=on_step)
+        memory = await to_its_end(asyncio.to_thread(_saved_memory, record, draft))
+        checkpoint = _checkpoint(checkpoint_id, instance_id, record.shape.image_digest, draft / DISK, draft)
+        return replace(checkpoint, memory=memory), stillness
+
+    async def _of_suspended(
+        self, instance_id: UUID, draft: Path, checkpoint_id: UUID
+    ) -> tuple[Checkpoint, Stillness] | None:
+        """What is kept of a suspended instance, in a draft's folder: it shares every block with it. None where the instance is not suspended."""
+        if self._suspensions.find(instance_id) is None or instance_id in self._fleet:
+            return None
+        # Snapshots outlive the start of the host, so their checksums are not left for later.
+        await self._suspensions.seal(instance_id)
+        async with self._fleet.held_still(instance_id) as machine:
+            kept, name = self._suspensions.find(instance_id), self._directories.disk_of(instance_id)
+            if machine is not None or kept is None or name is None:
+                return None
+            if kept.memory is None or kept.memory.boot:
+                raise CheckpointFailedError("The memory of the suspended instance cannot be kept")
+            await to_its_end(asyncio.to_thread(copy_moment, kept, self._disks.disk_path(name), draft))
+            checkpoint = _checkpoint(checkpoint_id, instance_id, kept.image_digest, draft / DISK, draft)
+            return replace(checkpoint, memory=kept.memory), Stillness()
+
+    async def _still(
+        self, instance_id: UUID, draft: Path, *, on_step: OnStep, end: EndsIt | None = None
+    ) -> tuple[MachineRecord, Stillness]:
+        """Memory and disk of a running instance in a draft's folder; or with `end` its memory alone, and then it has that moment's guest to end."""
         async with self._fleet.held_still(instance_id) as machine:
             if machine is None or machine.failure is not None:
                 raise InstanceNotFoundError
@@ -195,18 +285,8 @@ class Checkpoints:
                     # They would break with the link.
                     await using.enter_async_context(machine.without_transfers(timeout_seconds=TRANSFER_SECONDS))
                 room = self._check_space(machine)
-                stillness = await to_its_end(self._capture(machine, draft, room, on_step))
-            record = machine.record
-        memory = SavedMemory(
-            driver=record.driver,
-            agent=record.agent,
-            vcpu_count=record.shape.vcpu_count,
-            memory_mb=record.shape.memory_mb,
-            needs=record.memory_needs,
-            files=await to_its_end(asyncio.to_thread(saved_files, draft / MEMORY)),
-        )
-        checkpoint = _checkpoint(checkpoint_id, instance_id, record.shape.image_digest, draft)
-        return replace(checkpoint, memory=memory), stillness
+                stillness = await to_its_end(self._capture(machine, draft, room, on_step, end))
+            return machine.record, stillness
 
     def _check_space(self, machine: Machine) -> int:
         """How many bytes there are for its memory."""
@@ -219,15 +299,18 @@ class Checkpoints:
             raise UnavailableError("The host's disk is full", retry_after_seconds=30)
         return room
 
-    async def _capture(self, machine: Machine, draft: Path, room_bytes: int, on_step: OnStep) -> Stillness:
+    async def _capture(
+        self, machine: Machine, draft: Path, room_bytes: int, on_step: OnStep, end: EndsIt | None
+    ) -> Stillness:
         driver, disk = machine.driver, self._disks.disk_path(machine.record.disk)
         mounted = self._directories.mounts / machine.id / "disk"
         if driver.needs.disk_files:
             # What the guest has in its memory alone goes to its disk: should that memory be of no use any more, the disk is all that there is.
             async with still_disk(machine, mounted):
                 pass
-        # What is written ahead need not be waited for while the guest stands still.
-        await asyncio.to_thread(write_back, None if driver.needs.disk_files else mounted, disk)
+        if end is None:
+            # What is written ahead need not be waited for while the guest stands still.
+            await asyncio.to_thread(write_back, None if driver.needs.disk_files else mounted, disk)
         stillness, began = Stillness(), time.monotonic()
         failure: Exception | None = None
         try:
@@ -236,6 +319,9 @@ class Checkpoints:
             on_step("quiet")
             async with self._saved(machine, draft / MEMORY, room_bytes, stillness, on_step):
                 on_step("saved")
+                if end is not None:
+                    await end(machine)
+                    return stillness
                 if driver.needs.disk_files:
                     await asyncio.to_thread(reflink, disk, draft / DISK)
                 else:
@@ -318,7 +404,8 @@ class Checkpoints:
                 await to_its_end(asyncio.to_thread(reflink, disk, draft / DISK))
             if machine is not None:
                 stillness.downtime_ms = _ms_since(began)
-        return _checkpoint(request.checkpoint_id, request.instance_id, digest, draft), stillness, held.whole
+        checkpoint = _checkpoint(request.checkpoint_id, request.instance_id, digest, draft / DISK, draft)
+        return checkpoint, stillness, held.whole
 
     # --- beginning with one ----------------------------------------------------------------------------------------
 
@@ -359,8 +446,8 @@ def described(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _checkpoint(checkpoint_id: UUID, instance_id: UUID, image_digest: str, draft: Path) -> Checkpoint:
-    status = (draft / DISK).stat()
+def _checkpoint(checkpoint_id: UUID, instance_id: UUID, image_digest: str, disk: Path, draft: Path) -> Checkpoint:
+    status = disk.stat()
     return Checkpoint(
         id=checkpoint_id,
         instance_id=instance_id,
@@ -369,6 +456,19 @@ def _checkpoint(checkpoint_id: UUID, instance_id: UUID, image_digest: str, draft
         disk_mb=status.st_size // MIB,
         disk_bytes=status.st_blocks * 512,
         folder=draft,
+    )
+
+
+def _saved_memory(record: MachineRecord, draft: Path, *, sealed: bool = True) -> SavedMemory:
+    """What lies in a draft's folder. `sealed`, with its checksums, takes a second for a gigabyte."""
+    return SavedMemory(
+        driver=record.driver,
+        agent=record.agent,
+        vcpu_count=record.shape.vcpu_count,
+        memory_mb=record.shape.memory_mb,
+        needs=record.memory_needs,
+        files=saved_files(draft / MEMORY) if sealed else written_files(draft / MEMORY),
+        boot="" if sealed else boot_id(),
     )
 
 

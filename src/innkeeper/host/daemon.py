@@ -22,7 +22,7 @@ from innkeeper import __version__, shipped
 from innkeeper.bus.contract import Handler
 from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
-from innkeeper.host import recovery, retention
+from innkeeper.host import disk_use, recovery, retention, standstills
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
 from innkeeper.host.backup import Backups
 from innkeeper.host.build_steps import BuildSteps
@@ -59,6 +59,7 @@ from innkeeper.host.ports import Ports
 from innkeeper.host.programs import Programs
 from innkeeper.host.readings import HostReadings
 from innkeeper.host.shipped_images import ShippedImages
+from innkeeper.host.suspensions import Suspensions
 from innkeeper.host.terminals import Terminals
 from innkeeper.host.trees import Trees
 from innkeeper.host.turns import Turns
@@ -168,6 +169,7 @@ async def run_daemon(
         )
         await asyncio.to_thread(steps.sweep)
         checkpoint_store = CheckpointStore(pool.directory / "checkpoints")
+        suspensions = Suspensions(disks=pool, drivers=drivers, agents=agent_dir.parent)
         usage = UsageLedger(directories.usage)
         usage.sweep()
         fleet = Fleet(
@@ -177,6 +179,7 @@ async def run_daemon(
             changes=changes,
             steps=steps,
             checkpoints=checkpoint_store,
+            suspensions=suspensions,
             templates=TemplateStore(pool.directory / "machine-templates"),
             drivers=drivers,
             disks=pool,
@@ -212,6 +215,7 @@ async def run_daemon(
             disks=pool,
             builder=builder,
             fleet=fleet,
+            suspensions=suspensions,
             usage=usage,
         )
         for adopted in fleet.machines():
@@ -239,6 +243,8 @@ async def run_daemon(
             retention.run(fleet, executions, days=settings.execution_retention_days)
         )
         stack.push_async_callback(_cancel, forgetting)
+        letting_go_on = asyncio.get_running_loop().create_task(standstills.run(fleet, pool.free_bytes))
+        stack.push_async_callback(_cancel, letting_go_on)
         host_id = persistent_host_id(settings.host_dir)
 
         async def collect_images(keep: frozenset[str]) -> dict[str, Any]:
@@ -313,6 +319,8 @@ async def run_daemon(
                 pool,
                 store,
                 checkpoint_store,
+                volume_store,
+                suspensions,
                 fleet,
                 builder,
                 agent_dir,
@@ -321,8 +329,9 @@ async def run_daemon(
                 collect_images,
                 execution_retention_days=settings.execution_retention_days,
             ),
+            measure_disk=lambda: disk_use.measure(directories, pool),
             usage=usage,
-            backups=Backups(directories=directories, fleet=fleet, disks=pool, images=store.directory),
+            backups=Backups(directories=directories, fleet=fleet, disks=pool, images=store.directory, volumes=volumes),
         )
         builds = BuildSteps(
             fleet=fleet,
@@ -339,6 +348,7 @@ async def run_daemon(
             drivers=drivers,
             disks=pool,
             store=checkpoint_store,
+            suspensions=suspensions,
             agents=agent_dir.parent,
             disk_reserve_mb=settings.disk_reserve_mb,
         )

@@ -25,6 +25,7 @@ from innkeeper.errors import (
     GuestError,
     InnkeeperError,
     InstanceFailedError,
+    InstanceSuspendedError,
     InvalidRequestError,
 )
 from innkeeper.host.cells import keep_cell, kernel_of
@@ -155,8 +156,10 @@ class Executions:
             self._lose(execution, InnkeeperError())
         except asyncio.CancelledError:
             if machine.failure is None:
-                # The daemon ends, the guest does not: the mark stays, and the next daemon goes on.
+                # The daemon ends, the guest does not: the mark stays, and the next daemon goes on; so does the next machine of a suspended instance.
                 execution.journal.close()
+                if machine.suspended:
+                    self._put_off(execution)
             else:
                 self._lose(execution, InstanceFailedError(machine.failure))
             raise
@@ -310,6 +313,13 @@ class Executions:
             return await asyncio.to_thread(prune, *folders, keep=running, older_than=older_than)
         finally:
             self._pruning.discard(directory)
+
+    def _put_off(self, execution: Execution) -> None:
+        """Whoever waits for it hears that it goes on later; its mark and journal stay for then."""
+        self._remove(execution)
+        execution.answer_bytes = execution.journal.record.total_bytes
+        execution.failure = InstanceSuspendedError("The instance was suspended; what runs in it goes on when it does")
+        execution.changed.set()
 
     def _lose(self, execution: Execution, error: InnkeeperError) -> None:
         self._metrics.count_lost_command()

@@ -116,6 +116,8 @@ async def write_file(machine: Machine, request: WriteFile, call: ServerCall) -> 
     params: dict[str, Any] = {**path_param(guest_path(request.path)), "parents": True}
     if request.mode is not None:
         params["mode"] = request.mode
+    if not request.replace:
+        params["replace"] = False
     async with machine.transferring():
         answer = await send_content(machine, call, "write", params, ended_early="The content ended early")
     return {"bytes": checked_number(answer.get("bytes")), "created": bool(answer.get("created"))}

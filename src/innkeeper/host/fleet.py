@@ -18,12 +18,20 @@ import structlog
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
-from innkeeper.errors import InnkeeperError, InstanceNotFoundError, NoHostError, NotFoundError, UnavailableError
+from innkeeper.errors import (
+    InnkeeperError,
+    InstanceFailedError,
+    InstanceNotFoundError,
+    MemoryUnusableError,
+    NoHostError,
+    NotFoundError,
+    UnavailableError,
+)
 from innkeeper.host.admission import MIB, Admission, Load
 from innkeeper.host.change_scanner import ChangeScanError
 from innkeeper.host.departures import Departures
 from innkeeper.host.directories import INSTANCE_FORMAT, INSTANCE_RECORD, Directories
-from innkeeper.host.disks.checkpoint_store import CheckpointStore
+from innkeeper.host.disks.checkpoint_store import Checkpoint, CheckpointStore
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.step_cache import StepCache
 from innkeeper.host.disks.template_store import TemplateStore
@@ -33,6 +41,7 @@ from innkeeper.host.instance_locks import InstanceLocks
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Origin, Steps
 from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
+from innkeeper.host.suspensions import Suspensions
 from innkeeper.host.templates import Templates
 from innkeeper.host.usage import UsageLedger
 from innkeeper.host.warm import WarmPools
@@ -61,6 +70,7 @@ class Fleet:
         changes: FileChanges,
         steps: StepCache,
         checkpoints: CheckpointStore,
+        suspensions: Suspensions,
         templates: TemplateStore,
         drivers: DriverRegistry,
         disks: DiskPool,
@@ -77,6 +87,7 @@ class Fleet:
         self._changes = changes
         self._kept_steps = steps
         self._checkpoints = checkpoints
+        self._suspensions = suspensions
         self._on_failure = on_failure
         self._by_instance: dict[UUID, Machine] = {}
         # Called with a machine that was used before: it may hold commands that nobody follows.
@@ -113,6 +124,10 @@ class Fleet:
         if machine is None or machine.failure is not None or not machine.record.configured:
             raise InstanceNotFoundError
         return machine
+
+    def __contains__(self, instance_id: UUID) -> bool:
+        """Whether the instance has a machine."""
+        return instance_id in self._by_instance
 
     @property
     def waiting_starts(self) -> int:
@@ -211,6 +226,7 @@ class Fleet:
                 "boot_trace": [asdict(step) for step in machine.record.boot_trace],
                 "isolation": asdict(machine.driver.isolation),
                 "claimed": claimed,
+                "woken": machine.woken,
             }
 
     async def _obtain(self, request: EnsureMachine, steps: Steps, origin: Origin | None) -> tuple[Machine, str]:
@@ -239,6 +255,49 @@ class Fleet:
         elif disk is not None:
             # Mounted twice, a disk shows the second mount what was there before the first one wrote back, and is ruined.
             await self._departures.gone(disk)
+            memory = self._suspensions.find(request.instance_id)
+            if memory is not None:
+                return await self._wake(request, steps, disk, memory), RESTARTED
+        return await self._start(request, steps, disk, origin), COLD if disk is None else RESTARTED
+
+    async def _wake(self, request: EnsureMachine, steps: Steps, disk: str, kept: Checkpoint) -> Machine:
+        """The machine of a suspended instance. What the host cannot do now is raised, and the instance stays suspended."""
+        reason = ""
+        try:
+            origin = await self._suspensions.origin(kept, request.shape, disk)
+            machine = await self._with_memory(request, steps, disk, origin)
+            if machine is None:
+                # Once more, from the same moment: a busy host may be all that it was.
+                origin = await self._suspensions.origin(kept, request.shape, disk)
+                machine = await self._with_memory(request, steps, disk, origin)
+            if machine is None:
+                reason = "The guest did not go on with its memory"
+        except MemoryUnusableError as error:
+            machine, reason = None, error.message
+        if machine is None:
+            log.warning("a suspended guest starts on its disk", instance_id=str(request.instance_id), reason=reason)
+            # Before anything writes to the disk, which fits the memory no more then.
+            await self._suspensions.drop(request.instance_id)
+            machine = await self._start(request, steps, disk, None)
+        else:
+            await self._suspensions.drop(request.instance_id)
+        machine.woken = {"with_memory": not reason, "reason": reason}
+        return machine
+
+    async def _with_memory(self, request: EnsureMachine, steps: Steps, disk: str, origin: Origin) -> Machine | None:
+        """A machine that goes on with its memory, or None where that failed for another reason than that the host has no room."""
+        try:
+            return await self._start(request, steps, disk, origin)
+        except InnkeeperError as error:
+            if isinstance(error, UnavailableError) and not isinstance(error, InstanceFailedError):
+                raise
+            log.warning("a guest did not go on with its memory", instance=str(request.instance_id), error=error.message)
+            # What is left of it has the disk until it is gone.
+            await self._departures.gone(disk)
+            return None
+
+    async def _start(self, request: EnsureMachine, steps: Steps, disk: str | None, origin: Origin | None) -> Machine:
+        """A machine on the disk, or on one of its own, which is the instance's from now on."""
         self._waiting_cold += 1
         try:
             async with self._starts:
@@ -261,7 +320,7 @@ class Fleet:
             else:
                 self._departures.leave(machine)
             raise
-        return machine, COLD if disk is None else RESTARTED
+        return machine
 
     async def _bind(self, machine: Machine, request: EnsureMachine) -> None:
         """Give a machine to an instance: records first, so that a crash at any point is cleaned or taken up, then its identity."""
@@ -387,6 +446,7 @@ class Fleet:
 
         machine.endpoint.on_link(on_link)
         machine.when_failed = lambda reason: self._failed(machine, reason)
+        machine.endpoint.on_failure(machine.fail)
         machine.running.exited.add_done_callback(lambda _: machine.fail(machine.running.why()))
 
     def _link_closed(self, machine: Machine, reason: BaseException | None) -> None:
@@ -410,6 +470,7 @@ class Fleet:
                 # One that failed, or whose end did not succeed before.
                 machine = next((held for held in self._departures.held if held.record.instance_id == instance_id), None)
             disk = None
+            suspended = not keep_disk and self._suspensions.find(instance_id) is not None
             if not keep_disk:
                 with contextlib.suppress(InnkeeperError):
                     disk = self._directories.disk_of(instance_id)
@@ -418,8 +479,20 @@ class Fleet:
                 await self._departures.end(machine)
             elif disk is not None:
                 self._departures.later(self._departures.remove_disk(disk))
+            if suspended:
+                self._departures.later(self._suspensions.drop(instance_id))
             if not keep_disk:
                 self._departures.empty_trash()
+
+    async def suspend(self, machine: Machine) -> None:
+        """End a machine whose memory is kept, and which stands still: what ran in it is followed again when the instance goes on."""
+        assert machine.record.instance_id is not None  # noqa: S101 - only instances are suspended
+        self._by_instance.pop(machine.record.instance_id, None)
+        machine.suspended = True
+        # Before it is told to end: what is followed now is not lost.
+        await machine.close(stop=False)
+        await self._departures.end(machine)
+        self._departures.later(self._suspensions.seal(machine.record.instance_id))
 
     def _abandon(self, machine: Machine, instance_id: UUID) -> None:
         """Give up a machine whose instance has nothing else yet, with the records that name its disk."""

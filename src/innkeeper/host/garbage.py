@@ -17,10 +17,12 @@ from innkeeper.host.directories import Directories
 from innkeeper.host.disks.checkpoint_store import CheckpointStore
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.disks.image_store import ImageStore
+from innkeeper.host.disks.volume_store import VolumeStore
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.kernels.kernel_store import KernelStore
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.retention import DAY_SECONDS
+from innkeeper.host.suspensions import Suspensions
 
 # Of what nobody holds: whoever writes it is done, or was killed, long before.
 STALE_SECONDS = 3_600.0
@@ -30,7 +32,7 @@ STALE_SECONDS = 3_600.0
 class Garbage:
     """A thing to remove, and the bytes that it takes.
 
-    `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `template`, `baseline` or `journals`.
+    `kind` is `image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `volume`, `kernel`, `template`, `baseline` or `journals`.
     """
 
     kind: str
@@ -40,10 +42,11 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What only the control side knows to be somebody's: images' digests, and checkpoints."""
+    """What only the control side knows to be somebody's: images' digests, checkpoints, and volumes."""
 
     images: frozenset[str]
     checkpoints: frozenset[UUID]
+    volumes: frozenset[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class GarbageCollector:
     disks: DiskPool
     images: ImageStore
     checkpoints: CheckpointStore
+    volumes: VolumeStore
+    suspensions: Suspensions
     fleet: Fleet
     builder: MachineBuilder
     agent_dir: Path
@@ -68,9 +73,9 @@ class GarbageCollector:
         templates = [Garbage("template", path.name, _size(path)) for path in await self._useless_templates()]
         return [*self._images(keep.images), *templates, *await asyncio.to_thread(self._rest, keep)]
 
-    async def remove(self, keep: Keep) -> list[Garbage]:
-        """Remove it; what went. Each is looked at once more just before, so what came to life meanwhile stays."""
-        found = await self.find(keep)
+    async def remove(self, keep: Keep, *, volumes: bool = False) -> list[Garbage]:
+        """Remove it; what went. Each is looked at once more just before, so what came to life meanwhile stays; so do volumes, but for `volumes`."""
+        found = [one for one in await self.find(keep) if volumes or one.kind != "volume"]
         if any(one.kind == "image" for one in found):
             await self.collect_images(keep.images)
         return [one for one in found if await self._remove(one)]
@@ -88,6 +93,8 @@ class GarbageCollector:
             except ConflictError:
                 # A machine is being started from it.
                 return False
+        if one.kind == "volume":
+            return UUID(one.name) not in self._attached() and await self.volumes.remove(UUID(one.name))
         if one.kind == "journals":
             folders, keep = self._journal_folders(one.name), self._running(one.name)
             await asyncio.to_thread(kept_executions.prune, *folders, keep=keep, older_than=self._oldest())
@@ -119,6 +126,7 @@ class GarbageCollector:
         return [
             *(Garbage("disk", name, disks[name]) for name in sorted(self._dead_disks()) if name in disks),
             *self._unowned_checkpoints(keep.checkpoints),
+            *self._unowned_volumes(keep.volumes),
             *(self._at("temporary", path) for path in sorted(temporary.abandoned(host)) if _is_stale(path)),
             *(self._at("trash", path) for path in sorted(self.directories.trash.iterdir()) if _is_stale(path)),
             *(self._at("agent", path) for path in self._old_agents()),
@@ -135,6 +143,15 @@ class GarbageCollector:
         for checkpoint in self.checkpoints.all():
             if checkpoint.id not in keep and time.time() - checkpoint.created_at > STALE_SECONDS:
                 yield Garbage("checkpoint", str(checkpoint.id), _size(checkpoint.folder))
+
+    def _unowned_volumes(self, keep: frozenset[UUID]) -> Iterator[Garbage]:
+        attached = self._attached()
+        for volume in self.volumes.all():
+            if volume.id not in keep and volume.id not in attached and _is_stale(volume.path):
+                yield Garbage("volume", str(volume.id), volume.used_bytes)
+
+    def _attached(self) -> set[UUID]:
+        return {volume_id for machine in self.fleet.held() for volume_id in machine.volumes}
 
     def _living(self) -> set[str]:
         return {machine.id for machine in self.fleet.held()} | self.builder.under_way
@@ -160,7 +177,7 @@ class GarbageCollector:
         # Not glob: a machine's folder may go while it is looked through.
         folders = os.walk(self.directories.machines)
         plans = "".join(_text(Path(folder, "config.json")) for folder, _, files in folders if "config.json" in files)
-        saved = self.checkpoints.agents()
+        saved = self.checkpoints.agents() | self.suspensions.store.agents()
         return [
             path
             for path in sorted(self.agent_dir.parent.iterdir())

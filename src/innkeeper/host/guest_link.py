@@ -38,6 +38,8 @@ ANSWER_POLL_SECONDS = 0.002
 # Of a microVM's start, which makes its socket.
 START_POLL_SECONDS = 0.005
 HELLO_SECONDS = 10.0
+# Of requests that wait for a link. A guest on a busy host may be late; one that has let that much time pass, while it ran, has no agent any more.
+SILENT_SECONDS = 60.0
 # For a guest's answer on its port: it may be frozen, and is dialled anew after that. Who waits for a link has a deadline of his own.
 PORT_SECONDS = 3_600.0
 SOCKET_BUFFER_BYTES = 1_048_576
@@ -116,7 +118,12 @@ class GuestEndpoint:
         self._arrived = asyncio.Event()
         self.agent_version = ""
         self.failure: str | None = None
+        self._on_failure: Callable[[str], None] = lambda _: None
         self._ended: str | None = None
+        # Seconds in which somebody waited for a link in vain since there was one, the last of them, and whether that is our own doing.
+        self._missed_seconds = 0.0
+        self._missed_until = 0.0
+        self._resting = False
         # Verbs without data that wait for their answer.
         self._asked = 0
 
@@ -174,7 +181,7 @@ class GuestEndpoint:
                 connection.close()
                 if not isinstance(error, ProtocolError):
                     raise
-                self._fail(str(error))
+                self._fail(f"The guest agent broke the protocol: {error}")
                 return
             else:
                 await self._take(connection, rest)
@@ -207,7 +214,7 @@ class GuestEndpoint:
             return
         except ProtocolError as error:
             link.close(error)
-            self._fail(str(error))
+            self._fail(f"The guest agent broke the protocol: {error}")
             return
         if "boot_error" in hello:
             link.close()
@@ -216,6 +223,7 @@ class GuestEndpoint:
         link.send_hello({"protocol": version})
         self.agent_version = str(hello.get("agent", ""))[:64]
         self.last_error = _printable(str(hello.get("last_error", "")))[:LAST_ERROR_CHARACTERS]
+        self._missed_seconds = 0.0
         self._arrived.set()
         link.closed.add_done_callback(lambda _: self._link_gone())
         if self._on_link is not None:
@@ -224,6 +232,15 @@ class GuestEndpoint:
     def _fail(self, reason: str) -> None:
         self.failure = reason
         self._arrived.set()
+        self._on_failure(reason)
+
+    def _miss(self, began: float, timeout_seconds: float) -> None:
+        """Count a wait in vain, its own part of the time alone."""
+        now = asyncio.get_running_loop().time()
+        self._missed_seconds += min(timeout_seconds, now - max(began, self._missed_until))
+        self._missed_until = now
+        if self._missed_seconds >= SILENT_SECONDS and not self._resting:
+            self._fail("The guest agent does not answer any more")
 
     def _link_gone(self) -> None:
         if self._ended is None:
@@ -235,15 +252,23 @@ class GuestEndpoint:
         if self.linked and self._link is not None:
             callback(self._link)
 
+    def on_failure(self, callback: Callable[[str], None]) -> None:
+        """Call back with the reason once no link will ever work, or now where that is so."""
+        self._on_failure = callback
+        if self.failure is not None:
+            callback(self.failure)
+
     async def link(self, *, timeout_seconds: float) -> Link:
         """The working link, waiting for the agent to dial in.
 
         Raises LinkLostError after `timeout_seconds` or when no protocol version fits, InstanceFailedError when the guest has ended.
         """
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._arrived.wait()
         except TimeoutError:
+            self._miss(began, timeout_seconds)
             raise LinkLostError("The guest agent did not answer") from None
         if self._ended is not None:
             raise InstanceFailedError(self._ended)
@@ -279,6 +304,7 @@ class GuestEndpoint:
         """
         link = await self.link(timeout_seconds=timeout_seconds)
         # Whoever wants the link waits for the next one: what the agent did not read any more would be lost.
+        self._resting = True
         self._arrived.clear()
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -291,6 +317,7 @@ class GuestEndpoint:
 
     def wake(self) -> None:
         """Call the agent back after `rest`, however that ended."""
+        self._resting = False
         # A guest that has ended meanwhile may have taken its directory along.
         with contextlib.suppress(FileNotFoundError):
             self._call_back()

@@ -23,6 +23,8 @@ from innkeeper.host.network.addressing import ServerPlan
 from innkeeper.host.temporary import abandoned
 
 SERVER = "server"
+# Where the memory of suspended instances lies, in the disk pool.
+SUSPENDED = "suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ def _on_disk(in_use: InUse, directories: Directories, disks: DiskPool | None) ->
     for name in disks.disks() if disks is not None else ():
         if name not in in_use.disks and name not in in_use.machines:
             yield Leak(LeakKind.DISK, name, f"disk {name}")
+    for entry in _entries(disks.directory / SUSPENDED) if disks is not None else ():
+        if not entry.name.startswith(".") and not (directories.instances / entry.name).exists():
+            yield Leak(LeakKind.FOLDER, entry.path, f"instance {entry.name}")
     for path in abandoned(directories.host):
         yield Leak(LeakKind.TEMPORARY_FILE, str(path), SERVER)
 

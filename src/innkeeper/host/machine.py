@@ -166,6 +166,12 @@ class Machine:
     failure: str | None = None
     # Whether it went on from a checkpoint, which others may have gone on from, too.
     restored: bool = False
+    # Begun as a clone of a template, in whose memory is what the guests of pools run ahead.
+    cloned: bool = False
+    # Of an instance that was suspended: whether it goes on with its memory, and why not.
+    woken: dict[str, Any] | None = None
+    # Whether its memory is kept: what runs in it goes on with the instance's next machine.
+    suspended: bool = False
     when_failed: Callable[[str], None] = lambda _: None
     # User, workdir and env that the guest was given ahead; None when that is not known (adopted from an earlier daemon).
     primed: Identity | None = None

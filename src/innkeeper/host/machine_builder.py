@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -44,6 +44,9 @@ from innkeeper.host.network.network import Network
 ENTROPY_BYTES = 64
 # Run once before a guest is frozen, so that a claim finds bash and python in memory. Images without them lose nothing.
 WARM_LINES = ("true", "command -v python3 >/dev/null && python3 -c pass")
+# A template's name and resolver.
+NOBODY = "-"
+NOWHERE = IPv4Address(0)
 
 OnStep = Callable[[BootStep], None]
 
@@ -52,13 +55,14 @@ OnStep = Callable[[BootStep], None]
 class Origin:
     """What a new machine begins as: a copy of a disk; and, with the folder `memory`, in the midst of what ran on it, under the agent of that name.
 
-    `template` is the folder of a template's memory: nothing ran on its disk yet.
+    `template` is the folder of a template's memory: nothing ran on its disk yet. `same_guest`: the memory is its own, and knows its name.
     """
 
     disk: Path
     memory: Path | None = None
     agent: str = ""
     template: Path | None = None
+    same_guest: bool = False
 
 
 class Steps:
@@ -204,6 +208,7 @@ class MachineBuilder:
                 memory_mb=shape.memory_mb,
                 vcpu_count=shape.vcpu_count,
                 as_template=as_template,
+                same_guest=origin is not None and origin.same_guest,
             )
             if driver.needs.dialled:
                 endpoint.dial()
@@ -224,6 +229,7 @@ class MachineBuilder:
                 resources=stack.pop_all(),
                 freeze_after_seconds=self._freeze_after_seconds,
                 restored=origin is not None and origin.memory is not None,
+                cloned=origin is not None and origin.template is not None,
                 # What was saved may run programs; nobody has asked it yet.
                 user_processes=0 if origin is None or origin.memory is None else 1,
             )
@@ -346,7 +352,9 @@ class MachineBuilder:
     async def prime(self, machine: Machine, pool: WarmPool) -> None:
         """Give a guest of a pool its identity ahead, and what makes its first command fast."""
         identity = Identity(pool.user or pool.shape.user, pool.workdir, pool.env)
-        await self._configure(machine, identity, warm=list(WARM_LINES))
+        # What a template ran before it was kept is in the memory of its clones. Once more, it would be memory of their own: where instructions are translated
+        # 30 MB of translations.
+        await self._configure(machine, identity, warm=[] if machine.cloned else list(WARM_LINES))
         machine.primed = identity
         machine.record.save_primed(machine.state_dir)
 
@@ -354,10 +362,19 @@ class MachineBuilder:
         """Have a machine that is to be a template run what every guest runs first. What it is configured as is nobody's.
 
         Nothing of it goes on running: a shell that does would have the same random numbers in every clone. Its network stays down, since a clone would have
-        to take it down first, for which a kernel waits several of its ticks.
+        to take it down first, for which a kernel waits several of its ticks. Its files of names are the shortest that there are: a clone then writes its
+        own over them, and has nothing to cut off.
         """
-        identity = Identity(machine.record.shape.user, None, {})
-        await self._configure(machine, identity, spare_shell=False, network=None, warm=list(WARM_LINES))
+        await self._configure(
+            machine,
+            Identity(machine.record.shape.user, None, {}),
+            hostname=NOBODY,
+            hosts=hosts_file(NOBODY),
+            resolv_conf=resolv_conf(NOWHERE),
+            spare_shell=False,
+            network=None,
+            warm=list(WARM_LINES),
+        )
 
     async def configure(self, machine: Machine, request: EnsureMachine) -> bool:
         """Give a guest its identity: the last step before ready. Whether that wrote to it. Raises GuestError when it cannot be used."""
@@ -390,7 +407,7 @@ class MachineBuilder:
             "time_unix_ns": time.time_ns(),
             "entropy_b64": base64.b64encode(os.urandom(ENTROPY_BYTES)).decode(),
             "hosts": hosts_file(hostname),
-            "resolv_conf": resolv_conf(slot),
+            "resolv_conf": resolv_conf(slot.resolver_ip),
             "sudo": True,
             "spare_shell": True,
             "restored": machine.restored,
@@ -436,9 +453,9 @@ def hosts_file(hostname: str) -> str:
     return f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
-def resolv_conf(slot: Slot) -> str:
+def resolv_conf(resolver: IPv4Address) -> str:
     """/etc/resolv.conf of a guest: our resolver and nothing else."""
-    return f"nameserver {slot.resolver_ip}\noptions timeout:5 attempts:2\n"
+    return f"nameserver {resolver}\noptions timeout:5 attempts:2\n"
 
 
 def _policy(shape: MachineShape) -> Policy:

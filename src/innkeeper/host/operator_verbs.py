@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from innkeeper.core.metric import families
 from innkeeper.diagnosis import Diagnosis
 from innkeeper.errors import GuestError, InvalidRequestError
 from innkeeper.host.backup import Backups
+from innkeeper.host.disk_use import DiskUse
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector, Keep
 from innkeeper.host.metrics import HostMetrics
@@ -34,6 +35,7 @@ class OperatorVerbs:
         metrics: HostMetrics,
         readings: HostReadings,
         garbage: GarbageCollector,
+        measure_disk: Callable[[], list[DiskUse]],
         fleet: Fleet,
         usage: UsageLedger,
         backups: Backups,
@@ -41,6 +43,7 @@ class OperatorVerbs:
         self._fleet = fleet
         self._usage = usage
         self._garbage = garbage
+        self._measure_disk = measure_disk
         self._level = level
         self._metrics = metrics
         self._readings = readings
@@ -56,6 +59,7 @@ class OperatorVerbs:
             verbs.SetLogLevel.verb: bind_handler(verbs.SetLogLevel, self._set_log_level),
             verbs.ReadMetrics.verb: bind_handler(verbs.ReadMetrics, self._read_metrics),
             verbs.CollectGarbage.verb: bind_handler(verbs.CollectGarbage, self._collect_garbage),
+            verbs.MeasureDisk.verb: bind_handler(verbs.MeasureDisk, self._disk_use),
             verbs.ReadUsage.verb: bind_handler(verbs.ReadUsage, self._read_usage),
             verbs.DescribeCapacity.verb: bind_handler(verbs.DescribeCapacity, self._describe_capacity),
         }
@@ -76,9 +80,17 @@ class OperatorVerbs:
         return {"families": [*self._metrics.families(), *families(await self._readings())]}
 
     async def _collect_garbage(self, request: verbs.CollectGarbage, call: ServerCall) -> dict[str, Any]:
-        keep = Keep(frozenset(request.keep_images), frozenset(request.keep_checkpoints))
-        found = await (self._garbage.remove(keep) if request.remove else self._garbage.find(keep))
+        keep = Keep(
+            frozenset(request.keep_images), frozenset(request.keep_checkpoints), frozenset(request.keep_volumes)
+        )
+        if request.remove:
+            found = await self._garbage.remove(keep, volumes=request.remove_volumes)
+        else:
+            found = await self._garbage.find(keep)
         return {"items": [asdict(one) for one in found]}
+
+    async def _disk_use(self, request: verbs.MeasureDisk, call: ServerCall) -> dict[str, Any]:
+        return {"items": [asdict(one) for one in await asyncio.to_thread(self._measure_disk)]}
 
     async def _read_usage(self, request: verbs.ReadUsage, call: ServerCall) -> dict[str, Any]:
         self._usage.forget(request.counted)

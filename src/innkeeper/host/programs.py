@@ -158,7 +158,7 @@ class _Program:
             if isinstance(event, Data):
                 self._sent += len(event.data)
                 await self._call.send_data(event.data, channel=event.channel)
-            elif isinstance(event, Message) and event.body.get("exited"):
+            elif isinstance(event, Message) and event.body.get("exited") and self._exited is None:
                 self._exited = event.body
                 self._machine.user_processes = checked_integer(event.body, "user_processes")
                 if self._on_terminal:

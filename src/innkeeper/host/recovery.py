@@ -21,6 +21,7 @@ from innkeeper.host.linux import loop_device
 from innkeeper.host.machine import MachineRecord, load_machine_record
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.network.network import Network
+from innkeeper.host.suspensions import Suspensions
 from innkeeper.host.usage import UsageLedger
 
 log = structlog.stdlib.get_logger(__name__)
@@ -43,6 +44,7 @@ async def recover(
     disks: DiskPool,
     builder: MachineBuilder,
     fleet: Fleet,
+    suspensions: Suspensions,
     usage: UsageLedger,
 ) -> Recovered:
     """Adopt live machines and clean the rest. Safe to repeat and to be killed at any point."""
@@ -60,7 +62,8 @@ async def recover(
         owned = None
     for machine_id, record in records.items():
         machine = None
-        if record is not None and _may_be_adopted(record, owned):
+        suspended = record is not None and not suspensions.may_be_adopted(record, directories.machines / machine_id)
+        if record is not None and not suspended and _may_be_adopted(record, owned):
             try:
                 machine = await builder.adopt(record)
             except (InnkeeperError, OSError):
@@ -92,6 +95,8 @@ async def recover(
         if entry.name not in adopted and not (directories.instances / entry.name).exists():
             removed += entry.name not in leftovers
             await asyncio.to_thread(shutil.rmtree, entry, ignore_errors=True)
+    running = {machine.record.instance_id for machine in fleet.machines() if machine.record.instance_id is not None}
+    removed += await suspensions.settle(directories.instances, running)
     removed += await network.sweep()
     if owned is not None:
         removed += await _remove_unowned_disks(disks, fleet)

@@ -1,4 +1,4 @@
-"""The disk of an instance, held still while it is copied: by the host where it has mounted it, else by the guest."""
+"""The disk of an instance, or a volume that it has, held still while it is copied: by the host where it has mounted it, else by the guest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 
-from innkeeper.errors import InnkeeperError
+from innkeeper.errors import InnkeeperError, VolumeFailedError
 from innkeeper.host.completion import to_its_end
 from innkeeper.host.linux.freeze import frozen
 from innkeeper.host.linux.mounts import syncfs
@@ -67,12 +68,41 @@ async def still_disk(machine: Machine | None, mounted: Path) -> AsyncIterator[He
                     held.whole = await to_its_end(_thawed(machine, stream))
 
 
-async def _frozen_by(machine: Machine) -> Stream | None:
-    """What holds the disk of a guest still, or None where the guest does not."""
+@asynccontextmanager
+async def still_volume(machine: Machine, mounted: Path | None, volume: UUID) -> AsyncIterator[None]:
+    """The file system of a volume that a machine may write, at rest for the block; `mounted` is where the host has it, if it has it.
+
+    Raises VolumeFailedError, also after the block: what was copied in it is no moment's then. OSError where the host cannot freeze it.
+    """
+    if mounted is not None:
+        with ExitStack() as still:
+            await to_its_end(asyncio.to_thread(still.enter_context, frozen(mounted)))
+            try:
+                yield
+            finally:
+                await to_its_end(asyncio.to_thread(still.close))
+        return
+    async with machine.in_use():
+        stream = await _frozen_by(machine, volume=volume.hex)
+        if stream is None:
+            raise VolumeFailedError("The virtual machine does not hold the volume still")
+        thawed = False
+        try:
+            yield
+        finally:
+            thawed = await to_its_end(_thawed(machine, stream))
+        if not thawed:
+            raise VolumeFailedError("The virtual machine did not hold the volume still")
+
+
+async def _frozen_by(machine: Machine, **of: str) -> Stream | None:
+    """What holds the disk of a guest still, or `of` it a volume, or None where the guest does not."""
     stream: Stream | None = None
     try:
         async with asyncio.timeout(FREEZE_SECONDS):
-            stream = await machine.endpoint.open("freeze_fs", {"seconds": HELD_SECONDS}, timeout_seconds=FREEZE_SECONDS)
+            stream = await machine.endpoint.open(
+                "freeze_fs", {"seconds": HELD_SECONDS, **of}, timeout_seconds=FREEZE_SECONDS
+            )
             event = await stream.next_event()
     except (InnkeeperError, TimeoutError) as error:
         if stream is not None:

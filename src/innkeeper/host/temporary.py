@@ -29,6 +29,7 @@ TEMPORARY = (
     "images/.build-*",
     "pool/steps/.copy-*",
     "pool/checkpoints/.draft-*",
+    "pool/suspended/.draft-*",
     "pool/machine-templates/.draft-*",
     "pool/volumes/.draft-*",
     "pool/templates/.template-*",

@@ -189,6 +189,12 @@ class Terminal:
         for viewer in self.viewers:
             viewer.more.set()
 
+    def put_off(self, failure: InnkeeperError) -> None:
+        """It goes on with the instance's next machine: everybody who looks is told, and nothing of it is over."""
+        self.failure = failure
+        for viewer in self.viewers:
+            viewer.more.set()
+
     # --- those who look ----------------------------------------------------------------------------------------------
 
     async def show(self, viewer: Viewer, call: ServerCall) -> dict[str, Any]:
@@ -196,7 +202,7 @@ class Terminal:
         announced = False
         while True:
             viewer.more.clear()
-            ended = not self.alive
+            ended = not self.alive or self.failure is not None
             offset = min(max(viewer.offset, self.floor), self.record.total_bytes)
             piece = read_output(self.directory, self.record, offset, READ_STEP, kept=SCROLLBACK)
             if not announced or piece.offset != viewer.offset:

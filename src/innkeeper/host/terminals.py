@@ -18,6 +18,7 @@ from innkeeper.errors import (
     GuestError,
     InnkeeperError,
     InstanceFailedError,
+    InstanceSuspendedError,
     InvalidRequestError,
     RateLimitedError,
     TerminalNotFoundError,
@@ -187,8 +188,12 @@ class Terminals:
                 terminal.record.exit_code = checked_integer(exited, "exit_code")
         except asyncio.CancelledError:
             if machine.failure is None and started.done():
-                # The daemon ends, the guest does not: the mark stays, and the next daemon goes on.
+                # The daemon ends, the guest does not: the mark stays, and the next daemon goes on; so does the next machine of a suspended instance.
                 terminal.journal.close()
+                if machine.suspended:
+                    terminal.put_off(
+                        InstanceSuspendedError("The instance was suspended; its terminals go on when it does")
+                    )
                 raise
             failure = InstanceFailedError(machine.failure)
             if machine.failure is None:

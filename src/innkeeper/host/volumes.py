@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -23,6 +23,7 @@ from innkeeper.errors import (
     InvalidRequestError,
     VolumeFailedError,
     VolumeInUseError,
+    VolumeNotFoundError,
 )
 from innkeeper.host.completion import to_its_end
 from innkeeper.host.disks.volume_store import Volume, VolumeStore
@@ -30,7 +31,9 @@ from innkeeper.host.drivers.contract import VolumeDisk, attaching
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.instance_locks import InstanceLocks
 from innkeeper.host.linux import loop_device
+from innkeeper.host.linux.extents import own_bytes
 from innkeeper.host.machine import Machine
+from innkeeper.host.still_disk import still_volume
 from innkeeper.host.verbs import bind_handler
 from innkeeper.host.volume_attachment import Attachment, load_attachments
 
@@ -82,19 +85,32 @@ class Volumes:
                 await locks.enter_async_context(self._locks.hold(one))
             copied = None
             if source is not None:
-                await self._check_free(source, read_only=True)
-                copied = self._store.get(source)
+                copied = await locks.enter_async_context(self._still(source))
             made = await to_its_end(
                 self._store.create(request.volume_id, request.size_mb, copy_of=copied, immutable=request.immutable)
             )
-        return self._described(made)
+        return await self._described(made)
+
+    @contextlib.asynccontextmanager
+    async def _still(self, volume_id: UUID) -> AsyncIterator[Volume]:
+        """A volume as it is, for the block, in which nobody writes to it: whoever may waits."""
+        volume = self._store.get(volume_id)
+        for machine, attachment in self._holders(volume_id):
+            if not attachment.read_only and attachment.ready and machine.failure is None:
+                mounted = attaching(machine.driver).mounted_at(machine.id, _disk(volume, attachment))
+                async with still_volume(machine, mounted, volume_id):
+                    yield volume
+                return
+        # One that comes, goes or has ended: it is free in a moment.
+        await self._check_free(volume_id, read_only=True)
+        yield volume
 
     async def _grow(self, request: verbs.GrowVolume, call: ServerCall) -> dict[str, Any]:
         async with self._locks.hold(request.volume_id):
             volume = self._store.get(request.volume_id)
             await self._check_free(volume.id)
             await _unmounted(volume)
-            return self._described(await to_its_end(self._store.grow(volume, request.size_mb)))
+            return await self._described(await to_its_end(self._store.grow(volume, request.size_mb)))
 
     async def _remove(self, request: verbs.RemoveVolume, call: ServerCall) -> dict[str, Any]:
         async with self._locks.hold(request.volume_id):
@@ -103,8 +119,17 @@ class Volumes:
         return {}
 
     async def _list(self, request: verbs.ListVolumes, call: ServerCall) -> dict[str, Any]:
-        found = await asyncio.to_thread(self._store.all)
-        return {"volumes": [self._described(volume) for volume in found]}
+        found = await asyncio.to_thread(self._found, request.volume_ids)
+        return {"volumes": [await self._described(volume) for volume in found]}
+
+    def _found(self, volume_ids: tuple[UUID, ...] | None) -> list[Volume]:
+        if volume_ids is None:
+            return self._store.all()
+        found = []
+        for one in volume_ids:
+            with contextlib.suppress(VolumeNotFoundError):
+                found.append(self._store.get(one))
+        return found
 
     async def _attach(self, request: verbs.AttachVolume, call: ServerCall) -> dict[str, Any]:
         wanted = Attachment(request.volume_id, request.path, request.read_only)
@@ -129,6 +154,27 @@ class Volumes:
                 volume = self._store.get(request.volume_id)
                 await to_its_end(self._take(machine, machine.volumes[volume.id], volume))
         return {}
+
+    # --- for backups ---------------------------------------------------------------------------------------------------
+
+    def ids(self) -> list[UUID]:
+        """All there are."""
+        return [volume.id for volume in self._store.all()]
+
+    @contextlib.asynccontextmanager
+    async def held_still(self, volume_id: UUID) -> AsyncIterator[Volume]:
+        """A volume for the block, in which nobody attaches, grows or removes it, and whoever may write it waits.
+
+        A machine that does not hold it still goes on meanwhile, for nobody else's backup shall depend on that: a copy is then as after a loss of power, and
+        its journal mends it. Raises VolumeNotFoundError.
+        """
+        async with self._locks.hold(volume_id), contextlib.AsyncExitStack() as still:
+            try:
+                volume = await still.enter_async_context(self._still(volume_id))
+            except (VolumeFailedError, VolumeInUseError, OSError) as error:
+                log.warning("a volume is not held still", volume=str(volume_id), error=str(error))
+                volume = self._store.get(volume_id)
+            yield volume
 
     # --- who has what ----------------------------------------------------------------------------------------------
 
@@ -166,11 +212,12 @@ class Volumes:
         if len(machine.volumes) >= verbs.VOLUMES_MAX:
             raise ConflictError(f"An instance has at most {verbs.VOLUMES_MAX} volumes")
 
-    def _described(self, volume: Volume) -> dict[str, Any]:
+    async def _described(self, volume: Volume) -> dict[str, Any]:
         return {
             "volume_id": str(volume.id),
             "size_mb": volume.size_mb,
             "used_bytes": volume.used_bytes,
+            "own_bytes": await asyncio.to_thread(_own_bytes, volume),
             "guest_written": volume.guest_written,
             "immutable": volume.immutable,
             "attached": [
@@ -290,6 +337,12 @@ async def _has_let_go(machine: Machine, disk: VolumeDisk) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _own_bytes(volume: Volume) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return own_bytes(volume.path)
+    return 0
 
 
 def _overlap(path: str, other: str) -> bool:

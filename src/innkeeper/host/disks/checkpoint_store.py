@@ -8,14 +8,23 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from innkeeper.errors import CheckpointNotFoundError, ConflictError, MemoryUnusableError, UnavailableError
+from innkeeper.errors import (
+    CheckpointDamagedError,
+    CheckpointNotFoundError,
+    ConflictError,
+    MemoryUnusableError,
+    UnavailableError,
+)
+from innkeeper.host.disks.sparse_digest import sparse_digest
+from innkeeper.host.linux.extents import own_bytes
 from innkeeper.host.linux.hold import held_folder
 
 # See `machine.FORMAT`: the same rules.
@@ -26,11 +35,15 @@ MEMORY = "memory"
 AGENT = "inn-agent"
 DRAFT = ".draft-"
 READ_BYTES = 1 << 20
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
 class SavedMemory:
-    """Memory beside a disk: of a machine of these sizes; `needs` must be the same where it is restored; `files` are name -> (bytes, SHA-256)."""
+    """Memory beside a disk: of a machine of these sizes; `needs` must be the same where it is restored; `files` are name -> (bytes, SHA-256).
+
+    One without checksums yet names the `boot` of the host in which it was saved: until that ends, what is read is what was written.
+    """
 
     driver: str
     agent: str
@@ -38,6 +51,7 @@ class SavedMemory:
     memory_mb: int
     needs: dict[str, str]
     files: dict[str, tuple[int, str]]
+    boot: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -71,7 +85,7 @@ class Checkpoint:
     def check_memory(self, *, driver: str, needs: dict[str, str], agents: Path) -> SavedMemory:
         """Its memory, if it can be restored here: by that driver, with these needs and one of the agents in a folder.
 
-        Raises MemoryUnusableError with the reason. Takes a second for a gigabyte: call it in a thread.
+        Raises MemoryUnusableError with the reason, CheckpointDamagedError where its checksums do not hold. Takes a second for a gigabyte: call it in a thread.
         """
         memory = self.memory
         if memory is None:
@@ -84,14 +98,25 @@ class Checkpoint:
                 raise MemoryUnusableError(f"The memory was saved with another {name} than this host has now")
         if not (agents / memory.agent / AGENT).exists():
             raise MemoryUnusableError("The agent that the memory was saved with is not on this host any more")
-        for name, expected in memory.files.items():
-            try:
-                found = digest_of(self.memory_folder / name)
-            except OSError:
-                raise MemoryUnusableError("The saved memory cannot be read") from None
-            if found != expected:
-                raise MemoryUnusableError("The saved memory is damaged")
+        if memory.boot not in ("", boot_id()):
+            raise MemoryUnusableError("The host went down just after the memory was saved")
+        try:
+            found = {
+                name: digest_of(self.memory_folder / name) if digest else (size_of(self.memory_folder / name), "")
+                for name, (_, digest) in memory.files.items()
+            }
+        except OSError:
+            raise CheckpointDamagedError("The saved memory cannot be read") from None
+        if found != memory.files:
+            raise CheckpointDamagedError("The saved memory is damaged")
         return memory
+
+    def disk_digest(self) -> str:
+        """The checksum of its disk as it is now. Raises CheckpointDamagedError where it cannot be read. Takes seconds for a gigabyte: call it in a thread."""
+        try:
+            return sparse_digest(self.disk)
+        except OSError as error:
+            raise CheckpointDamagedError("The saved disk cannot be read") from error
 
 
 class CheckpointStore:
@@ -101,26 +126,32 @@ class CheckpointStore:
         self._directory = directory
         # How often each is being read: it must not go under whoever starts a machine from it.
         self._read: Counter[UUID] = Counter()
+        # Whoever adds to one that was published must know that it is there still.
+        self._naming = threading.Lock()
         directory.mkdir(mode=0o700, exist_ok=True)
 
     def draft(self) -> contextlib.AbstractContextManager[Path]:
         """A private folder for a checkpoint that is being made, gone at the end unless it was published. One of a daemon that was killed is nobody's."""
         return held_folder(self._directory, DRAFT)
 
-    def publish(self, draft: Path, checkpoint: Checkpoint) -> Checkpoint:
-        """Make a draft the checkpoint. It is on the disk then, and there after a loss of power. Raises ConflictError for a taken id, OSError."""
+    def publish(self, draft: Path, checkpoint: Checkpoint, *, durable: bool = True) -> Checkpoint:
+        """Make a draft the checkpoint. It is on the disk then, and there after a loss of power. Raises ConflictError for a taken id, OSError.
+
+        One that is not `durable` is there after `kill -9`; after a loss of power it may be damaged, which its checksums tell.
+        """
         target = self._directory / str(checkpoint.id)
         write_manifest(draft, checkpoint)
-        for path in (*(draft / MEMORY).glob("*"), draft / DISK, draft / MEMORY, draft):
+        for path in (*(draft / MEMORY).glob("*"), draft / DISK, draft / MEMORY, draft) if durable else ():
             if path.exists():
-                _fsync(path)
+                sync(path)
         try:
             draft.rename(target)
         except OSError as error:
             if target.exists():
                 raise ConflictError("There is a checkpoint of that id already") from error
             raise
-        _fsync(self._directory)
+        if durable:
+            sync(self._directory)
         return load(target)
 
     def get(self, checkpoint_id: UUID) -> Checkpoint:
@@ -156,11 +187,53 @@ class CheckpointStore:
         # Out of sight in one step; what a crash leaves of it is half-made to the next start.
         doomed = self._directory / f"{DRAFT}{secrets.token_hex(8)}"
         try:
-            (self._directory / str(checkpoint_id)).rename(doomed)
+            with self._naming:
+                (self._directory / str(checkpoint_id)).rename(doomed)
         except FileNotFoundError:
             return False
         shutil.rmtree(doomed, ignore_errors=True)
         return True
+
+    def seal(self, checkpoint_id: UUID) -> bool:
+        """Add the checksums of memory that was published without; False where there is nothing to be added. Takes a second for a gigabyte: call it in a thread.
+
+        Raises OSError.
+        """
+        path = self._directory / str(checkpoint_id)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            # By its descriptor: the name may be another one's by the time that all is read.
+            checkpoint = load(Path(f"/proc/self/fd/{descriptor}"))
+            memory = checkpoint.memory
+            if memory is None or memory.boot != boot_id():
+                return False
+            sealed = replace(memory, files=saved_files(checkpoint.memory_folder), boot="")
+            with self._naming:
+                if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    return False
+                write_manifest(checkpoint.folder, replace(checkpoint, memory=sealed))
+            return True
+        except (CheckpointNotFoundError, FileNotFoundError):
+            # It was dropped meanwhile.
+            return False
+        finally:
+            os.close(descriptor)
+
+    def own_bytes(self, checkpoint_ids: Iterable[UUID]) -> dict[UUID, int]:
+        """What would be free without each; one that there is not has no entry."""
+        sizes = {}
+        for checkpoint_id in checkpoint_ids:
+            folder = self._directory / str(checkpoint_id)
+            with contextlib.suppress(FileNotFoundError):
+                sizes[checkpoint_id] = sum(own_bytes(path) for path in (folder / DISK, *(folder / MEMORY).glob("*")))
+        return sizes
+
+    def folders(self) -> list[Path]:
+        """Where they are, those that cannot be read included."""
+        return sorted(entry for entry in self._directory.iterdir() if not entry.name.startswith(DRAFT))
 
     def images(self) -> set[str]:
         """Digests of the images below them. Raises UnavailableError when that is not known of all."""
@@ -181,11 +254,13 @@ class CheckpointStore:
 
 
 def write_manifest(folder: Path, checkpoint: Checkpoint) -> None:
-    """Say in a checkpoint's folder what it is."""
+    """Say in a checkpoint's folder what it is, in one step where it says something already."""
     body = {**asdict(checkpoint), "id": str(checkpoint.id), "instance_id": str(checkpoint.instance_id)}
     del body["folder"]
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **body}, indent=1))
-    _fsync(folder / MANIFEST)
+    draft = folder / f"{MANIFEST}.new"
+    draft.write_text(json.dumps({"format": FORMAT, **body}, indent=1))
+    sync(draft)
+    draft.rename(folder / MANIFEST)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -212,6 +287,7 @@ def load(folder: Path) -> Checkpoint:
                 memory_mb=int(memory["memory_mb"]),
                 needs=dict(memory["needs"]),
                 files={name: (int(size), str(digest)) for name, (size, digest) in memory["files"].items()},
+                boot=str(memory.get("boot", "")),
             ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -221,6 +297,21 @@ def load(folder: Path) -> Checkpoint:
 def saved_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Name -> (bytes, SHA-256) of what lies in a folder. Takes a second for a gigabyte: call it in a thread."""
     return {path.name: digest_of(path) for path in sorted(folder.iterdir())}
+
+
+def written_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Name -> (bytes, "") of what lies in a folder: without checksums."""
+    return {path.name: (size_of(path), "") for path in sorted(folder.iterdir())}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file. Raises OSError."""
+    return path.stat().st_size
+
+
+def boot_id() -> str:
+    """Which start of the host's kernel this is."""
+    return BOOT_ID.read_text().strip()
 
 
 def digest_of(path: Path) -> tuple[int, str]:
@@ -233,7 +324,8 @@ def digest_of(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on its device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)

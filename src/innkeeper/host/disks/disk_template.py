@@ -71,6 +71,19 @@ def reflink(source: Path, target: Path) -> None:
         os.close(source_fd)
 
 
+def reflink_over(source: Path, target: Path) -> None:
+    """Make `target`, a file as long as `source`, share every block with it: what was in it is gone. Raises OSError."""
+    source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        target_fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.ioctl(target_fd, FICLONE, source_fd)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(source_fd)
+
+
 def reflink_unnamed(source: Path) -> int:
     """A descriptor of a copy that shares every block with `source` and has no name: it is gone when the descriptor is closed. Raises OSError."""
     source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

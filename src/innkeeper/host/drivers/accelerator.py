@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, qemu_command
 from innkeeper.host.drivers.qmp import Event, Qmp, QmpError
+from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, PLAN, JailFailedError, VmJail, printable
+from innkeeper.host.kernels.kernel_store import BootFiles
 from innkeeper.host.linux import command, unix_socket
 from innkeeper.host.linux.hold import held_folder
 
@@ -24,6 +27,8 @@ BOOT_SECONDS = 3.0
 BOOT_MEMORY_MB = 256
 SAID_BYTES = 300
 WORKSPACE = ".inn-probe-"
+# A limit that is given must not be 0; it has nothing to write to.
+NO_FILE_BYTES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,35 +81,55 @@ async def why_not(
     qemu: str,
     accelerator: Accelerator,
     *,
-    kernel: Path,
-    initramfs: Path,
+    boot: BootFiles,
+    user: tuple[int, int],
     directory: Path,
+    kvm_group: int | None = None,
     tsc_khz: int | None = None,
     seconds: float = BOOT_SECONDS,
 ) -> str | None:
-    """Boot a guest without disks or network: None when its first program ran within `seconds`, else what kept it. Nothing of it is left in `directory`."""
+    """Boot a guest without disks or network, in a jail like every other's: None when its first program ran within `seconds`, else what kept it.
+
+    `user` is the uid and gid that QEMU runs as, `kvm_group` the group that may open /dev/kvm. Nothing of it is left in `directory`.
+    """
     with held_folder(directory, WORKSPACE) as folder, contextlib.ExitStack() as files:
         control, link = (
             files.enter_context(unix_socket.listen(folder / socket, backlog=1)) for socket in ("control", "link")
         )
-        plan = VmPlan(
+        vm = VmPlan(
             name="probe",
             accelerator=accelerator,
             memory_mb=BOOT_MEMORY_MB,
             vcpu_count=1,
-            kernel=str(kernel),
-            initramfs=str(initramfs),
+            kernel=KERNEL,
+            initramfs=INITRAMFS,
             control=control.fileno(),
             link=link.fileno(),
             tsc_khz=tsc_khz,
         )
+        jail = VmJail(
+            root=folder / "root",
+            mark="probe",
+            uid=user[0],
+            gid=user[1],
+            groups=() if kvm_group is None else (kvm_group,),
+            devices=(Path("/dev/kvm"),) if accelerator is Accelerator.KVM else (),
+        )
+        jail.prepare()
+        plan = jail.plan(kernel=boot.kernel, initramfs=boot.initramfs, file_bytes=NO_FILE_BYTES, stays=True)
+        (folder / PLAN).write_text(json.dumps(plan))
         try:
             process = await command.spawn(
                 # Should nobody be left to end it.
-                ["timeout", "--signal=KILL", f"{3 * seconds + 30:g}", *qemu_command(qemu, plan)],
+                [
+                    *("timeout", "--signal=KILL", f"{3 * seconds + 30:g}"),
+                    *jail.command(boot.agent, folder / PLAN, qemu_command(qemu, vm)),
+                ],
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(plan.control, plan.link),
+                pass_fds=(vm.control, vm.link),
             )
+        except JailFailedError:
+            return f"{qemu} is not installed"
         except command.CommandFailed as error:
             return error.reason
         files.close()
@@ -130,8 +155,7 @@ async def _outcome(process: asyncio.subprocess.Process, control: Path, seconds: 
         return f"a guest did not come up within {seconds:g} s"
     except QmpError:
         said = b"" if process.stderr is None else await process.stderr.read(SAID_BYTES)
-        text = said.decode(errors="replace").strip() or "QEMU ended"
-        return "".join(character if character.isprintable() else " " for character in text)
+        return printable(said) or "QEMU ended"
     finally:
         if session is not None:
             await session.close()

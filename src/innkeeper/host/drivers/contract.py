@@ -47,6 +47,8 @@ class Capabilities:
     templates: bool = False
     # Volumes come to a running machine, and go: the driver has the verbs of `Attaching`.
     volumes: bool = False
+    # A guest stands still where the host has no room for what it writes, and has to be told to go on: the driver has the verbs of `StandingStill`.
+    stands_still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class MachinePlan:
     tap: Tap | None = None
     # It is to become a template.
     as_template: bool = False
+    # The memory that it goes on from has this host name already.
+    same_guest: bool = False
 
 
 class RunningMachine(Protocol):
@@ -233,6 +237,25 @@ def checkpointing(driver: Driver) -> Checkpointing:
     return cast(Checkpointing, driver)
 
 
+class StandingStill(Driver, Protocol):
+    """A driver with `capabilities.stands_still`."""
+
+    async def stands_still(self, machine_id: str) -> bool:
+        """Whether the guest waits for room to write. False as well where nobody can tell: it is frozen, being saved, or gone."""
+        ...
+
+    async def go_on(self, machine_id: str) -> None:
+        """Have such a guest write again what it could not. Raises UnavailableError."""
+        ...
+
+
+def standing_still(driver: Driver) -> StandingStill:
+    """The driver with its verbs for guests without room. Raises NotHereError when it has none."""
+    if not driver.capabilities.stands_still:
+        raise NotHereError(f"Guests of the driver {driver.name} do not wait for room")
+    return cast(StandingStill, driver)
+
+
 class Templating(Checkpointing, Protocol):
     """A driver with `capabilities.templates`."""
 
@@ -282,6 +305,10 @@ class Attaching(Driver, Protocol):
 
     async def detach(self, machine_id: str, volume: VolumeDisk) -> None:
         """Take a volume away from the machine; fine for one that it has not, or when it is gone. Raises VolumeFailedError: it has it still."""
+        ...
+
+    def mounted_at(self, machine_id: str, volume: VolumeDisk) -> Path | None:
+        """Where the host itself has mounted an attached volume, and may hold it still; None where the guest alone has."""
         ...
 
     async def has_let_go(self, machine_id: str, volume: VolumeDisk) -> bool:

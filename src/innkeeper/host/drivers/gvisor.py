@@ -103,6 +103,9 @@ class GvisorDriver:
     async def restore(self, plan: MachinePlan, folder: Path) -> ProcessMachine:
         """See Checkpointing. The sandbox's network is the plan's; its host name was saved with the memory, and is changed from outside."""
         machine = await self._launch(plan, ["restore", f"-image-path={folder}"], seconds=RESTORE_TIMEOUT_SECONDS)
+        if plan.same_guest:
+            # A run of runsc's less.
+            return machine
         try:
             await self._checkpoints.rename(plan.machine_id, plan.hostname)
         except BaseException as error:
@@ -285,6 +288,10 @@ class GvisorDriver:
     async def detach(self, machine_id: str, volume: VolumeDisk) -> None:
         """See Attaching."""
         await self._hubs.detach(machine_id, volume)
+
+    def mounted_at(self, machine_id: str, volume: VolumeDisk) -> Path | None:
+        """See Attaching."""
+        return self._hubs.mounted_at(machine_id, volume)
 
     async def has_let_go(self, machine_id: str, volume: VolumeDisk) -> bool:
         """See Attaching. The sentry keeps descriptors of what it has looked at, and so the file system in use, after it was unmounted."""

@@ -51,7 +51,7 @@ class VolumeHubs:
         """Mount a volume in a machine's hub. Raises InstanceNotFoundError for one without a hub, GuestWrittenError, OSError."""
         async with self._changing(machine_id):
             hub = self._directory / machine_id
-            point = hub / volume.name
+            point = self.mounted_at(machine_id, volume)
             if not hub.is_dir():
                 raise InstanceNotFoundError
             point.mkdir(mode=0o755, exist_ok=True)
@@ -66,7 +66,11 @@ class VolumeHubs:
     async def detach(self, machine_id: str, volume: VolumeDisk) -> None:
         """Take a volume out of a machine's hub. The sandbox may have it in use still, or in mind: `is_free` tells."""
         async with self._changing(machine_id):
-            await _take_away(self._directory / machine_id / volume.name)
+            await _take_away(self.mounted_at(machine_id, volume))
+
+    def mounted_at(self, machine_id: str, volume: VolumeDisk) -> Path:
+        """Where a volume of a machine is mounted, if it is."""
+        return self._directory / machine_id / volume.name
 
     async def release(self, machine_id: str) -> None:
         """Remove a machine's hub, and take what is in it away first; fine for one that is gone."""

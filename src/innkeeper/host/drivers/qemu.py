@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Set
@@ -15,7 +16,7 @@ import structlog
 
 from innkeeper.core.instance import Isolation
 from innkeeper.core.leak import LeakKind
-from innkeeper.errors import CheckpointFailedError, InstanceNotFoundError, VolumeFailedError
+from innkeeper.errors import CheckpointFailedError, InstanceNotFoundError, UnavailableError, VolumeFailedError
 from innkeeper.host.completion import to_its_end
 from innkeeper.host.drivers.accelerator import ask_version, why_not_running
 from innkeeper.host.drivers.contract import Capabilities, DiskFiles, MachinePlan, Needs, VolumeDisk
@@ -24,7 +25,7 @@ from innkeeper.host.drivers.process_machine import ProcessMachine, ProcessMachin
 from innkeeper.host.drivers.qemu_command import Accelerator, VmPlan, host_memory_mb, options_digest, qemu_command
 from innkeeper.host.drivers.qmp import Event, Qmp, QmpError, QmpLostError, ignore
 from innkeeper.host.drivers.strays import Strays
-from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, MOUNT_TABLE, PIDS_MAX, JailFailedError, VmJail, heard
+from innkeeper.host.drivers.vm_jail import INITRAMFS, KERNEL, PIDS_MAX, PLAN, JailFailedError, VmJail, heard
 from innkeeper.host.drivers.vm_memory import STATE, STOP_SECONDS, Stops, go_on, load_state, save_state
 from innkeeper.host.drivers.vm_template import TemplateMemories
 from innkeeper.host.drivers.vm_volumes import Unplugged, plug_in, pull_out
@@ -66,7 +67,7 @@ class QemuDriver:
 
     name = "qemu"
     capabilities = Capabilities(
-        freeze=True, templates=True, volumes=True, checkpoint=True, fork=True, disk_snapshot=True
+        freeze=True, templates=True, volumes=True, checkpoint=True, fork=True, disk_snapshot=True, stands_still=True
     )
     needs = Needs(disk_files=True, tap=True, dialled=True, clock=True)
 
@@ -201,18 +202,18 @@ class QemuDriver:
             self._vm_plan(plan, files), incoming=state is not None, memory=memory, memory_shared=plan.as_template
         )
         self._jail.prepare()
-        table = plan.state_dir / MOUNT_TABLE
-        table.write_text(self._jail.mount_table(kernel=self._boot.kernel, initramfs=self._boot.initramfs))
         group = self._parent.child(plan.machine_id)
         group.create()
         group.set_limits(memory_bytes=host_memory_mb(vm) * MIB, cpu_quota=float(plan.vcpu_count), pids_max=PIDS_MAX)
-        command = self._jail.command(
-            qemu_command(self._qemu, vm),
-            table=table,
+        jail = self._jail.plan(
+            kernel=self._boot.kernel,
+            initramfs=self._boot.initramfs,
             groups=[directory / "cgroup.procs" for directory in group.directories()],
             netns=plan.netns,
             file_bytes=_disk_files(plan).disk.stat().st_size,
         )
+        (plan.state_dir / PLAN).write_text(json.dumps(jail))
+        command = self._jail.command(self._boot.agent, plan.state_dir / PLAN, qemu_command(self._qemu, vm))
         descriptors = [
             number for number in (vm.control, vm.link, vm.image, vm.disk, vm.tap, vm.memory) if number is not None
         ]
@@ -348,6 +349,27 @@ class QemuDriver:
         if self.is_frozen(machine_id):
             raise CheckpointFailedError("The guest is frozen")
 
+    async def stands_still(self, machine_id: str) -> bool:
+        """See StandingStill. That QEMU stops a guest for a write without room, and fails it for any other error, is its default."""
+        _, turn = self._controls.get(machine_id, (None, None))
+        # Whoever has the control socket, for minutes where memory is saved, sees to it that the guest runs in the end.
+        if turn is None or turn.locked() or self.is_frozen(machine_id):
+            return False
+        try:
+            async with self._control(machine_id) as session:
+                answer = await session.execute("query-status")
+        except QmpError:
+            return False
+        return isinstance(answer, dict) and answer.get("status") == "io-error"
+
+    async def go_on(self, machine_id: str) -> None:
+        """See StandingStill."""
+        try:
+            async with self._control(machine_id) as session:
+                await session.execute("cont")
+        except QmpError as error:
+            raise UnavailableError("The virtual machine does not go on") from error
+
     async def stop(self, machine_id: str) -> None:
         """Kill QEMU and remove its group. The guest's disk is as after a loss of power: its journal mends it at the next start."""
         self._controls.pop(machine_id, None)
@@ -400,6 +422,10 @@ class QemuDriver:
             if control is not None and self._machines.running_pid(machine_id, control[0].parent) is not None:
                 log.warning("a volume could not be pulled out", machine=machine_id, error=str(error))
                 raise VolumeFailedError("The virtual machine does not let go of the volume") from error
+
+    def mounted_at(self, machine_id: str, volume: VolumeDisk) -> Path | None:
+        """See Attaching: the host never reads what a virtual machine writes."""
+        return None
 
     async def has_let_go(self, machine_id: str, volume: VolumeDisk) -> bool:
         """See Attaching: QEMU has closed the file by the time that it is detached."""

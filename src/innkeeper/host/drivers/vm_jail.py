@@ -1,7 +1,7 @@
 """What a QEMU runs in: a root of its programs alone, namespaces, limits and a user of its own. It outlives the daemon.
 
-Everything is done by the tools of util-linux, one after the other in the same process, so that the daemon does not fork itself and an operator can read
-the way in. QEMU's files come as descriptors: of the host's files it sees /usr, two devices and the guest's kernel.
+Made by the host's own program (guest/jail) of a plan, a file that an operator can read. QEMU's files come as descriptors: of the host's files it sees /usr,
+two devices and the guest's kernel.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from innkeeper.host.drivers.contract import StartFailedError
 from innkeeper.host.linux import command
-from innkeeper.host.linux.mounts import fstab_field
 
 KERNEL, INITRAMFS = "/kernel", "/initramfs"
-MOUNT_TABLE = "mounts"
+PLAN = "jail.json"
 START_SECONDS = 30.0
 # Its threads: one for each vCPU and some of QEMU's own, and up to 64 that wait for disks.
 PIDS_MAX = 256
@@ -27,19 +28,6 @@ OPEN_FILES = 256
 SAID_BYTES = 4_096
 _TREES = ("bin", "sbin", "lib", "lib64")
 _DEVICES = ("null", "urandom")
-
-# Into the machine's control group, from the first moment on.
-_JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit; shift; done; shift; exec "$@"'
-# umount and the last remount read /proc, so it goes last. Nothing of the host's tree stays behind the new root: a copy of a guest's mount
-# would keep its disk busy for as long as the machine runs.
-_ENTER = (
-    'mount --all --fstab "$1" && cd "$2" && shift 2 && pivot_root . old && cd / && umount --lazy /old && mount -o remount,bind,ro,nosuid /'
-    ' && umount --lazy /proc && exec "$@"'
-)
-# The first child in a new pid namespace is its first process: QEMU itself, which belongs to the reaper of orphans when the shell is gone.
-_BEGIN = '"$@" > /dev/null & echo $!'
-# Of /proc it sees itself: it opens memory that it has as a descriptor by its name there, and has no other way to.
-_SEE = 'mount -t proc -o ro,nosuid,nodev,noexec,subset=pid proc /proc && exec "$@"'
 
 
 class JailFailedError(StartFailedError):
@@ -84,43 +72,48 @@ class VmJail:
     def _devices(self) -> tuple[Path, ...]:
         return (*(Path("/dev", name) for name in _DEVICES), *self.devices)
 
-    def mount_table(self, *, kernel: Path, initramfs: Path) -> str:
-        """The fstab(5) of a start."""
-        return "".join(f"{line}\n" for line in self._mounts(kernel, initramfs))
+    def plan(
+        self,
+        *,
+        kernel: Path,
+        initramfs: Path,
+        file_bytes: int,
+        groups: Sequence[Path] = (),
+        netns: Path | None = None,
+        stays: bool = False,
+    ) -> dict[str, Any]:
+        """What guest/jail makes of a start: it joins the control groups (their `cgroup.procs`) first of all.
 
-    def _mounts(self, kernel: Path, initramfs: Path) -> Iterator[str]:
-        yield self._bind(self.root, "", "nosuid")
-        yield self._bind(Path("/proc"), "proc", "nosuid")
+        Without a network namespace it gets one that leads nowhere. One that `stays` ends when its command does, and is in no group.
+        """
+        return {
+            "groups": [str(path) for path in groups],
+            "network": "" if netns is None else str(netns),
+            "stays": stays,
+            "root": str(self.root),
+            "mounts": list(self._mounts(kernel, initramfs)),
+            "uid": self.uid,
+            "gid": self.gid,
+            "further_groups": list(self.groups),
+            "open_files": OPEN_FILES,
+            "file_bytes": file_bytes,
+        }
+
+    def _mounts(self, kernel: Path, initramfs: Path) -> Iterator[dict[str, Any]]:
         trees = [name for name in _TREES if (Path("/", name)).is_dir() and not Path("/", name).is_symlink()]
         for name in ("usr", *trees, "etc/ld.so.cache"):
-            yield self._bind(Path("/", name), name, "ro,nosuid,nodev")
+            yield {"source": f"/{name}", "target": name, "read_only": True, "programs": True}
         for device in self._devices():
-            yield self._bind(device, f"dev/{device.name}", "nosuid")
-        yield self._bind(kernel, KERNEL[1:], "ro,nosuid,nodev,noexec")
-        yield self._bind(initramfs, INITRAMFS[1:], "ro,nosuid,nodev,noexec")
+            yield {"source": str(device), "target": f"dev/{device.name}", "devices": True}
+        yield {"source": str(kernel), "target": KERNEL[1:], "read_only": True}
+        yield {"source": str(initramfs), "target": INITRAMFS[1:], "read_only": True}
 
-    def _bind(self, source: Path, target: str, options: str) -> str:
-        return f"{fstab_field(source)} {fstab_field(self.root / target)} none bind,{options} 0 0"
-
-    def command(
-        self, argv: Sequence[str], *, table: Path, groups: Sequence[Path], netns: Path, file_bytes: int
-    ) -> list[str]:
-        """The command that joins the control groups (their `cgroup.procs`), enters the jail, begins `argv` and prints its pid."""
-        # fmt: off
-        return [
-            "sh", "-c", _JOIN, self.mark, *map(str, groups), "--",
-            "nsenter", f"--net={netns}", "--",
-            "unshare", "--mount", "--ipc", "--uts", "--propagation", "private", "--",
-            "sh", "-c", _ENTER, self.mark, str(table), str(self.root),
-            "unshare", "--pid", "--", "sh", "-c", _BEGIN, self.mark,
-            "sh", "-c", _SEE, self.mark,
-            "prlimit", "--core=0", f"--nofile={OPEN_FILES}", f"--fsize={file_bytes}", "--",
-            "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}",
-            f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups",
-            "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs", "--",
-            *argv,
-        ]
-        # fmt: on
+    def command(self, program: Path, plan: Path, argv: Sequence[str]) -> list[str]:
+        """The command that enters the jail of a `plan`'s file, begins `argv` and prints its pid. `program` is the agent. Raises JailFailedError."""
+        found = shutil.which(argv[0])
+        if found is None:
+            raise JailFailedError
+        return [str(program), "jail", self.mark, str(plan), "--", found, *argv[1:]]
 
     async def start(self, wrapped: Sequence[str], *, pass_fds: Sequence[int], said: int) -> int:
         """Run `command`'s answer: the pid of what began. It says what it has to say to the descriptor `said`. Raises JailFailedError, CommandFailed."""
@@ -144,6 +137,10 @@ async def _collect(process: asyncio.subprocess.Process) -> None:
 def heard(descriptor: int) -> str:
     """What was said to a pipe so far, in one line of printable characters."""
     with contextlib.suppress(BlockingIOError):
-        said = os.read(descriptor, SAID_BYTES).decode(errors="replace")
-        return "".join(character if character.isprintable() else " " for character in said).strip()
+        return printable(os.read(descriptor, SAID_BYTES))
     return ""
+
+
+def printable(said: bytes) -> str:
+    """What a program said, in one line of printable characters."""
+    return "".join(character if character.isprintable() else " " for character in said.decode(errors="replace")).strip()

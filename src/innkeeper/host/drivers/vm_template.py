@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from innkeeper.host.completion import to_its_end
-from innkeeper.host.linux.sealed_memory import new_memory, seal, taken_bytes
+from innkeeper.host.linux.sealed_memory import new_memory, seal
 from innkeeper.host.linux.sparse import copy_sparse
 
 RAM = "ram"
@@ -54,9 +54,9 @@ class TemplateMemories:
             reading.add_done_callback(_close)
 
     def held_bytes(self) -> int:
-        """What all of it takes."""
+        """What all of it may come to take: clones make pages in it by writing where it has none, sealed as it is."""
         sealed = [reading.result() for reading in self._sealed.values() if _succeeded(reading)]
-        return sum(taken_bytes(descriptor) for descriptor in (*self._becoming.values(), *sealed))
+        return sum(os.fstat(descriptor).st_size for descriptor in (*self._becoming.values(), *sealed))
 
     def close(self) -> None:
         """Let go of everything."""

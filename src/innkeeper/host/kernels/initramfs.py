@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Form of what is packed: part of the name of every initramfs that is kept.
-LAYOUT = 1
+LAYOUT = 2
 # 9 takes three times as long for 1 % less.
 COMPRESSION = 6
 _MAGIC = "070701"  # cpio's "newc", which the kernel reads
@@ -38,8 +38,9 @@ def cpio(entries: Iterable[Entry]) -> bytes:
     return out.getvalue()
 
 
-def initramfs(agent: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
-    """The compressed initramfs: `agent` as /init, `modules` (name without its ending, content) as /modules/NN-name.ko, and a /dev/null.
+def initramfs(agent: bytes, modules: Sequence[tuple[str, bytes]], offered: Sequence[tuple[str, bytes]] = ()) -> bytes:
+    """The compressed initramfs: `agent` as /init, `modules` (name without its ending, content) as /modules/NN-name.ko, a /dev/null, and what may be loaded
+    later (name, content) in /offered.
 
     The last one because no console is there to be a program's first three descriptors, and Go's runtime wants them before main begins.
     """
@@ -53,6 +54,9 @@ def initramfs(agent: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
         Entry(f"modules/{number:02}-{name}.ko", stat.S_IFREG | 0o644, content)
         for number, (name, content) in enumerate(modules)
     ]
+    if offered:
+        entries.append(Entry("offered", stat.S_IFDIR | 0o755))
+        entries += [Entry(f"offered/{name}", stat.S_IFREG | 0o644, content) for name, content in offered]
     return gzip.compress(cpio(entries), COMPRESSION, mtime=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -11,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from innkeeper.host.disks.image_build import build_environment
-from innkeeper.host.kernels.modules import ModuleMissingError, load_order, module_name, read_module
+from innkeeper.host.kernels.initramfs import COMPRESSION
+from innkeeper.host.kernels.modules import ModuleMissingError, load_order, module_name, offered, read_module
 from innkeeper.host.linux import command
 
 # Debian's names of the processors that microVMs run on.
@@ -21,6 +23,7 @@ UNPACK_SECONDS = 120.0
 RECORD = "kernel.json"
 IMAGE = "vmlinuz"
 MODULES = "modules"
+OFFERED = "offered"
 _DEPENDS = re.compile(r"^\s*Depends: (linux-image-\S+)$", re.MULTILINE)
 _CANDIDATE = re.compile(r"^\s*Candidate: (\d\S*)$", re.MULTILINE)
 # As `dpkg-deb --show` prints a package's own fields; both become part of a folder's name.
@@ -130,6 +133,15 @@ def _keep(wanted: KernelPackage, boot: Path, modules: Path, folder: Path) -> Non
     (folder / MODULES).mkdir()
     for number, path in enumerate(order):
         (folder / MODULES / f"{number:02}-{module_name(path)}.ko").write_bytes(read_module(modules / path))
+    lists = ("modules.dep", "modules.builtin", "modules.alias", "modules.devname")
+    files, descriptions = offered(*((modules / name).read_text() for name in lists))
+    (folder / OFFERED).mkdir()
+    for path in files:
+        # Each by itself: a guest unpacks what it loads.
+        packed = gzip.compress(read_module(modules / path), COMPRESSION, mtime=0)
+        (folder / OFFERED / f"{module_name(path)}.ko.gz").write_bytes(packed)
+    for name, text in descriptions.items():
+        (folder / OFFERED / name).write_text(text)
     (folder / RECORD).write_text(json.dumps(asdict(wanted)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from innkeeper.host.kernels.initramfs import LAYOUT, initramfs
 from innkeeper.host.kernels.kernel_package import (
     IMAGE,
     MODULES,
+    OFFERED,
     RECORD,
     KernelPackage,
     download,
@@ -61,6 +63,11 @@ class Kernel:
         return self.directory / IMAGE
 
     @property
+    def offered(self) -> list[Path]:
+        """What a guest may load later, and what describes it; nothing of a kernel that was fetched by a version of the server that kept none."""
+        return sorted((self.directory / OFFERED).glob("*"))
+
+    @property
     def modules(self) -> list[Path]:
         """`NN-name.ko`, uncompressed."""
         return sorted((self.directory / MODULES).glob("*.ko"))
@@ -68,11 +75,15 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class BootFiles:
-    """What a microVM is started with. `identity` stands for the content of both: a memory image of a guest fits no others."""
+    """What a microVM is started with. `identity` stands for the content of both: a memory image of a guest fits no others.
+
+    `agent` is the program in the initramfs, which starts QEMU on the host, too.
+    """
 
     kernel: Path
     initramfs: Path
     identity: str
+    agent: Path
 
 
 class KernelStore:
@@ -101,7 +112,7 @@ class KernelStore:
         """
         wanted = await (newest_package() if file is None else package_in(file))
         target = self.directory / _FOLDER.format(package=wanted.package, version=wanted.version.replace(":", "%3a"))
-        if target.exists():
+        if (target / OFFERED).exists():
             await asyncio.to_thread(os.utime, target / RECORD)
             return Kernel(wanted, target)
         source = "apt" if file is None else file
@@ -114,9 +125,12 @@ class KernelStore:
             try:
                 fresh.rename(target)
             except OSError:
-                # Somebody else was faster.
                 if not target.exists():
                     raise
+                with contextlib.suppress(OSError):
+                    # An earlier version was here, which kept less; or somebody else was faster.
+                    (fresh / OFFERED).rename(target / OFFERED)
+                os.utime(target / RECORD)
             sync(self.directory)
         return Kernel(wanted, target)
 
@@ -130,10 +144,10 @@ class KernelStore:
         return next(reversed(self.kernels()), None)
 
     def is_older(self, brought: Path) -> bool:
-        """Whether the last kernel was fetched before that package came to this machine, or there is none. Raises OSError."""
+        """Whether there is no kernel, or the last one was fetched before that package came here, or by a version that kept less of it. Raises OSError."""
         last = next(reversed(self.kernels()), None)
         # Its times of content are those of its own making, elsewhere.
-        return last is None or last.fetched_at < brought.stat().st_ctime
+        return last is None or not last.offered or last.fetched_at < brought.stat().st_ctime
 
     def remove(self, kernel: Kernel) -> int:
         """Remove a kernel and its initramfs; how many bytes that were. No server may be about to use it."""
@@ -184,7 +198,7 @@ def _initramfs_of(kernel: Kernel, identity: str) -> Path:
 def _boot_files(kernel: Kernel, agent: Path) -> BootFiles:
     program = agent.read_bytes()
     digest = hashlib.sha256(program).hexdigest()
-    names = [path.name for path in kernel.modules]
+    names = [path.name for path in (*kernel.modules, *kernel.offered)]
     identity = hashlib.sha256(
         json.dumps([LAYOUT, kernel.package.package, kernel.package.version, names, digest]).encode()
     ).hexdigest()
@@ -193,8 +207,8 @@ def _boot_files(kernel: Kernel, agent: Path) -> BootFiles:
         # The name without the number: the initramfs gives numbers itself.
         modules = [(module.stem.partition("-")[2], module.read_bytes()) for module in kernel.modules]
         fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-        fresh.write_bytes(initramfs(program, modules))
+        fresh.write_bytes(initramfs(program, modules, [(file.name, file.read_bytes()) for file in kernel.offered]))
         sync(fresh)
         fresh.replace(path)
         sync(path.parent)
-    return BootFiles(kernel.image, path, identity)
+    return BootFiles(kernel.image, path, identity, agent)

@@ -11,6 +11,7 @@ from pathlib import Path
 FS_IOC_FIEMAP = 0xC020660B
 FIEMAP_FLAG_SYNC = 1
 FIEMAP_EXTENT_LAST = 1
+FIEMAP_EXTENT_SHARED = 0x2000
 _HEAD = struct.Struct("=QQIIII")
 _EXTENT = struct.Struct("=QQQ2QI3I")
 _BATCH = 512
@@ -21,7 +22,7 @@ def shared_bytes(paths: Iterable[Path]) -> int:
     extents: list[tuple[int, int]] = []
     for path in paths:
         try:
-            extents += _extents(path)
+            extents += [(start, length) for start, length, _ in _extents(path)]
         except FileNotFoundError:
             continue
     total = end = 0
@@ -32,9 +33,14 @@ def shared_bytes(paths: Iterable[Path]) -> int:
     return total
 
 
-def _extents(path: Path) -> list[tuple[int, int]]:
-    """(physical start, length) of each extent of a file."""
-    found: list[tuple[int, int]] = []
+def own_bytes(path: Path) -> int:
+    """What the file takes that no other file of the file system shares. Raises OSError."""
+    return sum(length for _, length, shared in _extents(path) if not shared)
+
+
+def _extents(path: Path) -> list[tuple[int, int, bool]]:
+    """(physical start, length, whether another file has it too) of each extent of a file."""
+    found: list[tuple[int, int, bool]] = []
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         at = 0
@@ -47,7 +53,7 @@ def _extents(path: Path) -> list[tuple[int, int]]:
                 logical, physical, length, _, _, flags, *_ = _EXTENT.unpack_from(
                     buffer, _HEAD.size + number * _EXTENT.size
                 )
-                found.append((physical, length))
+                found.append((physical, length, bool(flags & FIEMAP_EXTENT_SHARED)))
                 at = logical + length
                 if flags & FIEMAP_EXTENT_LAST:
                     return found

@@ -25,8 +25,3 @@ def new_memory(size_bytes: int) -> int:
 def seal(descriptor: int) -> None:
     """Keep the memory as it is, for good. Raises OSError (EBUSY) while somebody has it mapped for writing."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-
-
-def taken_bytes(descriptor: int) -> int:
-    """What it takes of the host's memory."""
-    return os.fstat(descriptor).st_blocks * 512

@@ -48,7 +48,7 @@ async def probe_virtual_machines(host_dir: Path, agent: Path) -> Findings:
     seen = await observe_kvm()
     booted = None
     if kvm.judge(seen)[0] and qemu is not None and qemu.new_enough:
-        booted = await boot_by_kvm(qemu, host_dir, agent)
+        booted = await boot_by_kvm(qemu, host_dir, agent, kvm_group=seen.get("group"))
     return findings(path, qemu, rate, seen, booted)
 
 
@@ -67,15 +67,13 @@ def findings(
     return Findings(checks, facts, lasting=check.ok is True or not seen.get("hardware"))
 
 
-async def boot_by_kvm(qemu: Qemu, host_dir: Path, agent: Path) -> str | None:
-    """How a real boot by KVM went: empty when the guest came up, else why not; None where there is no kernel to boot."""
-    kernels = KernelStore(host_dir).kernels()
-    if not kernels or not agent.is_file():  # noqa: ASYNC240
+async def boot_by_kvm(qemu: Qemu, host_dir: Path, agent: Path, *, kvm_group: int | None = None) -> str | None:
+    """How a real boot by KVM went: empty when the guest came up, else why not; None where there is no kernel to boot, or nobody to run it as."""
+    kernels, user = KernelStore(host_dir).kernels(), find_user()
+    if not kernels or not agent.is_file() or user is None or 0 in user or os.geteuid() != 0:  # noqa: ASYNC240
         return None
     files = await KernelStore(host_dir).boot_files(kernels[-1], agent)
-    reason = await why_not(
-        qemu.path, Accelerator.KVM, kernel=files.kernel, initramfs=files.initramfs, directory=host_dir
-    )
+    reason = await why_not(qemu.path, Accelerator.KVM, boot=files, user=user, kvm_group=kvm_group, directory=host_dir)
     return reason or ""
 
 
