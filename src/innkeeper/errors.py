@@ -107,6 +107,12 @@ class VolumeNotFoundError(NotFoundError):
     code = "volume_not_found"
 
 
+class SnapshotNotFoundError(NotFoundError):
+    """Snapshot not found."""
+
+    code = "snapshot_not_found"
+
+
 class TerminalNotFoundError(NotFoundError):
     """Terminal not found."""
 
@@ -131,6 +137,12 @@ class CheckpointFailedError(ConflictError):
     code = "checkpoint_failed"
 
 
+class SnapshotDamagedError(ConflictError):
+    """The snapshot is damaged."""
+
+    code = "snapshot_damaged"
+
+
 class GuestWrittenError(ConflictError):
     """A virtual machine has written this disk: only virtual machines can use it from then on."""
 
@@ -153,6 +165,18 @@ class MemoryUnusableError(ConflictError):
     """The memory of the checkpoint cannot be used on this host any more; its disk can."""
 
     code = "memory_unusable"
+
+
+class CheckpointDamagedError(MemoryUnusableError):
+    """What was saved is damaged."""
+
+    code = "checkpoint_damaged"
+
+
+class InstanceSuspendedError(ConflictError):
+    """The instance is suspended; resume it to go on."""
+
+    code = "instance_suspended"
 
 
 class NotHereError(InnkeeperError):

@@ -13,16 +13,26 @@ import hashlib
 import os
 import pwd
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from innkeeper.archive.manifest import HOST_MANIFEST, MANIFEST, MANIFEST_MAX_BYTES, check, parse_manifest
+from innkeeper.archive.manifest import (
+    GUEST_WRITTEN,
+    HOST_MANIFEST,
+    IMMUTABLE,
+    MANIFEST,
+    MANIFEST_MAX_BYTES,
+    check,
+    parse_manifest,
+)
 from innkeeper.archive.members import END, ArchiveError, Entry, Member, members
 from innkeeper.errors import ConflictError, InnkeeperError, InvalidRequestError
 from innkeeper.host.disks.disk_pool import DiskPool, open_pool
-from innkeeper.host.linux import command, mounts
+from innkeeper.host.disks.volume_store import IMMUTABLE_MODE
+from innkeeper.host.linux import command, guest_written, mounts
+from innkeeper.ids import parse_uuid
 from innkeeper.settings import Settings
 
 RESTORING = "restoring"
@@ -42,8 +52,12 @@ class Restored:
     disks: int = 0
     disk_bytes: int = 0
     archived_bytes: int = 0
+    volumes: int = 0
     has_key: bool = False
     entries: dict[str, Entry] = field(default_factory=dict)
+    # Names of members, as of `archive.manifest`.
+    guest_written: tuple[str, ...] = ()
+    immutable: tuple[str, ...] = ()
 
 
 async def restore(settings: Settings, archive: Path, *, progress: Progress = lambda _: None) -> Restored:
@@ -132,9 +146,19 @@ async def _unpack(settings: Settings, file: BinaryIO, fresh: Path, progress: Pro
     (host / "changes").mkdir(mode=0o711)
     pool = await open_pool(host, size_mib=settings.pool_disk_mb)
     try:
-        return await asyncio.to_thread(_read, file, lambda name: _place(name, fresh, pool), progress)
+        return await asyncio.to_thread(_restored, file, lambda name: _place(name, fresh, pool), progress)
     finally:
         await pool.close()
+
+
+def _restored(file: BinaryIO, place: Callable[[str], Path], progress: Progress) -> Restored:
+    found = _read(file, place, progress)
+    for name in found.guest_written:
+        with place(name).open("rb+") as image:
+            guest_written.mark(image.fileno())
+    for name in found.immutable:
+        place(name).chmod(IMMUTABLE_MODE)
+    return found
 
 
 def _place(name: str, fresh: Path, pool: DiskPool) -> Path:
@@ -142,6 +166,8 @@ def _place(name: str, fresh: Path, pool: DiskPool) -> Path:
     match name.split("/"):
         case ["host", "disks", disk] if disk.endswith(".img"):
             return pool.disk_path(disk.removesuffix(".img"))
+        case ["host", "volumes", one] if one.endswith(".img") and parse_uuid(one.removesuffix(".img")) is not None:
+            folder = pool.directory / "volumes"
         case ["host", "host-id" | "server-uuid" as one]:
             return fresh / "host" / one
         case ["host", "images", one]:
@@ -150,7 +176,7 @@ def _place(name: str, fresh: Path, pool: DiskPool) -> Path:
             folder = fresh / "host" / kind / instance
         case ["host", "instances", instance, "journals", one]:
             folder = fresh / "host" / "instances" / instance / "journals"
-        case ["api", "innkeeper.db" | "master.key" as one]:
+        case ["api", "innkeeper.db" | "master.key" | "ssh-host-key" as one]:
             return fresh / "api" / one
         case _:
             raise ArchiveError(f"{name}: not known to this version of the server")
@@ -192,7 +218,7 @@ def _checked(found: dict[str, Entry], manifests: dict[str, bytes]) -> Restored:
     facts, own = parse_manifest(manifests[MANIFEST])
     if hashlib.sha256(manifests[HOST_MANIFEST]).hexdigest() != facts.get("host_manifest_sha256"):
         raise ArchiveError(f"{HOST_MANIFEST} is not what it was when it was backed up")
-    _, of_host = parse_manifest(manifests[HOST_MANIFEST])
+    facts_of_host, of_host = parse_manifest(manifests[HOST_MANIFEST])
     check(found, {**own, **of_host})
     for name in NEEDED:
         if name not in found:
@@ -205,9 +231,20 @@ def _checked(found: dict[str, Entry], manifests: dict[str, bytes]) -> Restored:
         disks=len(disks),
         disk_bytes=sum(disk.size for disk in disks),
         archived_bytes=sum(entry.bytes for entry in found.values()),
+        volumes=sum(name.startswith("host/volumes/") for name in found),
         has_key="api/master.key" in found,
         entries=found,
+        guest_written=_named(facts_of_host, GUEST_WRITTEN, found),
+        immutable=_named(facts_of_host, IMMUTABLE, found),
     )
+
+
+def _named(facts: Mapping[str, Any], fact: str, found: Mapping[str, Entry]) -> tuple[str, ...]:
+    """Names of members, none in an archive of an earlier format. Raises ArchiveError for one that is not there."""
+    names = tuple(map(str, facts.get(fact, ())))
+    if not found.keys() >= set(names):
+        raise ArchiveError("the manifest is damaged")
+    return names
 
 
 def _account(name: str) -> pwd.struct_passwd:

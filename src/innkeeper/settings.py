@@ -15,6 +15,7 @@ from innkeeper.settings_values import (
     Address,
     CommaSeparated,
     Domain,
+    HostName,
     ImageNames,
     ImageVariants,
     MasterKey,
@@ -122,6 +123,21 @@ class Settings(BaseModel):
     ] = 300
     vm_max_lifetime_seconds: Annotated[int, Field(ge=20, description="Longest lifetime that a VM may ask for.")] = (
         86_400
+    )
+    max_snapshots: Annotated[int, Field(ge=0, description="Snapshots that an organization may have.")] = 1_000
+    snapshot_verify_hours: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=8_760,
+            description="A snapshot that was not verified for this time is, one after the other; 0: only when it is asked for.",
+        ),
+    ] = 0
+    max_volumes: Annotated[
+        int, Field(ge=0, description="Volumes and checkpoints of volumes that an organization may have.")
+    ] = 1_000
+    max_volume_mb: Annotated[int, Field(ge=64, le=1_048_576, description="Largest quota of a volume, in MiB.")] = (
+        102_400
     )
     vm_pool_size: Annotated[
         int,
@@ -290,6 +306,12 @@ class Settings(BaseModel):
     ] = 0
     ssh_listen: Annotated[
         Address | None, Field(description="Address of the SSH gateway; default: that of the API.")
+    ] = None
+    ssh_host: Annotated[
+        HostName | None,
+        Field(
+            description="Host name of the SSH gateway as clients are told it; default: its address, where it listens on one alone."
+        ),
     ] = None
     ssh_connections: Annotated[
         int, Field(ge=1, le=4096, description="SSH connections at the same time; further ones are closed at once.")

@@ -65,6 +65,15 @@ def _domain(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    try:
+        ip_address(value)
+    except ValueError:
+        if ":" in value or not DOMAIN.fullmatch(value):
+            raise ValueError("a lower-case host name such as vms.example.com, or an address, without a port") from None
+    return value
+
+
 def _images(value: str) -> str:
     if not all(IMAGE_NAME.fullmatch(name) for name in comma_separated(value)):
         raise ValueError("comma-separated names of recipes: a-z, 0-9, dot and dash")
@@ -99,6 +108,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Networks = Annotated[CommaSeparated, AfterValidator(_networks)]
 Servers = Annotated[CommaSeparated, AfterValidator(_servers)]
 Domain = Annotated[str, AfterValidator(_domain)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 ImageNames = Annotated[CommaSeparated, AfterValidator(_images)]
 ImageVariants = Annotated[CommaSeparated, AfterValidator(_variants)]
 MasterKey = Annotated[SecretStr, AfterValidator(_key)]

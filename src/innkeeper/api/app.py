@@ -26,10 +26,10 @@ from innkeeper.api.port_proxy.published import HostNames, PublishedPorts
 from innkeeper.api.rate_limit import AddressRateLimit
 from innkeeper.api.requests_at_once import RequestsAtOnce
 from innkeeper.api.revocations import Revocations
-from innkeeper.api.v1 import dialect
+from innkeeper.api.v1 import dialect, volume_files
+from innkeeper.api.v1 import files as vm_files
 from innkeeper.api.v1 import routes as v1_routes
 from innkeeper.api.v1 import schemas as v1
-from innkeeper.api.v1.files import STREAMED_PATHS
 from innkeeper.api.v1.image_builds import CONTEXT_PATH
 from innkeeper.api.v1.images import ARCHIVE_PATH
 from innkeeper.api.v1.not_here import NotHere
@@ -75,7 +75,7 @@ def build_app(control: Control) -> Edge:
     vm_json = JsonGate(
         build_json_app(vm_routes),
         bearer_or_key,
-        streamed=STREAMED_PATHS,
+        streamed=f"{vm_files.STREAMED_PATHS}|{volume_files.STREAMED_PATHS}",
         key_in_body=CREATE_PATH,
         once=Once(control, repeatable=frozenset({CREATE_PATH, "/v1/vms"})),
     )

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from innkeeper.api.body import header_values
+from innkeeper.api.disconnect import cancelled_on_disconnect
 from innkeeper.api.errors import RangeNotSatisfiableError
 from innkeeper.control.files import FileReader
 
@@ -54,7 +55,22 @@ class Streamed(Response):
         await self._serve(scope, receive, send)
 
 
-def tagged_answer(scope: Scope, headers: Mapping[str, str]) -> FileAnswer:
+def attachment(opener: Opener) -> Streamed:
+    """A file to be saved, never shown: what is in it is a guest's. The request's range and conditions count."""
+    headers = {
+        "Content-Disposition": "attachment",
+        "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async with cancelled_on_disconnect(receive):
+            await send_file(opener, _tagged_answer(scope, headers), scope["method"], send)
+
+    return Streamed(serve)
+
+
+def _tagged_answer(scope: Scope, headers: Mapping[str, str]) -> FileAnswer:
     """What a request's conditions ask for, with an ETag."""
     known = b",".join(header_values(scope["headers"], b"if-none-match")).decode("latin-1")
     if_range = header_values(scope["headers"], b"if-range")

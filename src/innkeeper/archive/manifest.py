@@ -10,9 +10,11 @@ from typing import Any
 from innkeeper.archive.members import ArchiveError, Entry
 
 # Of the whole archive. Raised when an older server could not restore what a newer one wrote.
-FORMAT = 1
+FORMAT = 3
 MANIFEST = "manifest.json"
 HOST_MANIFEST = "host/manifest.json"
+# Facts of the host's: names of members whose files bear the mark of `host.linux.guest_written`, and of volumes that nobody may ever write.
+GUEST_WRITTEN, IMMUTABLE = "guest_written", "immutable"
 MANIFEST_MAX_BYTES = 1 << 30
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5
 QUIET_PROGRESS_SECONDS = 30.0
+# Of what a backup held: lists of its members.
+UNTOLD = ("entries", "guest_written", "immutable")
 
 
 class Progress:
@@ -64,7 +66,7 @@ def backup(
     ],
     json: Json = False,
 ) -> None:
-    """Back the server's whole state up while it runs: database, secrets key, images and the disks of all rooms.
+    """Back the server's whole state up while it runs: database, secrets key, images, volumes and the disks of all rooms.
 
     Over the unix socket alone. The file holds every tenant's data and the key: keep it as secret as the state directory. It appears whole or not at all.
     """
@@ -154,13 +156,15 @@ def restore(
     except OSError as error:
         fail(f"{file}: {error.strerror}")
     if json:
-        print_json({name: getattr(found, name) for name in type(found).__dataclass_fields__ if name != "entries"})
+        print_json({name: getattr(found, name) for name in type(found).__dataclass_fields__ if name not in UNTOLD})
         return
     _report(found, "is whole" if check else f"is restored: inn serve --home {settings.home}", file)
 
 
 def _report(found: Restored, outcome: str, file: Path) -> None:
     rooms = f"{found.instances} room{'' if found.instances == 1 else 's'}"
+    if found.volumes:
+        rooms += f", {found.volumes} volume{'' if found.volumes == 1 else 's'}"
     say(
         f"{file} of {found.created_at} (version {found.version}) {outcome}; {rooms}, "
         f"{human_size(found.archived_bytes)}, disks of {human_size(found.disk_bytes)} with their holes"

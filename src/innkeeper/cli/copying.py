@@ -206,7 +206,7 @@ class Upload:
                 size = os.fstat(file.fileno()).st_size
                 headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
                 url, query = self._files.content(path)
-                content = _chunks(file, size)
+                content = announced_chunks(file, size)
                 with self._server.stream("PUT", url, params=query, content=content, headers=headers) as response:
                     if response.is_error:
                         refused(response)
@@ -217,7 +217,7 @@ class Upload:
         self._tally.size += size
 
 
-def _chunks(file: Any, size: int) -> Iterator[bytes]:
+def announced_chunks(file: Any, size: int) -> Iterator[bytes]:
     """Exactly `size` bytes, the announced length, though the file may grow meanwhile; a file that shrank breaks the request off."""
     while size > 0:
         chunk = file.read(min(CHUNK_BYTES, size))

@@ -100,19 +100,20 @@ class VmFiles:
 
     def content(self, path: bytes) -> Place:
         """See GuestFiles."""
-        return f"{self._files}/content", {"path": _spelled(path)}
+        return f"{self._files}/content", {"path": spelled(path)}
 
     def listing(self, path: bytes) -> Place:
         """See GuestFiles."""
-        return self._files, {"path": _spelled(path)}
+        return self._files, {"path": spelled(path)}
 
     def entry(self, row: dict[str, Any]) -> Entry:
         """See GuestFiles."""
-        name, path = _bytes(row["name"]), _bytes(row["path"])
+        name, path = unspelled(row["name"]), unspelled(row["path"])
         return Entry(name, path, row["type"], row["size"], int(row["mode"], 8), row["modified_at"])
 
 
-def _spelled(path: bytes) -> str:
+def spelled(path: bytes) -> str:
+    """A path as the endpoints of VMs' and volumes' files take it."""
     try:
         text = path.decode()
     except UnicodeDecodeError:
@@ -120,7 +121,8 @@ def _spelled(path: bytes) -> str:
     return "b64:" + base64.b64encode(path).decode() if text.startswith("b64:") else text
 
 
-def _bytes(text: str) -> bytes:
+def unspelled(text: str) -> bytes:
+    """A path as those endpoints tell it."""
     return base64.b64decode(text[4:]) if text.startswith("b64:") else text.encode("utf-8", "surrogatepass")
 
 

@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from innkeeper.cli.build_context import read_rules, tar_pieces
+from innkeeper.cli.build_log import BuildPrinter, follow
 from innkeeper.cli.connection import connect, encode_segment, refused
 from innkeeper.cli.options import Json
-from innkeeper.cli.printing import USAGE, fail, note, print_json, print_table, say, visible_lines
+from innkeeper.cli.printing import USAGE, fail, print_json, print_table, say, visible_lines
 from innkeeper.cli.profile import parse_env
-from innkeeper.cli.program import SILENCE_SECONDS, events
-from innkeeper.cli.terminal_filter import TerminalFilter
 
 if TYPE_CHECKING:
     from innkeeper.cli.connection import Server
 
-INTERRUPTED = 130
-# Indexing a large context and exporting a large image say nothing meanwhile but a comment every ten seconds.
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -141,46 +138,18 @@ def _find(server: Server, name: str) -> dict[str, Any]:
 
 
 def _follow(server: Server, made: dict[str, Any], *, json: bool) -> None:
-    import httpx2
-
-    filtered = TerminalFilter() if sys.stdout.isatty() else None
-    timeout = httpx2.Timeout(SILENCE_SECONDS, connect=5.0)
-    path = f"/v1/image-builds/{made['id']}/events"
-    try:
-        with server.stream("GET", path, headers={"Accept": "text/event-stream"}, timeout=timeout) as response:
-            if response.is_error:
-                refused(response)
-            for event, data in events(response):
-                if event == "end":
-                    _end(server, made, data, json=json)
-                    return
-                if not json:
-                    _print(event, data, filtered)
-    except KeyboardInterrupt:
-        note(f"inn: stopped reading; the build goes on: inn image log {made['id']}, inn image cancel {made['id']}")
-        raise SystemExit(INTERRUPTED) from None
-    fail(f"the server ended the stream before the build: inn image log {made['id']}")
-
-
-def _print(event: str, data: dict[str, Any], filtered: TerminalFilter | None) -> None:
-    if event == "step":
-        kept = " (kept)" if data["kept"] else ""
-        say(f"[{data['stage']} {data['step']}/{data['steps']}] line {data['line']}: {data['text']}{kept}")
-    elif event == "note":
-        say(f"  {data['text']}")
-    elif event == "output":
-        text = data["data"] if filtered is None else filtered.feed(data["data"])
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-        sys.stdout.buffer.flush()
-
-
-def _end(server: Server, made: dict[str, Any], data: dict[str, Any], *, json: bool) -> None:
+    end = follow(
+        server,
+        f"/v1/image-builds/{made['id']}/events",
+        show=None if json else BuildPrinter(),
+        goes_on=f"stopped reading; the build goes on: inn image log {made['id']}, inn image cancel {made['id']}",
+        cut_short=f"the server ended the stream before the build: inn image log {made['id']}",
+    )
     if json:
         print_json(server.get(f"/v1/image-builds/{made['id']}"))
-    elif data["status"] == "ready":
-        say(f"built {made['name']} ({data['digest'][:12]})")
+    elif end["status"] == "ready":
+        say(f"built {made['name']} ({end['digest'][:12]})")
     else:
-        print(visible_lines(f"inn: {data['status']}: {data['error']}"), file=sys.stderr)
-    if data["status"] != "ready":
+        print(visible_lines(f"inn: {end['status']}: {end['error']}"), file=sys.stderr)
+    if end["status"] != "ready":
         raise SystemExit(1)

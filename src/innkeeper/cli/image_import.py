@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from innkeeper.cli.build_log import follow
 from innkeeper.cli.connection import Server, connect, encode_segment, refused
 from innkeeper.cli.options import Json
-from innkeeper.cli.printing import USAGE, fail, note, print_json, say, visible_lines
-from innkeeper.cli.program import events
+from innkeeper.cli.printing import USAGE, fail, print_json, say, visible_lines
 
 if TYPE_CHECKING:
     from typing import IO
 
-SILENCE_SECONDS = 120.0
 PIECE_BYTES = 262_144
-INTERRUPTED = 130
 # Prefix -> how the server is told. `oci:` is a folder, which travels as the archive of it.
 LOCAL = {"oci-archive:": "oci-archive", "docker-archive:": "docker-archive", "oci:": "oci-archive"}
 
@@ -114,24 +112,21 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _follow(server: Server, name: str, path: str, *, json: bool) -> None:
-    import httpx2
-
-    timeout = httpx2.Timeout(SILENCE_SECONDS, connect=5.0)
-    headers = {"Accept": "text/event-stream"}
-    try:
-        with server.stream("GET", f"{path}/import/events", headers=headers, timeout=timeout) as response:
-            if response.is_error:
-                refused(response)
-            for event, data in events(response):
-                if event == "end":
-                    _end(server, name, path, data, json=json)
-                    return
-                if not json:
-                    _print(event, data)
-    except KeyboardInterrupt:
-        note(f"inn: stopped reading; the import goes on: inn image import {name} --log, or --cancel")
-        raise SystemExit(INTERRUPTED) from None
-    fail(f"the log ends before the import: see inn image show {name}")
+    end = follow(
+        server,
+        f"{path}/import/events",
+        show=None if json else _print,
+        goes_on=f"stopped reading; the import goes on: inn image import {name} --log, or --cancel",
+        cut_short=f"the log ends before the import: see inn image show {name}",
+    )
+    if end["error"] is not None:
+        print(visible_lines(f"inn: {end['error']}"), file=sys.stderr)
+        raise SystemExit(1)
+    image: dict[str, Any] = server.get(path)
+    if json:
+        print_json(image)
+    else:
+        say(f"imported {name} ({image['digest'][:12]})")
 
 
 def _print(event: str, data: dict[str, Any]) -> None:
@@ -139,14 +134,3 @@ def _print(event: str, data: dict[str, Any]) -> None:
         say(f"{data['text']}")
     elif event == "output":
         print("  " + visible_lines(data["data"].rstrip("\n")), flush=True)
-
-
-def _end(server: Server, name: str, path: str, data: dict[str, Any], *, json: bool) -> None:
-    if data["error"] is not None:
-        print(visible_lines(f"inn: {data['error']}"), file=sys.stderr)
-        raise SystemExit(1)
-    image: dict[str, Any] = server.get(path)
-    if json:
-        print_json(image)
-    else:
-        say(f"imported {name} ({image['digest'][:12]})")

@@ -30,7 +30,7 @@ def ssh(
 ) -> None:
     """Log in to a VM by SSH, or run a command in it: the system's ssh with the server's port and host key.
 
-    Your public key has to be the organization's: POST /v1/ssh-keys.
+    Your public key has to be the organization's: inn ssh-key add.
     """
     if known_hosts == (vm is not None):
         fail("name a VM, or ask for --known-hosts", status=USAGE)
@@ -39,7 +39,9 @@ def ssh(
         fail("the server has no SSH gateway: set INNKEEPER_SSH_PORT", status=FAILED)
     target: Target = ctx.obj
     listens = str(gateway["address"])
-    host = (urlsplit(target.url).hostname if target.url else None) or ANY_ADDRESS.get(listens, listens)
+    # On the server's own machine its address will do; from elsewhere it is the name that clients are told, or the API's.
+    told = gateway["host"] if gateway["host"] != listens else None
+    host = (told or urlsplit(target.url).hostname if target.url else None) or ANY_ADDRESS.get(listens, listens)
     port, key = int(gateway["port"]), str(gateway["host_key"])
     if known_hosts:
         say(f"{host if port == 22 else f'[{host}]:{port}'} {key}")

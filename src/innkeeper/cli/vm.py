@@ -22,6 +22,9 @@ Memory = Annotated[int | None, typer.Option(metavar="MIB", help="Memory; default
 Idle = Annotated[int | None, typer.Option(metavar="SECONDS", help="End it when it was idle this long; default: never.")]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="NAME=TEXT", help="Say something of it; may be repeated.")]
 
+AutoSuspend = Annotated[bool | None, typer.Option(help="Suspend it where it would end; default: end it.")]
+AutoResume = Annotated[bool | None, typer.Option(help="Wake it when it is used while suspended; default: wake it.")]
+
 
 @app.command()
 def create(
@@ -43,6 +46,17 @@ def create(
     ] = None,
     driver: Driver = None,
     min_isolation: MinIsolation = None,
+    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="Begin with this snapshot.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Take a snapshot before it ends.")] = False,
+    auto_suspend: AutoSuspend = None,
+    auto_resume: AutoResume = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID:PATH[:ro[:CHECKPOINT]]",
+            help="A volume that it is to have, repeatable; CHECKPOINT may be latest.",
+        ),
+    ] = None,
     session: Annotated[str | None, typer.Option(metavar="ID", help="Of this session, which may have one.")] = None,
     wait: Annotated[bool, typer.Option(help="Answer when it is up.")] = True,
     json: Json = False,
@@ -58,6 +72,11 @@ def create(
         "env": parse_env(env) if env else None,
         "driver": driver,
         "min_isolation": min_isolation,
+        "snapshot_id": snapshot,
+        "snapshot_on_terminate": True if keep else None,
+        "auto_suspend": auto_suspend,
+        "auto_resume": auto_resume,
+        "volumes": [_mount(one) for one in volume] if volume else None,
         "session_id": session,
     }
     body = {name: value for name, value in wanted.items() if value is not None}
@@ -68,6 +87,15 @@ def create(
     print_fields((("vm", answer["vm_id"]), ("session", answer["session_id"]), ("status", answer["status"])))
 
 
+def _mount(text: str) -> dict[str, str]:
+    """The volume of `ID:PATH[:ro|rw[:CHECKPOINT]]`."""
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 4 or not all(parts):
+        raise typer.BadParameter("not ID:PATH[:ro[:CHECKPOINT]]", param_hint="--volume")
+    names = ("volume_id", "mount_path", "mode", "checkpoint_id")
+    return dict(zip(names, parts, strict=False))
+
+
 @app.command("list")
 def list_(
     ctx: typer.Context,
@@ -75,7 +103,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """List the VMs, newest first."""
-    found = connect(ctx).get("/v1/vms/" if all_ else "/v1/vms")
+    found = [vm for vm in connect(ctx).get("/v1/vms/") if all_ or vm["ended_at"] is None]
     if json:
         print_json(found)
         return
@@ -108,7 +136,9 @@ def show(ctx: typer.Context, vm: Vm, json: Json = False) -> None:
     isolation: dict[str, Any] = detail["isolation"] or {}
     names = (
         "status", "error", "end_reason", "session_id", "image", "image_digest", "vcpu_count", "memory_mb", "next_memory_mb", "disk_mb",
-        "created_at", "expires_at", "ended_at", "last_active_at", "vm_lifetime_seconds", "idle_seconds", "hold_until", "hold_reason", "env_status", "env_error",
+        "created_at", "expires_at", "ended_at", "last_active_at", "vm_lifetime_seconds", "idle_seconds", "hold_until", "hold_reason",
+        "auto_suspend", "auto_resume", "suspend_reason", "woken_by", "env_status", "env_error",
+        "snapshot_id", "restored", "snapshot_on_terminate",
     )  # fmt: skip
     print_fields(
         (
@@ -117,6 +147,7 @@ def show(ctx: typer.Context, vm: Vm, json: Json = False) -> None:
             ("metadata", jsonlib.dumps(detail["metadata"], ensure_ascii=False) if detail["metadata"] else None),
             ("egress policy", jsonlib.dumps(policy) if (policy := detail["egress_policy"]) else None),
             ("host", detail["host"]["name"] if detail["host"] else None),
+            ("ssh host", detail["ssh_host"]),
             ("isolation", isolation.get("level")),
             ("driver", f"{isolation['driver']} ({isolation['platform']})" if isolation else None),
             ("because", isolation.get("reason")),
@@ -137,10 +168,17 @@ def patch(
         int | None, typer.Option(metavar="SECONDS", help="End it when it was idle so long; 0: never.")
     ] = None,
     metadata: Metadata = None,
+    keep: Annotated[
+        bool | None, typer.Option("--keep/--no-keep", help="Take a snapshot before it ends, or not.")
+    ] = None,
+    auto_suspend: AutoSuspend = None,
+    auto_resume: AutoResume = None,
     json: Json = False,
 ) -> None:
     """Change a VM."""
     body: dict[str, Any] = {}
+    if keep is not None:
+        body["snapshot_on_terminate"] = keep
     if lifetime is not None:
         body["vm_lifetime_seconds"] = lifetime
     if memory is not None:
@@ -149,6 +187,8 @@ def patch(
         body["idle_seconds"] = idle or None
     if metadata:
         body["metadata"] = _pairs(metadata)
+    switches = {"auto_suspend": auto_suspend, "auto_resume": auto_resume}
+    body |= {name: value for name, value in switches.items() if value is not None}
     if not body:
         fail("nothing to change: see inn vm patch --help", status=USAGE)
     answer = connect(ctx).call("PATCH", _path(vm), body)
@@ -172,6 +212,68 @@ def hold(
         print_json(answer)
     else:
         say(f"{vm} lives until {answer['expires_at']}")
+
+
+@app.command()
+def suspend(ctx: typer.Context, vm: Vm, json: Json = False) -> None:
+    """Keep a VM's memory on disk, and free what it runs on. Its next use wakes it, or inn vm resume."""
+    answer = connect(ctx).call("POST", f"{_path(vm)}/suspend")
+    if json:
+        print_json(answer)
+    else:
+        say(f"{answer['status']} {vm}")
+
+
+@app.command()
+def resume(
+    ctx: typer.Context,
+    vm: Vm,
+    wait: Annotated[bool, typer.Option(help="Answer when it is up.")] = True,
+    json: Json = False,
+) -> None:
+    """Go on with a suspended VM. It gets a new id; the old one still names it."""
+    answer = connect(ctx).call("POST", f"{_path(vm)}/resume", query={"wait": str(wait).lower()})
+    if json:
+        print_json(answer)
+    else:
+        print_fields((("vm", answer["vm_id"]), ("status", answer["status"])))
+
+
+@app.command()
+def clone(
+    ctx: typer.Context,
+    vm: Vm,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Keep the moment as a snapshot of this name.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make another VM that goes on from where this one is now."""
+    answer = connect(ctx).call("POST", f"{_path(vm)}/clone", {"snapshot_name": name} if name else {})
+    if json:
+        print_json(answer)
+    else:
+        print_fields((("vm", answer["vm_id"]), ("session", answer["session_id"]), ("status", answer["status"])))
+
+
+@app.command()
+def fork(
+    ctx: typer.Context,
+    vm: Vm,
+    count: Annotated[int, typer.Option(metavar="N", help="How many.", min=1, max=100)] = 1,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Keep the moment as a snapshot of this name.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make several VMs that go on from one moment of a VM."""
+    body: dict[str, Any] = {"count": count, **({"snapshot_name": name} if name else {})}
+    answer = connect(ctx).call("POST", f"{_path(vm)}/fork", body)
+    if json:
+        print_json(answer)
+    else:
+        rows = [(one["vm_id"], one["session_id"], one["status"], one["error"]) for one in answer["vms"]]
+        print_table(("VM", "SESSION", "STATUS", "ERROR"), rows, empty="none")
 
 
 @app.command()

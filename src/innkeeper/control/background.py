@@ -17,6 +17,9 @@ from innkeeper.control import (
     images,
     reconciler,
     retention,
+    retention_policies,
+    snapshot_builds,
+    snapshot_checks,
     usage,
     warm_pools,
 )
@@ -25,10 +28,13 @@ from innkeeper.control import vms as control_vms
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.share_table import ShareTable
 from innkeeper.control.tasks import wait_for_hint
+from innkeeper.control.vm_entry import VmEntry
+from innkeeper.control.volume_guests import LABEL as VOLUME_LABEL
 from innkeeper.control.write_behind import FLUSH_SECONDS
 from innkeeper.store import images as image_store
-from innkeeper.store import leases, organizations, profiles, rooms, shares, tables
+from innkeeper.store import instances, leases, organizations, profiles, rooms, shares, tables
 from innkeeper.store import vms as vm_store
+from innkeeper.store import volumes as volume_store
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -69,7 +75,9 @@ async def begin(control: Control) -> None:
     control.tasks.forever(lambda: warm_pools.step(control), name="warm pools")
     control.tasks.forever(lambda: expiry.step(control), name="expiry")
     control.tasks.forever(lambda: retention.step(control), name="retention")
+    control.tasks.forever(lambda: retention_policies.step(control), name="retention policies")
     control.tasks.forever(lambda: usage.step(control), name="usage")
+    control.tasks.forever(lambda: snapshot_checks.step(control), name="snapshot checks")
 
     async def collect_images() -> None:
         # What a removed image left because a disk still stood on it.
@@ -101,7 +109,9 @@ async def _watch(control: Control, host_id: UUID, connected: asyncio.Future[None
 async def _load(control: Control) -> None:
     def clear(connection: sa.Connection) -> None:
         # Those of the process that was here before: it cannot come back for them.
-        leases.break_all(connection, tables.instances)
+        for table in (tables.instances, tables.snapshots, tables.volumes):
+            leases.break_all(connection, table)
+        instances.delete_labelled(connection, VOLUME_LABEL)
 
     if control.database.exclusive:
         await control.database.write(clear)
@@ -112,6 +122,8 @@ async def _load(control: Control) -> None:
     if control.database.exclusive:
         await images.fail_interrupted(control)
         await image_builds.recover(control)
+        await snapshot_builds.recover(control)
+        await snapshot_checks.recover(control)
     now = time.time()
     for room, instance in await control.database.read(rooms.every):
         stored = control.profiles.get(room.profile_id)
@@ -120,3 +132,7 @@ async def _load(control: Control) -> None:
             warm_pools.note_loaded(control, room.profile_id, now - entry.last_active)
     for vm, instance in await control.database.read(vm_store.living):
         warm_pools.note_used(control, control_vms.remember(control, vm, instance))
+    for mount in await control.database.read(volume_store.every_mount):
+        having = control.live.by_instance(mount.instance_id)
+        if isinstance(having, VmEntry):
+            having.mounts[mount.disk_id] = mount

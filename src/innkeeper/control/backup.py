@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,9 +26,10 @@ from innkeeper.control import audit, clock
 from innkeeper.control.access import require_socket
 from innkeeper.control.secrets import KEY_FILE
 from innkeeper.core.host_verbs import BackupHost, to_wire
+from innkeeper.core.ssh_key import HOST_KEY_FILE
 from innkeeper.core.token import Principal
 from innkeeper.errors import UnavailableError
-from innkeeper.store import audit_events, instances
+from innkeeper.store import audit_events, instances, snapshots, volumes
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -62,6 +64,7 @@ class Backup:
             "version": __version__,
             "created_at": clock.now().isoformat(),
             "instances": int(told["instances"]),
+            "volumes": int(told["volumes"]),
             "host_manifest_sha256": str(told["manifest_sha256"]),
         }
         end = self._own.text(MANIFEST, manifest_bytes(facts, self._own.entries))
@@ -89,8 +92,8 @@ async def begin(control: Control, principal: Principal) -> AsyncIterator[Backup]
         call = await stack.enter_async_context(control.bus.open(hosts[0], BackupHost.verb, to_wire(BackupHost())))
         events = call.events()
         async with asyncio.timeout(STAGE_SECONDS):
-            staged, estimate = await _staged(events)
-        made = Backup(call, events, ArchiveWriter(), await _own_files(control, hosts[0], staged, stack))
+            staged, sizes, estimate = await _staged(events)
+        made = Backup(call, events, ArchiveWriter(), await _own_files(control, hosts[0], staged, sizes, stack))
         made.instances = len(staged)
         made.estimate_bytes = estimate + sum(os.fstat(fd).st_size for _, fd in made._descriptors)
         event = audit.event(principal, "backup.create", "host", hosts[0], {"instances": str(len(staged))})
@@ -98,20 +101,27 @@ async def begin(control: Control, principal: Principal) -> AsyncIterator[Backup]
         yield made
 
 
-async def _staged(events: AsyncIterator[Any]) -> tuple[set[UUID], int]:
+async def _staged(events: AsyncIterator[Any]) -> tuple[set[UUID], dict[UUID, int], int]:
+    """Instances, volumes with their sizes in MiB, and about how many bytes will come."""
     staged: set[UUID] = set()
+    sizes: dict[UUID, int] = {}
     async for event in events:
         if isinstance(event, Message):
             staged.update(UUID(one) for one in event.body.get("staged", ()))
+            sizes.update({UUID(one): int(size) for one, size in event.body.get("staged_volumes", {}).items()})
             if "estimate_bytes" in event.body:
-                return staged, int(event.body["estimate_bytes"])
+                return staged, sizes, int(event.body["estimate_bytes"])
     raise UnavailableError("The host ended the backup before it began")
 
 
 async def _own_files(
-    control: Control, host_id: UUID, staged: set[UUID], stack: contextlib.AsyncExitStack
+    control: Control,
+    host_id: UUID,
+    staged: set[UUID],
+    sizes: dict[UUID, int],
+    stack: contextlib.AsyncExitStack,
 ) -> list[tuple[str, int]]:
-    """Open descriptors of the database's copy, the key and the blobs, closed by `stack`; the copy has no name any more."""
+    """Open descriptors of the database's copy and the keys, closed by `stack`; the copy has no name any more."""
     settings = control.settings
     await control.later.flush(control)
     folder = settings.api_dir / "backup"
@@ -122,16 +132,26 @@ async def _own_files(
 
         def only_staged(connection: sa.Connection) -> None:
             instances.forget_others(connection, host_id, staged, clock.now())
+            snapshots.fail_all(connection, "Snapshots are not part of backups")
+            volumes.forget_others(connection, host_id, sizes, "It was made while the backup was")
 
         await control.database.copy_to(copy, only_staged)
-        opened = [(f"api/{DATABASE}", os.open(copy, os.O_RDONLY | os.O_CLOEXEC))]
-        stack.callback(os.close, opened[0][1])
+        opened = [_opened(copy, stack)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if settings.master_key is None:
-        opened.append((f"api/{KEY_FILE}", os.open(settings.api_dir / KEY_FILE, os.O_RDONLY | os.O_CLOEXEC)))
-        stack.callback(os.close, opened[-1][1])
+        opened.append(_opened(settings.api_dir / KEY_FILE, stack))
+    # Clients know the server by it. There is none where no SSH gateway ever was.
+    with contextlib.suppress(FileNotFoundError):
+        opened.append(_opened(settings.api_dir / HOST_KEY_FILE, stack))
     return opened
+
+
+def _opened(path: Path, stack: contextlib.AsyncExitStack) -> tuple[str, int]:
+    """The member's name, and a descriptor that `stack` closes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    return f"api/{path.name}", descriptor
 
 
 def sweep(control: Control) -> None:

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import anyio
-import sqlalchemy as sa
-import structlog
-
 from innkeeper.bus.contract import Data, Message
-from innkeeper.control import clock, provisioning, usage
+from innkeeper.control import clock
 from innkeeper.control.host_table import HostEntry
+from innkeeper.control.passing_guest import passing_guest
 from innkeeper.core.build_step import RunStep
 from innkeeper.core.build_verbs import PackFiles, SaveStep, UnpackFiles
-from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, Execute, MachineShape, to_wire
+from innkeeper.core.host_verbs import EnsureMachine, Execute, MachineShape, to_wire
 from innkeeper.core.instance import Instance, InstanceState
 from innkeeper.core.isolation import Offer
-from innkeeper.errors import InnkeeperError, UnavailableError
+from innkeeper.errors import UnavailableError
 from innkeeper.ids import public_key_id, uuid7
-from innkeeper.store import instances
 from innkeeper.store.image_builds import LABEL
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
 
-log = structlog.get_logger(__name__)
-
-ENSURE_SECONDS = 300.0
-DESTROY_SECONDS = 60.0
 SAVE_SECONDS = 300.0
 # Longest silence of a stream of files; unpacking a piece of many small files takes its time.
 STALL_SECONDS = 300.0
@@ -153,12 +144,6 @@ async def open_guest(control: Control, plan: GuestPlan) -> AsyncIterator[BuildGu
         memory_mb=settings.build_memory_mb,
         disk_mb=settings.build_disk_mb,
     )
-    organization = await provisioning.organization_of(control, plan.organization_id)
-
-    def insert(connection: sa.Connection) -> None:
-        provisioning.check_limits(connection, organization, instance.memory_mb)
-        instances.insert(connection, instance, lock_token=None, now=instance.created_at, ttl_seconds=0)
-
     shape = MachineShape(
         pool_key="",
         image_digest=plan.image_digest,
@@ -171,26 +156,5 @@ async def open_guest(control: Control, plan: GuestPlan) -> AsyncIterator[BuildGu
     request = EnsureMachine(
         instance.id, shape, f"build-{instance.id.hex[-8:]}", user="root", step_key=plan.step_key, bare=True
     )
-    await control.database.write(insert)
-    try:
-        await control.bus.request(host_id, EnsureMachine.verb, to_wire(request), timeout_seconds=ENSURE_SECONDS)
+    async with passing_guest(control, instance, request):
         yield BuildGuest(control, host_id, instance.id)
-    finally:
-        # Cancelled or not: whoever cancels waits for this.
-        with anyio.CancelScope(shield=True):
-            await _take_away(control, host_id, instance.id)
-
-
-async def _take_away(control: Control, host_id: UUID, instance_id: UUID) -> None:
-    try:
-        await control.bus.request(
-            host_id, DestroyMachine.verb, to_wire(DestroyMachine(instance_id)), timeout_seconds=DESTROY_SECONDS
-        )
-    except InnkeeperError as error:
-        # Without a row it is an orphan, which the reconciler has the host destroy.
-        log.warning("a build's guest is left to the reconciler", instance_id=str(instance_id), reason=error.message)
-        control.reconcile_hint.set()
-    with contextlib.suppress(InnkeeperError):
-        # What it used is the organization's as long as its row says so.
-        await usage.count_host(control, host_id)
-    await control.database.write(instances.delete, instance_id)

@@ -65,7 +65,7 @@ _AT_FAULT = (
 
 
 class StepFailed(Exception):  # noqa: N818  # reads as a sentence where it is raised
-    """A step of the Dockerfile failed; the message names its line and ends with what it said last."""
+    """A step failed; the message names it, with its line where a Dockerfile has it, and ends with what it said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,7 @@ class BuildRun:
         except _AT_FAULT as error:
             if isinstance(error, DockerfileError):
                 raise
-            raise StepFailed(f"Dockerfile line {step.line}: {step.text[:200]}: {error.message}") from error
+            raise StepFailed(f"{_named(step)}: {error.message}") from error
 
     async def _run_step(self, step: RunStep, guest: BuildGuest) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -342,7 +342,7 @@ class BuildRun:
         if code != 0:
             said = "\n".join(tail).strip()[-TAIL_CHARACTERS:]
             what = "timed out" if code == 124 else f"exit code {code}"
-            raise StepFailed(f"Dockerfile line {step.line}: {step.text[:200]}: {what}" + (f"\n{said}" if said else ""))
+            raise StepFailed(f"{_named(step)}: {what}" + (f"\n{said}" if said else ""))
 
     async def _source(self, origin: int | str, guests: AsyncExitStack) -> BuildGuest:
         """A guest of the stage or image that files are copied from."""
@@ -395,6 +395,12 @@ class BuildRun:
             await call.send_end()
             await call.result()
         return built
+
+
+def _named(step: Step) -> str:
+    """What an error calls a step; line 0 is that of one which no Dockerfile has."""
+    where = f"Dockerfile line {step.line}: " if step.line else ""
+    return f"{where}{step.text[:200]}"
 
 
 class _NotKept(Exception):  # noqa: N818  # a turn of the road, not an error

@@ -23,6 +23,7 @@ from innkeeper.control.share_table import ShareTable
 from innkeeper.control.ssh_keys_in_use import SshKeysInUse
 from innkeeper.control.tasks import Tasks
 from innkeeper.control.token_cache import TokenCache
+from innkeeper.control.volume_guests import VolumeGuests
 from innkeeper.control.write_behind import WriteBehind
 from innkeeper.core.token import Organization
 from innkeeper.diagnosis import Diagnosis
@@ -34,6 +35,7 @@ from innkeeper.vitals import Vitals
 
 if TYPE_CHECKING:
     from innkeeper.control.image_builds import LiveBuild
+    from innkeeper.control.snapshot_builds import LiveSnapshotBuild
 
 
 class Control:
@@ -64,8 +66,10 @@ class Control:
         self.images = ImageTable()
         self.image_users = ImageUsers()
         self.builds: dict[UUID, LiveBuild] = {}
+        self.snapshot_builds: dict[UUID, LiveSnapshotBuild] = {}
         self.imports = Imports()
         self.shares = ShareTable()
+        self.volume_guests = VolumeGuests()
         self.port_connections = PortConnections(settings.port_connections)
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.
@@ -76,7 +80,10 @@ class Control:
         self.vms_used: float | None = None
         self.expiry_hint = asyncio.Event()
         self.pools_hint = asyncio.Event()
+        # Snapshots that VMs are being made of at this moment, and that go then.
+        self.forking: set[UUID] = set()
         self.reconcile_hint = asyncio.Event()
+        self.snapshots_hint = asyncio.Event()
 
     async def start(self) -> None:
         """Load what the database knows, adopt what the hosts run, and begin the background work.

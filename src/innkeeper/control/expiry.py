@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
 
-from innkeeper.control import clock, lifecycle
+from innkeeper.control import clock, lifecycle, suspension, vms
 from innkeeper.control.live_table import Entry
 from innkeeper.control.reconciler import system_principal
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.control.vm_entry import VmEntry
 from innkeeper.core.host_verbs import ListMachines, to_wire
 from innkeeper.core.instance import InstanceState
+from innkeeper.core.token import Principal
 from innkeeper.errors import InnkeeperError
 from innkeeper.ids import parse_uuid
 
@@ -36,6 +37,8 @@ NOTICE_SECONDS = 60.0
 SLACK_SECONDS = 2.0
 # What could not be ended is tried again after this long.
 SOON_SECONDS = 0.5
+# A VM that could not be suspended.
+AGAIN_SECONDS = 60.0
 HOST_SECONDS = 30.0
 # Where nothing is going on in the control side; an instance in any other state has a flight that will end.
 RESTING = (InstanceState.READY, InstanceState.STOPPED, InstanceState.FAILED)
@@ -53,7 +56,7 @@ def announce(control: Control) -> None:
     """Tell of the ends of VMs that are near, each once: their users may hold them."""
     now = time.time()
     for entry in control.live:
-        if isinstance(entry, VmEntry) and not entry.doomed:
+        if isinstance(entry, VmEntry) and not entry.doomed and not entry.lasts:
             ends_at = entry.vm.expires_at
             if entry.announced != ends_at and now >= ends_at.timestamp() - notice_seconds(entry.vm.lifetime_seconds):
                 entry.announced = ends_at
@@ -68,7 +71,7 @@ def notice_seconds(of_seconds: float) -> float:
 def _patience(control: Control, now: float) -> float:
     due = [POLL_SECONDS]
     for entry in control.live:
-        if isinstance(entry, VmEntry) and not entry.doomed:
+        if isinstance(entry, VmEntry) and not entry.doomed and not entry.lasts:
             ends_at = entry.vm.expires_at
             notice = notice_seconds(entry.vm.lifetime_seconds) if entry.announced != ends_at else 0.0
             due.append(ends_at.timestamp() - notice - now)
@@ -86,6 +89,7 @@ def _over(control: Control, entry: Entry) -> bool:
     return (
         isinstance(entry, VmEntry)
         and not entry.doomed
+        and not entry.lasts
         and clock.now() >= entry.vm.expires_at
         and control.flights.get(entry.key) is None
     )
@@ -154,6 +158,9 @@ def _notice(entry: Entry) -> float:
 
 async def _end(control: Control, entry: Entry, reason: str) -> bool:
     principal = system_principal(entry.instance.organization_id, "expiry")
+    if isinstance(entry, VmEntry) and entry.vm.auto_suspend:
+        await _suspend(control, principal, entry, reason)
+        return False
     try:
         await lifecycle.destroy(control, principal, entry, verb="expire", reason=reason)
     except InnkeeperError as error:
@@ -165,13 +172,23 @@ async def _end(control: Control, entry: Entry, reason: str) -> bool:
     return True
 
 
+async def _suspend(control: Control, principal: Principal, entry: VmEntry, reason: str) -> None:
+    """Suspend a VM where it would end. One that cannot be suspended lives on, with what it holds, and that is tried again."""
+    try:
+        await suspension.sleep(control, principal, entry, reason)
+    except InnkeeperError as error:
+        log.warning("a VM could not be suspended", instance_id=str(entry.instance.id), reason=error.message)
+        if not entry.doomed:
+            await vms.put_off_end(control, entry, timedelta(seconds=AGAIN_SECONDS))
+
+
 def _overdue(control: Control, entry: Entry, now: float) -> bool:
     return (
         entry.instance.state in RESTING
         and entry.open_streams == 0
         and control.flights.get(entry.key) is None
         and _past(entry, now - entry.last_active)
-        and not (isinstance(entry, VmEntry) and entry.held)
+        and not (isinstance(entry, VmEntry) and (entry.held or entry.lasts))
     )
 
 

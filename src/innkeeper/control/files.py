@@ -180,11 +180,13 @@ async def write(
     chunks: AsyncIterable[bytes],
     *,
     mode: int | None = None,
+    replace: bool = True,
     max_bytes: int | None = None,
 ) -> FileWritten:
     """Write a file of an instance, whole or not at all; missing directories are made.
 
     Raises:
+        ConflictError: the disk is full; or without `replace` the name is taken.
         PayloadTooLargeError: `chunks` gave more than `max_bytes`; nothing is written.
 
     """
@@ -192,7 +194,7 @@ async def write(
     if mode is not None and not 0 <= mode <= 0o7777:
         raise InvalidRequestError("mode: must be between 0 and 07777")
     control.metrics.file_writes += 1
-    verb = WriteFile(entry.instance.id, wired, mode=mode)
+    verb = WriteFile(entry.instance.id, wired, mode=mode, replace=replace)
     answer = await send(control, principal, entry, verb, chunks, max_bytes=max_bytes)
     details = {"path": wired[:1_000], **entry.marks}
     control.later.audit(audit.event(principal, "file.write", "instance", entry.instance.id, details))

@@ -13,7 +13,17 @@ import sqlalchemy as sa
 import structlog
 
 from innkeeper.bus.contract import Message
-from innkeeper.control import audit, clock, images, placement, provisioning, reconciler
+from innkeeper.control import (
+    audit,
+    clock,
+    images,
+    mount_work,
+    placement,
+    provisioning,
+    reconciler,
+    snapshot_taking,
+    volume_work,
+)
 from innkeeper.control.access import require
 from innkeeper.control.host_table import HostEntry
 from innkeeper.core.host import Host
@@ -162,6 +172,9 @@ async def _connect(control: Control, host_id: UUID) -> None:
     )
     control.live.set_host(host)
     await reconciler.adopt(control, host_id)
+    await snapshot_taking.settle(control, host_id)
+    await volume_work.settle(control, host_id)
+    await mount_work.settle(control, host_id)
     control.pools_hint.set()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,11 +98,7 @@ async def create(control: Control, principal: Principal, request: BuildRequest) 
     """
     require(principal, Scope.PROFILES)
     _validate(request)
-    live_here = [one for one in control.builds.values() if one.build.organization_id == principal.organization_id]
-    if len(live_here) >= control.settings.max_builds:
-        raise RateLimitedError(
-            f"The organization builds {len(live_here)} images already, as many as it may", retry_after_seconds=10
-        )
+    check_room(control, principal.organization_id)
     used: dict[str, Image] = {}
     plan = _plan(control, principal, request, used)
     image = await images.begin(control, principal, request.name, source=ImageSource.BUILD, source_ref=None)
@@ -126,6 +122,17 @@ async def create(control: Control, principal: Principal, request: BuildRequest) 
         await images.fail(control, image, "The build could not be begun")
         raise
     return build
+
+
+def check_room(control: Control, organization_id: UUID) -> None:
+    """Raises RateLimitedError where the organization builds as many images and snapshots as it may."""
+    live = [one.build.organization_id for one in control.builds.values()]
+    live += [one.snapshot.organization_id for one in control.snapshot_builds.values()]
+    count = live.count(organization_id)
+    if count >= control.settings.max_builds:
+        raise RateLimitedError(
+            f"The organization builds {count} images already, as many as it may", retry_after_seconds=10
+        )
 
 
 def _validate(request: BuildRequest) -> None:
@@ -264,24 +271,33 @@ async def _work(
     """A build from its beginning to its end, whatever that is."""
     status, error = BuildStatus.FAILED, INTERRUPTED
     try:
-        with live.scope:
-            try:
-                await _build(control, live, plan, request, used)
-                status, error = BuildStatus.READY, ""
-            except (StepFailed, InnkeeperError) as failure:
-                error = failure.message if isinstance(failure, InnkeeperError) else str(failure)
-            except TimeoutError:
-                error = f"The build took longer than {control.settings.build_timeout_seconds} seconds"
-            except OSError as failure:
-                log.exception("an image build failed", build_id=str(live.build.id))
-                error = f"The server could not keep the build's files: {failure.strerror}"
-            except Exception:
-                log.exception("an image build failed", build_id=str(live.build.id))
-                error = "The server could not build the image"
-        if live.scope.cancelled_caught:
-            status, error = BuildStatus.CANCELLED, "The build was cancelled"
+        status, error = await attempt(
+            control, live.scope, live.build.id, lambda: _build(control, live, plan, request, used)
+        )
     finally:
         await _end(control, live, status, error)
+
+
+async def attempt(
+    control: Control, scope: anyio.CancelScope, build_id: UUID, work: Callable[[], Awaitable[None]]
+) -> tuple[BuildStatus, str]:
+    """How a build ended that `work` carries out and `scope` cancels, and why it is not ready."""
+    with scope:
+        try:
+            await work()
+        except (StepFailed, InnkeeperError) as failure:
+            return BuildStatus.FAILED, failure.message if isinstance(failure, InnkeeperError) else str(failure)
+        except TimeoutError:
+            return BuildStatus.FAILED, f"The build took longer than {control.settings.build_timeout_seconds} seconds"
+        except OSError as failure:
+            log.exception("an image build failed", build_id=str(build_id))
+            return BuildStatus.FAILED, f"The server could not keep the build's files: {failure.strerror}"
+        except Exception:
+            log.exception("an image build failed", build_id=str(build_id))
+            return BuildStatus.FAILED, "The server could not build the image"
+    if scope.cancelled_caught:
+        return BuildStatus.CANCELLED, "The build was cancelled"
+    return BuildStatus.READY, ""
 
 
 async def _build(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,9 +15,10 @@ from innkeeper.bus.contract import Call, Message
 from innkeeper.control import build_log, images, registries
 from innkeeper.control.access import require, require_any
 from innkeeper.control.build_log import BuildLog
+from innkeeper.control.build_run import Built
 from innkeeper.core.host_verbs import ImportImage, to_wire
 from innkeeper.core.image import Image, ImageSource, ImageStatus
-from innkeeper.core.image_config import config_from_json
+from innkeeper.core.image_config import ImageConfig, config_from_json
 from innkeeper.core.registry import parse_reference
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import ConflictError, ImageNotFoundError, InnkeeperError, InvalidRequestError, NoHostError
@@ -172,12 +173,40 @@ async def _run(control: Control, one: Import, host_id: UUID, request: ImportImag
 
 
 async def _work(control: Control, one: Import, host_id: UUID, request: ImportImage, source_ref: str) -> None:
+    async def complete(made: Built, config: ImageConfig) -> None:
+        await images.complete(
+            control,
+            one.image,
+            digest=made.digest,
+            size_bytes=made.size_bytes,
+            config=config,
+            source=ImageSource.IMPORT,
+            source_ref=source_ref,
+        )
+
+    feed = None if request.reference is not None else one
+    await fetch(control, host_id, request, log=one.log, register=complete, feed=feed)
+
+
+async def fetch(
+    control: Control,
+    host_id: UUID,
+    request: ImportImage,
+    *,
+    log: BuildLog,
+    register: Callable[[Built, ImageConfig], Awaitable[None]],
+    feed: Import | None = None,
+) -> None:
+    """Have a host make the file of an image, of a reference or of what `feed` is given, and `register` write it down while the host still holds it.
+
+    Raises InnkeeperError: why there is none.
+    """
     async with control.bus.open(host_id, ImportImage.verb, to_wire(request)) as call:
-        feeding = None if request.reference is not None else asyncio.ensure_future(_feed(one, call))
+        feeding = None if feed is None else asyncio.ensure_future(_feed(feed, call))
         try:
             async for event in call.events():
                 if isinstance(event, Message):
-                    await _follow(control, one, call, event.body, source_ref)
+                    await _follow(call, event.body, log, register)
             await call.result()
         finally:
             if feeding is not None:
@@ -191,22 +220,17 @@ async def _feed(one: Import, call: Call) -> None:
     await call.send_message({"sent": True})
 
 
-async def _follow(control: Control, one: Import, call: Call, body: dict[str, Any], source_ref: str) -> None:
+async def _follow(
+    call: Call, body: dict[str, Any], log: BuildLog, register: Callable[[Built, ImageConfig], Awaitable[None]]
+) -> None:
     if "step" in body:
-        one.log.event("step", text=str(body["step"]))
+        log.event("step", text=str(body["step"]))
     elif "line" in body:
-        one.log.event("output", data=str(body["line"]) + "\n")
+        log.event("output", data=str(body["line"]) + "\n")
     elif "made" in body:
         made = body["made"]
-        await images.complete(
-            control,
-            one.image,
-            digest=str(made["digest"]),
-            size_bytes=int(made["size_bytes"]),
-            config=config_from_json(made["config"]),
-            source=ImageSource.IMPORT,
-            source_ref=source_ref,
-        )
+        built = Built(str(made["digest"]), int(made["size_bytes"]), int(made.get("files", 0)))
+        await register(built, config_from_json(made["config"]))
         # It is written down: the host need not hold it any more.
         await call.send_end()
 

@@ -20,7 +20,7 @@ from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.token import Principal, Scope
 from innkeeper.errors import ConflictError, ImageNotFoundError, InnkeeperError, RateLimitedError
 from innkeeper.ids import uuid7
-from innkeeper.store import audit_events
+from innkeeper.store import audit_events, snapshots
 from innkeeper.store import images as store
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ async def begin(
     """
     require(principal, Scope.PROFILES)
     validate_image_name(name)
+    await check_quota(control, principal.organization_id)
     before = control.images.own(principal.organization_id, name)
     if before is not None and before.status is ImageStatus.BUILDING:
         raise ConflictError(f"The image {name!r} is being made already")
-    _check_quota(control, principal.organization_id)
     now = clock.now()
     if before is None:
         image = Image(
@@ -107,9 +107,11 @@ async def begin(
     return image
 
 
-def _check_quota(control: Control, organization_id: UUID) -> None:
+async def check_quota(control: Control, organization_id: UUID) -> None:
+    """Raises RateLimitedError where the organization's images and those of its snapshots have all the space that they may have."""
     limit_mb = control.settings.image_quota_mb
-    used = sum(image.size_bytes for image in control.images if image.organization_id == organization_id)
+    used = await control.database.read(snapshots.image_bytes, organization_id)
+    used += sum(image.size_bytes for image in control.images if image.organization_id == organization_id)
     if used >= limit_mb * MIB:
         raise RateLimitedError(
             f"The organization's images have {used // MIB} of {limit_mb} MiB; remove one first", retry_after_seconds=60

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bind_contextvars
 
-from innkeeper.control import clock, provisioning
+from innkeeper.control import clock, provisioning, snapshot_taking
 from innkeeper.control.flights import Flight
 from innkeeper.control.live_table import Entry, Key
 from innkeeper.core.instance import InstanceState
 from innkeeper.core.token import Principal
-from innkeeper.errors import HostDrainingError, InstanceFailedError, InstanceNotFoundError, InstanceNotReadyError
+from innkeeper.errors import (
+    HostDrainingError,
+    InstanceFailedError,
+    InstanceNotFoundError,
+    InstanceNotReadyError,
+    InstanceSuspendedError,
+)
 
 if TYPE_CHECKING:
     from innkeeper.control.context import Control
@@ -68,17 +74,32 @@ async def revive(control: Control, principal: Principal, entry: Entry) -> Entry:
     return await ready(control, principal, entry)
 
 
-async def ready(control: Control, principal: Principal, entry: Entry) -> Entry:
-    """The instance, ready; a failed one is restarted on its disk. Raises InstanceNotReadyError, InstanceFailedError, InstanceNotFoundError."""
-    return await bring_up(control, entry.key, lambda: provisioning.bring_up(control, principal, entry), only=entry)
+async def ready(control: Control, principal: Principal, entry: Entry, *, asked: bool = False) -> Entry:
+    """The instance, ready; a failed one is restarted on its disk. Raises as `bring_up`, InstanceFailedError."""
+
+    def work() -> Coroutine[Any, Any, Entry]:
+        return provisioning.bring_up(control, principal, entry)
+
+    return await bring_up(control, entry.key, work, only=entry, asked=asked)
+
+
+async def over(flight: Flight) -> None:
+    """Wait for the end of a flight, however it ends."""
+    await asyncio.wait({flight.future})
 
 
 async def bring_up(
-    control: Control, key: Key, work: Callable[[], Coroutine[Any, Any, Entry]], *, only: Entry | None = None
+    control: Control,
+    key: Key,
+    work: Callable[[], Coroutine[Any, Any, Entry]],
+    *,
+    only: Entry | None = None,
+    asked: bool = False,
 ) -> Entry:
-    """The entry of a handle, ready: of the flight that is going on, else of one that does the `work`.
+    """The entry of a handle, ready: of the flight that is going on, else of one that does the `work`. `asked`: whoever uses it asks for it to be woken.
 
     Raises:
+        InstanceSuspendedError: it is suspended, and its use does not wake it.
         InstanceNotFoundError: the one that is meant, `only`, was destroyed.
         InstanceNotReadyError: it takes longer than the wait limit; it goes on coming up.
         HostDrainingError: its host takes nothing more.
@@ -101,6 +122,8 @@ async def bring_up(
                 return entry
             if only is not None and only.doomed:
                 raise InstanceNotFoundError
+            if entry is not None and entry.sleeps_on and not asked:
+                raise InstanceSuspendedError
             flight = control.flights.start(key, "up", work)
         await _wait(control, flight, key, deadline - loop.time())
         if flight.kind == "up":
@@ -118,15 +141,19 @@ async def _wait(control: Control, flight: Flight, key: Key, seconds: float) -> N
 async def destroy(
     control: Control, principal: Principal, entry: Entry, *, verb: str = "destroy", reason: str = "deleted"
 ) -> None:
-    """Destroy an instance that is in memory; joins a destruction that is going on.
+    """Destroy an instance that is in memory; joins a destruction that is going on. A VM that is to leave a snapshot stays where none can be taken.
 
     `verb` is what the audit log calls it, `reason` what its handle keeps of its end.
     """
-    flight = control.flights.get(entry.key)
+    while (flight := control.flights.get(entry.key)) is not None and flight.kind == "suspend":
+        await over(flight)
     if flight is None:
-        flight = control.flights.start(
-            entry.key, "down", lambda: provisioning.take_down(control, principal, entry, verb=verb, reason=reason)
-        )
+
+        async def work() -> Entry:
+            await snapshot_taking.keep_last(control, principal, entry)
+            return await provisioning.take_down(control, principal, entry, verb=verb, reason=reason)
+
+        flight = control.flights.start(entry.key, "down", work)
     await asyncio.wait({flight.future})
     if flight.kind == "down":
         flight.future.result()

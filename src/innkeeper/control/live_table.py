@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,6 +13,9 @@ import sqlalchemy as sa
 from innkeeper.core.host import Host
 from innkeeper.core.instance import Instance, InstanceState
 from innkeeper.core.instance_spec import InstanceSpec
+
+if TYPE_CHECKING:
+    from innkeeper.control.context import Control
 
 Key = tuple[UUID, str]
 
@@ -50,6 +53,29 @@ class Entry:
     def doomed(self) -> bool:
         """Whether it is being destroyed, or was."""
         return self.instance.desired == "destroyed"
+
+    @property
+    def origin(self) -> UUID | None:
+        """The checkpoint that its machine is still to begin with."""
+        return None
+
+    @property
+    def demanding(self) -> bool:
+        """Whether it asks for what a host may refuse for good."""
+        return False
+
+    async def begun(self, control: Control, *, with_memory: bool, reason: str) -> None:
+        """It has begun with its origin; `reason` is why not with the memory."""
+
+    @property
+    def sleeps_on(self) -> bool:
+        """Whether it is suspended, and only whoever asks for that wakes it."""
+        return False
+
+    async def came_up(
+        self, control: Control, before: InstanceState, *, by: str, woken: Mapping[str, Any] | None
+    ) -> None:
+        """It has come up, `by` somebody's use, from what it was `before`; `woken` is what its host says of the memory of one that was suspended."""
 
     def environment(self, own: Mapping[str, str] | None = None) -> dict[str, str]:
         """What a program that is begun now gets beside its instance's variables: those that were staged, and its own, which win."""

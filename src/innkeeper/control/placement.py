@@ -12,7 +12,7 @@ from innkeeper.core.image import Image, ImageStatus
 from innkeeper.core.instance import Instance
 from innkeeper.core.instance_spec import InstanceSpec
 from innkeeper.core.isolation import AUTO, HOST_SEES_CHANGES, Offer, Rules, Wish
-from innkeeper.errors import HostDrainingError, NoHostError, UnavailableError
+from innkeeper.errors import DriverNotOfferedError, HostDrainingError, NoHostError, UnavailableError
 from innkeeper.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Whatever a build needs, its guests' disks become layers: the host has to read them.
 BUILD_NEEDS = frozenset({HOST_SEES_CHANGES})
+# The driver of virtual machines, which alone take a volume that one has written.
+MACHINES = "qemu"
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -82,6 +84,34 @@ def choose_for_build(control: Control) -> tuple[HostEntry, Offer]:
         raise isolation.refusal(wish, rules, _offers(there), needs=BUILD_NEEDS)
     host = _least_used(control, [entry for entry in there if entry.host.id in able])
     return host, able[host.host.id]
+
+
+def choose_for_volume(control: Control) -> HostEntry:
+    """The host for a new volume. Raises NoHostError, HostDrainingError."""
+    return _least_used(control, _reachable(control))
+
+
+def offer_for_files(control: Control, host: HostEntry, *, guest_written: bool) -> Offer:
+    """The driver for a guest in which a volume's files are read and written: not one that leaves the volume to virtual machines alone, if it is not so already.
+
+    Raises DriverNotOfferedError.
+    """
+    rules = dataclasses.replace(rules_of(control.settings), driver=AUTO)
+    wish = Wish(min_isolation="none")
+    if not guest_written:
+        offer = isolation.choose(wish, rules, host.offers, needs=BUILD_NEEDS)
+        offer = offer or isolation.choose(wish, rules, host.offers)
+        if offer is None:
+            raise isolation.refusal(wish, rules, host.offers)
+        return offer
+    # By its name, in software too: whoever wrote it was allowed to be that.
+    machines = [offer for offer in host.offers if HOST_SEES_CHANGES not in offer.capabilities]
+    for named in (dataclasses.replace(wish, driver=offer.driver) for offer in machines):
+        offer = isolation.choose(named, rules, machines)
+        if offer is not None:
+            return offer
+    why = isolation.refusal(dataclasses.replace(wish, driver=MACHINES), rules, host.offers).message
+    raise DriverNotOfferedError(f"A virtual machine has written the volume, and only one may read it: {why}")
 
 
 def _reachable(control: Control) -> list[HostEntry]:

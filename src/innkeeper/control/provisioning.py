@@ -13,25 +13,35 @@ import sqlalchemy as sa
 import structlog
 
 from innkeeper.bus.contract import Message
-from innkeeper.control import audit, clock, placement, warm_pools
+from innkeeper.control import audit, clock, mount_work, placement, warm_pools
 from innkeeper.control.live_table import Entry
 from innkeeper.control.machine_request import ensure_of
+from innkeeper.core.checkpoint_verbs import RestoreCheckpoint
 from innkeeper.core.event import AuditEvent
 from innkeeper.core.host_verbs import DestroyMachine, EnsureMachine, to_wire
+from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.instance import LEGAL, PROVISIONING, BootStep, Instance, InstanceState, Isolation, transition
 from innkeeper.core.instance_spec import InstanceSpec
 from innkeeper.core.isolation import isolation_from_wire
+from innkeeper.core.snapshot import Snapshot
 from innkeeper.core.token import Organization, Principal
 from innkeeper.errors import (
+    CheckpointDamagedError,
+    ConflictError,
     InnkeeperError,
     InstanceFailedError,
     InstanceNotFoundError,
+    InvalidRequestError,
+    MemoryUnusableError,
     NoHostError,
+    NotFoundError,
     RateLimitedError,
+    SnapshotDamagedError,
     UnavailableError,
 )
 from innkeeper.ids import public_key_id, uuid7
-from innkeeper.store import audit_events, instances, leases, organizations, rooms
+from innkeeper.store import audit_events, instances, leases, organizations, rooms, volumes
+from innkeeper.store import snapshots as snapshot_store
 from innkeeper.store.tables import instances as instances_table
 
 if TYPE_CHECKING:
@@ -65,17 +75,32 @@ async def bring_up(control: Control, principal: Principal, entry: Entry) -> Entr
     if host is not None:
         # Before anything is noted: an instance that may not start as things are stays what it is.
         placement.offer_for(control, host, entry.spec, entry.instance)
+    before = entry.instance.state
     lease = await _claim(control, principal, entry)
     if lease is None:
         return await _wait_for_other_process(control, entry)
-    await _ensure(control, entry, lease, new=False)
+    await _ensure(control, entry, lease, new=False, before=before, by=principal.actor)
     return entry
 
 
-def plan(control: Control, spec: InstanceSpec, *, profile_id: UUID, host_id: UUID | None) -> Instance:
-    """A new instance of the spec, on the host that is to have it; nothing is stored yet. Raises NoHostError, UnavailableError."""
-    host = placement.choose(control, spec, host_id=host_id)
-    image = placement.usable_image(control, spec)
+def plan(
+    control: Control,
+    spec: InstanceSpec,
+    *,
+    profile_id: UUID,
+    host_id: UUID | None = None,
+    origin: Snapshot | None = None,
+) -> Instance:
+    """A new instance of the spec, on the host that is to have it, which is where its `origin` is; nothing is stored yet.
+
+    Raises NoHostError, UnavailableError.
+    """
+    host = placement.choose(control, spec, host_id=host_id if origin is None else origin.host_id)
+    if origin is None:
+        image = placement.usable_image(control, spec)
+        digest, config = image.digest, image.defaults
+    else:
+        digest, config = origin.image_digest, origin.image_config or ImageConfig()
     created_at = clock.now()
     return Instance(
         id=uuid7(),
@@ -87,8 +112,8 @@ def plan(control: Control, spec: InstanceSpec, *, profile_id: UUID, host_id: UUI
         created_at=created_at,
         host_id=host.host.id,
         last_active_at=created_at,
-        image_digest=image.digest,
-        image_config=image.defaults,
+        image_digest=digest,
+        image_config=config,
         vcpu_count=spec.vcpu_count,
         memory_mb=spec.memory_mb,
         disk_mb=spec.disk_mb,
@@ -131,7 +156,7 @@ async def start(control: Control, entry: Entry, lease: UUID) -> None:
         InstanceFailedError: it is there and failed.
 
     """
-    await _ensure(control, entry, lease, new=True)
+    await _ensure(control, entry, lease, new=True, before=entry.instance.state, by=entry.kind)
 
 
 async def organization_of(control: Control, organization_id: UUID) -> Organization | None:
@@ -144,17 +169,19 @@ async def organization_of(control: Control, organization_id: UUID) -> Organizati
     return organization
 
 
-def check_limits(connection: sa.Connection, organization: Organization | None, memory_mb: int) -> None:
-    """Refuse an instance beyond the organization's limits, in the transaction that would store it. Raises RateLimitedError."""
+def check_limits(
+    connection: sa.Connection, organization: Organization | None, memory_mb: int, *, count: int = 1
+) -> None:
+    """Refuse an instance, or so many alike, beyond the organization's limits, in the transaction that would store it. Raises RateLimitedError."""
     if organization is None or (organization.max_instances is None and organization.max_memory_mb is None):
         return
-    count, used_mb = instances.usage(connection, organization.id)
-    if organization.max_instances is not None and count + 1 > organization.max_instances:
+    there, used_mb = instances.usage(connection, organization.id)
+    if organization.max_instances is not None and there + count > organization.max_instances:
         raise RateLimitedError(
             f"The organization's limit of {organization.max_instances} instances is reached; destroy one first",
             retry_after_seconds=10,
         )
-    check_memory(organization, used_mb, more_mb=memory_mb)
+    check_memory(organization, used_mb, more_mb=memory_mb * count)
 
 
 def check_memory(organization: Organization | None, used_mb: int, *, more_mb: int) -> None:
@@ -172,8 +199,12 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
     """The lease of an existing instance that is to come up (again), or None while another process works on it."""
     await control.later.flush(control)
     before = entry.instance
-    restart = before.state in (InstanceState.FAILED, InstanceState.STOPPED, InstanceState.READY)
-    wanted = entry.at_restart(transition(before, InstanceState.ACTIVE)) if restart else before
+    suspended = before.state is InstanceState.SUSPENDED
+    restart = suspended or before.state in (InstanceState.FAILED, InstanceState.STOPPED, InstanceState.READY)
+    wanted = transition(before, InstanceState.ACTIVE) if restart else before
+    if restart and not suspended:
+        # Memory goes on in a machine of the size that it was saved of.
+        wanted = entry.at_restart(wanted)
     wanted = dataclasses.replace(wanted, desired="running", revision=before.revision + 1)
 
     def claim(connection: sa.Connection) -> UUID | None:
@@ -181,7 +212,10 @@ async def _claim(control: Control, principal: Principal, entry: Entry) -> UUID |
         if token is not None:
             leases.apply(connection, instances_table, before.id, token, instances.state_values(wanted), release=False)
             if restart:
-                event = audit.event(principal, f"{entry.kind}.restart", "instance", before.id, entry.marks)
+                if suspended:
+                    event = audit.event(principal, "vm.resume", "instance", before.id, entry.marks)
+                else:
+                    event = audit.event(principal, f"{entry.kind}.restart", "instance", before.id, entry.marks)
                 audit_events.insert(connection, event)
         return token
 
@@ -211,17 +245,18 @@ async def _wait_for_other_process(control: Control, entry: Entry) -> Entry:
     raise UnavailableError(f"Another process did not bring the {entry.kind} up in time")
 
 
-async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> None:
-    """Ask the host for the machine and note the outcome."""
+async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool, before: InstanceState, by: str) -> None:
+    """Ask the host for the machine and note the outcome; it was in the state `before`, and comes up by somebody's wish."""
     began = time.monotonic()
     control.metrics.provisionings += 1
     try:
         async with asyncio.timeout(ENSURE_SECONDS):
             answer = await _ask(control, entry)
+            await mount_work.attach_all(control, entry)
         boot_trace, isolation = _boot_trace(answer), _isolation(control, answer)
     except Exception as error:
         control.metrics.provisioning_failures += 1
-        await _note_failure(control, entry, lease, error, new=new)
+        await _note_failure(control, entry, lease, error, new=new, before=before)
     else:
         ready = transition(entry.instance, InstanceState.READY)
         entry.change(dataclasses.replace(ready, boot_trace=boot_trace, isolation=isolation))
@@ -229,6 +264,7 @@ async def _ensure(control: Control, entry: Entry, lease: UUID, *, new: bool) -> 
         control.later.state(entry.instance, lease)
         control.metrics.instances_claimed += bool(answer.get("claimed"))
         warm_pools.note_used(control, entry)
+        await entry.came_up(control, before, by=by, woken=answer.get("woken"))
     finally:
         control.metrics.provisioning_seconds += time.monotonic() - began
 
@@ -247,7 +283,32 @@ async def _ask(control: Control, entry: Entry) -> dict[str, Any]:
         offer=placement.offer_for(control, host, entry.spec, entry.instance),
         agent_version=host.agent_version,
     )
-    async with control.bus.open(host.host.id, EnsureMachine.verb, to_wire(request)) as call:
+    origin = entry.origin
+    if origin is None:
+        return await _follow_to_end(control, entry, host.host.id, request)
+    snapshot = await control.database.read(snapshot_store.get, origin)
+    if snapshot is not None and snapshot.of_image:
+        answer = await _follow_to_end(control, entry, host.host.id, request)
+        await entry.begun(control, with_memory=False, reason="The snapshot is an image")
+        return answer
+    reason = ""
+    try:
+        answer = await _follow_to_end(control, entry, host.host.id, RestoreCheckpoint(origin, request))
+    except CheckpointDamagedError as error:
+        await control.database.write(snapshot_store.mark_damaged, origin, error.message)
+        raise SnapshotDamagedError(f"The snapshot is damaged: {error.message}") from error
+    except MemoryUnusableError as error:
+        # There is none, or the host has changed since; the disk is all there.
+        reason = error.message
+        answer = await _follow_to_end(control, entry, host.host.id, RestoreCheckpoint(origin, request, disk_only=True))
+    await entry.begun(control, with_memory=bool(answer["restored"]), reason=reason)
+    return answer
+
+
+async def _follow_to_end(
+    control: Control, entry: Entry, host_id: UUID, request: EnsureMachine | RestoreCheckpoint
+) -> dict[str, Any]:
+    async with control.bus.open(host_id, request.verb, to_wire(request)) as call:
         async for event in call.events():
             if isinstance(event, Message):
                 _follow(entry, event.body)
@@ -264,16 +325,29 @@ def _follow(entry: Entry, body: dict[str, Any]) -> None:
         entry.change(transition(entry.instance, state))
 
 
-async def _note_failure(control: Control, entry: Entry, lease: UUID, error: Exception, *, new: bool) -> None:
+async def _note_failure(
+    control: Control, entry: Entry, lease: UUID, error: Exception, *, new: bool, before: InstanceState
+) -> None:
     """Store why the instance did not come up, and raise what its callers are told."""
     unavailable = isinstance(error, UnavailableError) and not isinstance(error, InstanceFailedError)
-    if unavailable and new and not entry.told:
+    # A snapshot that cannot be begun with, or a volume that cannot be had, is no reason to try again.
+    refused = entry.demanding and isinstance(error, (ConflictError, NotFoundError, InvalidRequestError))
+    if (unavailable or refused) and new and not entry.told:
         # Nobody was told of it: no handle is left behind, and what the host may have begun is an orphan that it cleans away.
         control.live.remove(entry)
         control.shares.remove_of(entry.instance.id)
         control.metrics.instances_refused += 1
         await control.database.write(_forget, entry.instance.id)
         control.reconcile_hint.set()
+        if refused:
+            raise error
+        raise NoHostError from error
+    if unavailable and before is InstanceState.SUSPENDED:
+        # It stays what it was: the host has its memory, and no room for it.
+        asleep = transition(entry.instance, InstanceState.SUSPENDED)
+        entry.change(dataclasses.replace(asleep, desired="suspended"))
+        control.later.state(entry.instance, lease)
+        await control.later.flush(control)
         raise NoHostError from error
     if isinstance(error, InnkeeperError):
         failure = error.message
@@ -367,6 +441,7 @@ async def take_down(
 
     def bury(connection: sa.Connection) -> None:
         rooms.delete_of_instance(connection, gone.id)
+        volumes.delete_mounts_of(connection, gone.id)
         values = {**instances.state_values(gone), "destroyed_at": clock.now()}
         leases.apply(connection, instances_table, gone.id, lease, values, release=True)
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from innkeeper.control import clock, provisioning
+from innkeeper.control import clock, forks, mount_work, provisioning, snapshot_taking, suspension, volume_work
 from innkeeper.control.live_table import Entry
 from innkeeper.control.tasks import wait_for_hint
 from innkeeper.core.host_verbs import DestroyMachine, ListMachines, to_wire
@@ -44,8 +44,12 @@ async def step(control: Control) -> None:
         if control.hosts.get(host_id) is not None:
             try:
                 await adopt(control, host_id)
+                await snapshot_taking.settle(control, host_id)
+                await forks.settle(control, host_id)
+                await volume_work.settle(control, host_id)
+                await mount_work.settle(control, host_id)
             except InnkeeperError as error:
-                log.warning("a host could not be asked for its machines", host_id=str(host_id), reason=error.message)
+                log.warning("a host could not be asked for what it has", host_id=str(host_id), reason=error.message)
 
 
 async def adopt(control: Control, host_id: UUID) -> None:
@@ -107,6 +111,8 @@ async def _resume(control: Control, host_id: UUID) -> None:
         principal = system_principal(entry.instance.organization_id, "reconciler")
         if entry.instance.desired == "destroyed":
             control.flights.start(entry.key, "down", _down(control, principal, entry))
+        elif entry.instance.state is InstanceState.SUSPENDING:
+            control.flights.start(entry.key, "suspend", _sleep(control, principal, entry))
         elif entry.ready:
             # Memory knows better: the write that would have said so was lost.
             control.later.state(entry.instance, None)
@@ -116,6 +122,10 @@ async def _resume(control: Control, host_id: UUID) -> None:
 
 def _down(control: Control, principal: Principal, entry: Entry) -> Any:
     return lambda: provisioning.take_down(control, principal, entry)
+
+
+def _sleep(control: Control, principal: Principal, entry: Entry) -> Any:
+    return lambda: suspension.put_to_sleep(control, principal, entry, "")
 
 
 def _up(control: Control, principal: Principal, entry: Entry) -> Any:

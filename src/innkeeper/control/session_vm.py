@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,14 +12,16 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from innkeeper.control import audit, clock, lifecycle, placement, provisioning, shares, vms
+from innkeeper.control import audit, clock, lifecycle, mounts, placement, provisioning, shares, snapshots, vms
 from innkeeper.control.access import require
 from innkeeper.control.vm_entry import VmEntry, VmView, event_of, session_key, vm_of
 from innkeeper.control.vm_shape import image_of, new_spec
 from innkeeper.core import isolation
 from innkeeper.core.egress_policy import EgressPolicy
+from innkeeper.core.instance_spec import InstanceSpec
 from innkeeper.core.profile import validate_env
 from innkeeper.core.share import ShareRequest
+from innkeeper.core.snapshot import Snapshot
 from innkeeper.core.token import Principal, Scope
 from innkeeper.core.vm import (
     Session,
@@ -27,9 +30,12 @@ from innkeeper.core.vm import (
 )
 from innkeeper.errors import (
     ConflictError,
-    NoHostError,
+    InnkeeperError,
+    InvalidRequestError,
+    SnapshotNotFoundError,
 )
 from innkeeper.store import sessions as session_store
+from innkeeper.store import snapshots as snapshot_store
 from innkeeper.store import vms as vm_store
 
 if TYPE_CHECKING:
@@ -43,16 +49,19 @@ async def create(
     *,
     session: Session | None = None,
     new_session: UUID | None = None,
+    later: VmRequest | None = None,
     share: ShareRequest | None = None,
     wait: bool = True,
 ) -> VmView:
     """A new VM, ready, or without `wait` on its way up; for a session with a living VM that one, as it is.
 
     `new_session` is the id that its own session gets; where an earlier attempt made that, its VM is the one. `share` is published with it.
+    A new session keeps the request for its later VMs, or what is said of them by `later`.
 
     Raises:
         InvalidRequestError: naming the field.
         ForbiddenError: a lifetime beyond the limit.
+        SnapshotNotFoundError, ConflictError: the snapshot is not there, not ready, or damaged.
         ConflictError: the session's living VM is of another shape.
         NoHostError, UnavailableError, RateLimitedError: it cannot be made now; nothing is left of it.
         InstanceNotReadyError: it takes longer than the wait limit; it goes on coming up.
@@ -66,12 +75,17 @@ async def create(
     new = session is None
     whole = request if session is None else request.over(session.request)
     isolation.check(whole.wish, placement.rules_of(control.settings))
+    if whole.volumes:
+        # Before a session is made for nothing.
+        await mounts.plan(control, principal, whole.volumes)
+    if request.snapshot_id is not None:
+        _check_origin(whole, await snapshots.usable(control, principal, request.snapshot_id))
     if session is None:
         session_id = new_session or uuid4()
         sealed = control.box.seal_env(
             dict(request.env or {}), organization_id=principal.organization_id, object_id=session_id
         )
-        session = Session(session_id, principal.organization_id, clock.now(), request, sealed)
+        session = Session(session_id, principal.organization_id, clock.now(), later or request, sealed)
     wish = _Wish(session, request, new=new, share=share)
     attached = None
     if (living := control.live.find(session_key(session))) is not None and not lifecycle.ends(control, living):
@@ -107,6 +121,7 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, wish: 
         ("memory_mb", request.memory_mb, instance.memory_mb),
         ("vcpu_count", request.vcpu_count, instance.vcpu_count),
         ("egress_policy", request.egress_policy, entry.vm.egress_policy),
+        ("snapshot_id", request.snapshot_id, entry.vm.snapshot_id),
         (
             "image_variant",
             request.image_variant and image_of(control, instance.organization_id, request.image_variant),
@@ -117,13 +132,23 @@ async def _attach(control: Control, principal: Principal, entry: VmEntry, wish: 
             raise ConflictError(f"{name}: the session's VM lives and has {has}")
     _check_isolation(entry, request)
     vm_id = entry.vm.vm_id
+    for volume in request.volumes or ():
+        await mounts.attach(control, principal, vm_id, volume)
     if wish.share is not None:
         await shares.ensure(control, principal, entry, wish.share)
     if request.env:
         await vms.stage_env(control, principal, vm_id, request.env)
     changes = {
         name: value
-        for name in ("metadata", "vm_lifetime_seconds", "idle_seconds")
+        for name in (
+            "metadata",
+            "vm_lifetime_seconds",
+            "idle_seconds",
+            "snapshot_on_terminate",
+            "snapshot_name",
+            "auto_suspend",
+            "auto_resume",
+        )
         if (value := getattr(request, name)) is not None
     }
     if changes:
@@ -192,7 +217,7 @@ async def _provision(
         committed()
     try:
         await provisioning.start(control, entry, lease)
-    except NoHostError:
+    except InnkeeperError:
         if wish.new:
             # Nobody was told of the session either, unless the VM stayed.
             await control.database.write(session_store.delete_unused, wish.session.id)
@@ -203,18 +228,15 @@ async def _provision(
 async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[VmEntry, UUID]:
     """A new VM with its lease, committed before any host hears of it."""
     settings, session = control.settings, wish.session
-    wanted = wish.request.over(session.request)
+    wanted = wish.request if wish.new else wish.request.over(session.request)
+    origin = None if wanted.snapshot_id is None else await snapshots.usable(control, principal, wanted.snapshot_id)
     lifetime = wanted.vm_lifetime_seconds or settings.vm_lifetime_seconds
-    spec = new_spec(
-        session.organization_id,
-        session.id,
-        image=image_of(control, session.organization_id, wanted.image_variant),
-        vcpu_count=wanted.vcpu_count or settings.vm_vcpus,
-        memory_mb=wanted.memory_mb or settings.vm_memory_mb,
-        disk_mb=settings.vm_disk_mb,
-        wish=wanted.wish,
-    )
-    instance = provisioning.plan(control, spec, profile_id=session.id, host_id=None)
+    volumes = await mounts.plan(control, principal, wanted.volumes or ())
+    spec = _spec(control, session, wanted, origin)
+    instance = provisioning.plan(control, spec, profile_id=session.id, host_id=volumes.host_id, origin=origin)
+    if volumes.host_id not in (None, instance.host_id):
+        raise ConflictError("The snapshot and the volumes are on different hosts")
+    mounted = mounts.of_instance(volumes, instance.id)
     vm = Vm(
         instance_id=instance.id,
         organization_id=session.organization_id,
@@ -226,15 +248,27 @@ async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[
         metadata=dict(wanted.metadata or {}),
         image_variant=wanted.image_variant,
         idle_seconds=wanted.idle_seconds,
-        egress_policy=wanted.egress_policy or EgressPolicy(),
-        env_sealed=session.env_sealed if wish.new else _merged_env(control, session, wish.request),
+        egress_policy=wanted.egress_policy or (EgressPolicy() if origin is None else origin.egress_policy),
+        auto_suspend=bool(wanted.auto_suspend),
+        auto_resume=wanted.auto_resume is not False,
+        env_sealed=_env(control, wish, origin),
+        snapshot_id=wanted.snapshot_id,
+        snapshot_on_terminate=bool(wanted.snapshot_on_terminate),
+        snapshot_name=wanted.snapshot_name,
     )
     share = None if wish.share is None else shares.plan(instance, wish.share)
 
     def insert(connection: sa.Connection) -> None:
+        if origin is not None:
+            # Whoever deletes it from here on is told of this VM.
+            found = snapshot_store.get(connection, origin.id)
+            if found is None:
+                raise SnapshotNotFoundError
+            found.check_ready()
         if wish.new:
             session_store.insert(connection, session)
         vm_store.insert(connection, vm)
+        mounts.insert(connection, mounted)
         vm_store.insert_events(connection, event_of(vm, "created", ""))
         if share is not None:
             shares.insert(connection, principal, share, {"session_id": str(session.id)})
@@ -245,13 +279,56 @@ async def _create(control: Control, principal: Principal, wish: _Wish) -> tuple[
     wish.made = True
     if share is not None:
         control.shares.put(share)
-    return vms.remember(control, vm, instance), lease
+    entry = vms.remember(control, vm, instance)
+    entry.mounts = {mount.disk_id: mount for mount in mounted}
+    return entry, lease
 
 
-def _merged_env(control: Control, session: Session, request: VmRequest) -> bytes | None:
-    if not request.env:
+def _spec(control: Control, session: Session, wanted: VmRequest, origin: Snapshot | None) -> InstanceSpec:
+    """What the session's next VM is made of: of a snapshot what that was taken of, and its driver, whose disks and memory no other can read.
+
+    One of an image has no driver: any can read it.
+    """
+    settings = control.settings
+    if origin is None:
+        return new_spec(
+            session.organization_id,
+            session.id,
+            image=image_of(control, session.organization_id, wanted.image_variant),
+            vcpu_count=wanted.vcpu_count or settings.vm_vcpus,
+            memory_mb=wanted.memory_mb or settings.vm_memory_mb,
+            disk_mb=settings.vm_disk_mb,
+            wish=wanted.wish,
+        )
+    _check_origin(wanted, origin)
+    return new_spec(
+        session.organization_id,
+        session.id,
+        image=origin.image,
+        vcpu_count=wanted.vcpu_count or origin.vcpu_count,
+        memory_mb=wanted.memory_mb or origin.memory_mb,
+        disk_mb=origin.disk_mb,
+        wish=wanted.wish if origin.driver is None else dataclasses.replace(wanted.wish, driver=origin.driver),
+    )
+
+
+def _check_origin(wanted: VmRequest, origin: Snapshot) -> None:
+    """Refuse what a VM of the snapshot cannot be. Raises InvalidRequestError."""
+    origin.check_sizes(memory_mb=wanted.memory_mb, vcpu_count=wanted.vcpu_count, image_variant=wanted.image_variant)
+    if origin.driver is not None and wanted.wish.driver not in (isolation.AUTO, origin.driver):
+        raise InvalidRequestError(f"driver: the snapshot is of {origin.driver!r}")
+
+
+def _env(control: Control, wish: _Wish, origin: Snapshot | None) -> bytes | None:
+    """The VM's variables: its snapshot's, over them its session's, over these its request's."""
+    session, request = wish.session, wish.request
+    begun = {}
+    if origin is not None:
+        ids = {"organization_id": origin.organization_id, "object_id": origin.id}
+        begun = control.box.open_env(origin.env_sealed, **ids)
+    if not begun and (wish.new or not request.env):
         return session.env_sealed
     ids = {"organization_id": session.organization_id, "object_id": session.id}
-    env = {**control.box.open_env(session.env_sealed, **ids), **request.env}
+    env = {**begun, **control.box.open_env(session.env_sealed, **ids), **(request.env or {})}
     validate_env(env)
     return control.box.seal_env(env, **ids)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
+from innkeeper.errors import InnkeeperError, UnavailableError
+
 RESTART_SECONDS = 1.0
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +51,32 @@ class Tasks:
             work.close()
             raise RuntimeError("the server is not running")
         self._group.create_task(self._logged(work, name), name=name)
+
+    async def finish(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """The result of work that goes on to its end when the one who waits for it goes away. Raises what it raises, UnavailableError."""
+        return await asyncio.shield(self.begin(work, name=name))
+
+    def begin(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
+        """What will come of work that is carried out beside; nobody need wait for it. Raises UnavailableError."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        # Nobody may wait for it any more.
+        outcome.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+        async def carry_out() -> None:
+            try:
+                outcome.set_result(await work)
+            except InnkeeperError as error:
+                outcome.set_exception(error)
+            except BaseException:
+                outcome.set_exception(UnavailableError("The server could not do this now"))
+                raise
+
+        try:
+            self.spawn(carry_out(), name=name)
+        except RuntimeError:
+            work.close()
+            raise UnavailableError("The server is stopping") from None
+        return outcome
 
     def forever(self, step: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Run `step` again and again; it does its own waiting. After an exception it starts anew a second later."""

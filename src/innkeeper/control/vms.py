@@ -14,7 +14,7 @@ from innkeeper.control import audit, clock, lifecycle, provisioning
 from innkeeper.control.access import require
 from innkeeper.control.vm_entry import VmEntry, VmView, vm_of
 from innkeeper.control.vm_shape import image_of
-from innkeeper.core.instance import Instance
+from innkeeper.core.instance import Instance, InstanceState
 from innkeeper.core.profile import validate_env
 from innkeeper.core.token import Principal, Scope
 from innkeeper.core.vm import (
@@ -45,6 +45,7 @@ async def ready_entry(control: Control, principal: Principal, vm_id: str) -> VmE
     Raises:
         VmNotFoundError: also for one that has ended, and for another organization's.
         InstanceNotReadyError, InstanceFailedError: it did not come up (in time).
+        InstanceSuspendedError: it is suspended, and its use does not wake it.
 
     """
     entry = await existing_entry(control, principal, vm_id)
@@ -55,6 +56,17 @@ async def ready_entry(control: Control, principal: Principal, vm_id: str) -> VmE
         return vm_of(await lifecycle.ready(control, principal, entry))
     except InstanceNotFoundError:
         raise VmNotFoundError from None
+
+
+async def remembering_entry(control: Control, principal: Principal, vm_id: str) -> VmEntry:
+    """The VM, ready, or suspended as it is: either has a memory that can be kept. Raises as `ready_entry`."""
+    entry = await existing_entry(control, principal, vm_id)
+    if (flight := control.flights.get(entry.key)) is not None and flight.kind == "suspend":
+        await lifecycle.over(flight)
+    if entry.instance.state is InstanceState.SUSPENDED and control.flights.get(entry.key) is None:
+        lifecycle.use(control, entry)
+        return entry
+    return await ready_entry(control, principal, vm_id)
 
 
 async def existing_entry(control: Control, principal: Principal, vm_id: str) -> VmEntry:
@@ -118,6 +130,14 @@ async def change(control: Control, principal: Principal, vm_id: str, changes: Ma
         vm = dataclasses.replace(vm, metadata=dict(wanted.metadata))
     if "idle_seconds" in changes:
         vm = dataclasses.replace(vm, idle_seconds=wanted.idle_seconds)
+    if wanted.snapshot_on_terminate is not None:
+        vm = dataclasses.replace(vm, snapshot_on_terminate=wanted.snapshot_on_terminate)
+    if "snapshot_name" in changes:
+        vm = dataclasses.replace(vm, snapshot_name=wanted.snapshot_name)
+    if wanted.auto_suspend is not None:
+        vm = dataclasses.replace(vm, auto_suspend=wanted.auto_suspend)
+    if wanted.auto_resume is not None:
+        vm = dataclasses.replace(vm, auto_resume=wanted.auto_resume)
     if (lifetime := wanted.vm_lifetime_seconds) is not None:
         ends_at = clock.now() + timedelta(seconds=lifetime)
         # Not before a lease, which may be somebody else's.
@@ -149,6 +169,15 @@ async def hold(control: Control, principal: Principal, vm_id: str, seconds: int,
     entry.announced_idle = None
     entry.note("held" if seconds else "released", reason, until=vm.expires_at.isoformat())
     return entry.view
+
+
+async def put_off_end(control: Control, entry: VmEntry, seconds: timedelta) -> None:
+    """Have a VM live so long from now on, at least."""
+    ends_at = max(entry.vm.expires_at, clock.now() + seconds)
+    entry.change_vm(dataclasses.replace(entry.vm, expires_at=ends_at))
+    control.live.touch(entry)
+    await control.database.write(store.update, entry.vm)
+    control.expiry_hint.set()
 
 
 async def stage_env(
@@ -186,7 +215,9 @@ def check(control: Control, principal: Principal, request: VmRequest) -> None:
     if request.vm_lifetime_seconds is not None and request.vm_lifetime_seconds > longest:
         # The dialect's clients read the number out of this sentence and ask again.
         raise ForbiddenError(f"VM lifetime cannot exceed {longest}s")
-    image_of(control, principal.organization_id, request.image_variant)
+    if request.snapshot_id is None:
+        # A snapshot stands on an image of its own.
+        image_of(control, principal.organization_id, request.image_variant)
 
 
 def remember(control: Control, vm: Vm, instance: Instance) -> VmEntry:

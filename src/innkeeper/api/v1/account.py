@@ -116,11 +116,12 @@ def add_ssh_key_routes(router: APIRouter, control: Control) -> None:
         """Where VMs can be reached by SSH, and the key by which the gateway is known."""
         gateway = ssh_gateway_of(control.settings)
         if gateway is None:
-            return SshGatewayAnswer(enabled=False, address=None, port=None, host_key=None, fingerprint=None)
+            return SshGatewayAnswer(enabled=False, address=None, port=None, host=None, host_key=None, fingerprint=None)
         return SshGatewayAnswer(
             enabled=True,
             address=gateway.address,
             port=gateway.port,
+            host=gateway.host,
             host_key=gateway.host_key,
             fingerprint=gateway.fingerprint,
         )

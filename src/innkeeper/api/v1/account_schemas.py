@@ -105,6 +105,7 @@ class SshGatewayAnswer(BaseModel):
     enabled: bool
     address: str | None = Field(description="Where it listens.")
     port: int | None
+    host: str | None = Field(description="The host that clients are told, as `ssh_host` of VMs.")
     host_key: str | None = Field(description="Kind and base64, as in known_hosts.")
     fingerprint: str | None = Field(description="Of that key, as ssh shows it.")
 

@@ -11,12 +11,16 @@ from starlette.responses import JSONResponse, Response
 from innkeeper.api.errors import FieldsError, error_response
 from innkeeper.api.v1.executions import add_execution_routes
 from innkeeper.api.v1.files import add_file_routes
+from innkeeper.api.v1.retention import add_retention_routes
 from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.sessions import add_session_routes
 from innkeeper.api.v1.shares import add_share_routes
+from innkeeper.api.v1.snapshots import add_snapshot_routes
 from innkeeper.api.v1.terminals import VM_BASES, add_terminal_routes
 from innkeeper.api.v1.transfers import add_transfer_routes
 from innkeeper.api.v1.vms import add_vm_routes
+from innkeeper.api.v1.volume_files import add_volume_file_routes
+from innkeeper.api.v1.volumes import add_volume_routes
 from innkeeper.control.context import Control
 from innkeeper.errors import InvalidRequestError
 
@@ -24,6 +28,9 @@ PREFIXES = (
     "/v1/vms",
     "/v1/sessions/",
     "/v1/shares",
+    "/v1/snapshots",
+    "/v1/volumes",
+    "/v1/retention",
     "/v1/executions/",
     "/execute",
     "/kill",
@@ -38,6 +45,10 @@ def build_router(control: Control) -> APIRouter:
     add_vm_routes(router, control)
     add_session_routes(router, control)
     add_share_routes(router, control)
+    add_snapshot_routes(router, control)
+    add_volume_routes(router, control)
+    add_retention_routes(router, control)
+    add_volume_file_routes(router, control)
     add_terminal_routes(router, control, VM_BASES)
     add_file_routes(router, control)
     add_transfer_routes(router, control)

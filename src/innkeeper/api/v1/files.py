@@ -16,7 +16,7 @@ from innkeeper.api import sse
 from innkeeper.api.body import stream_body
 from innkeeper.api.disconnect import cancelled_on_disconnect
 from innkeeper.api.errors import describe
-from innkeeper.api.file_stream import UPLOAD_MAX_BYTES, Streamed, send_file, tagged_answer
+from innkeeper.api.file_stream import UPLOAD_MAX_BYTES, Streamed, attachment
 from innkeeper.api.json_app import CurrentPrincipal
 from innkeeper.api.v1.file_schemas import (
     VmCopy,
@@ -190,19 +190,9 @@ def _add_content_routes(router: APIRouter, control: Control) -> None:
         """The bytes of a file. Range, If-Range and If-None-Match count."""
         entry, place = await located(principal, vm_id, path)
 
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-            def opened(offset: int, length: int | None) -> Any:
-                return files.read(control, principal, entry, place, offset=offset, length=length)
-
-            headers = {
-                "Content-Disposition": "attachment",
-                "Cache-Control": "private, no-cache",
-                "X-Content-Type-Options": "nosniff",
-            }
-            async with cancelled_on_disconnect(receive):
-                await send_file(opened, tagged_answer(scope, headers), scope["method"], send)
-
-        return Streamed(serve)
+        return attachment(
+            lambda offset, length: files.read(control, principal, entry, place, offset=offset, length=length)
+        )
 
     @router.put(f"{FILES}/content", openapi_extra=BINARY_BODY)
     async def write_file(
@@ -215,7 +205,7 @@ def _add_content_routes(router: APIRouter, control: Control) -> None:
         ] = None,
     ) -> VmFileWritten:
         """Write a file, whole or not at all; missing directories are made, the mode of an existing file is kept."""
-        _refuse_conditions(request)
+        refuse_conditions(request)
         entry, place = await located(principal, vm_id, path)
         chunks = stream_body(request.scope, request.receive, max_bytes=UPLOAD_MAX_BYTES)
         bits = None if mode is None else int(mode, 8)
@@ -243,14 +233,14 @@ def _add_content_routes(router: APIRouter, control: Control) -> None:
     @router.put(f"{FILES}/archive", openapi_extra=BINARY_BODY)
     async def write_archive(principal: CurrentPrincipal, vm_id: str, request: Request, path: Path) -> VmTreeMade:
         """Unpack a tar archive, plain or compressed by gzip, bzip2 or xz, into a directory, whole or not at all."""
-        _refuse_conditions(request)
+        refuse_conditions(request)
         entry, place = await located(principal, vm_id, path)
         chunks = stream_body(request.scope, request.receive, max_bytes=UPLOAD_MAX_BYTES)
         tally = await trees.unpack(control, principal, entry, place, chunks, max_bytes=UPLOAD_MAX_BYTES)
         return VmTreeMade(path=show_path(place), files=tally.files, size=tally.bytes, skipped=tally.skipped)
 
 
-def _refuse_conditions(request: Request) -> None:
+def refuse_conditions(request: Request) -> None:
     """Refuse what is not looked at here: whoever sends it would believe that nothing of somebody else's was written over, or that a part was written."""
     for name in ("If-Match", "If-None-Match", "If-Unmodified-Since", "Content-Range"):
         if name in request.headers:
@@ -270,11 +260,12 @@ def _row(directory: bytes, entry: FileEntry) -> VmFile:
         type=entry.type,
         size=entry.size,
         mode=f"{stat.S_IMODE(entry.mode):04o}",
-        modified_at=_time(entry.mtime_ns),
+        modified_at=file_time(entry.mtime_ns),
     )
 
 
-def _time(nanoseconds: int) -> datetime:
+def file_time(nanoseconds: int) -> datetime:
+    """A moment that a guest told, as near to it as can be said."""
     try:
         return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
     except (OverflowError, ValueError, OSError):

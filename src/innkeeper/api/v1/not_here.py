@@ -24,12 +24,6 @@ NOT_HERE: tuple[tuple[str, str], ...] = (
     (r"/v1/vaults(/.*)?", "Vaults are not part of this server yet"),
     (r"/v1/egress/.*", "A VM's egress cannot be changed yet; it is given with `egress_policy` in POST /v1/vms"),
     (r"/v1/custom-domains(/.*)?", "Custom domains are not part of this server yet"),
-    (r"/v1/snapshots(/.*)?", "Snapshots are not part of this server yet; see `inn image build`"),
-    (r"/v1/volumes(/.*)?", "Volumes are not part of this server yet"),
-    (
-        r"/v1/vms/[^/]+/(suspend|resume|clone|snapshot|volumes(/.*)?)",
-        "Snapshots and volumes are not part of this server yet",
-    ),
 )
 _TABLE = tuple((re.compile(pattern.encode()), sentence) for pattern, sentence in NOT_HERE)
 

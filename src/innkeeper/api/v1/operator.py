@@ -14,6 +14,8 @@ from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1.operator_schemas import (
     CapacityAnswer,
     DiagnosisAsk,
+    DiskAnswer,
+    DiskItem,
     DrainChange,
     GarbageAnswer,
     GarbageAsk,
@@ -23,7 +25,7 @@ from innkeeper.api.v1.operator_schemas import (
     ProfileRoomAnswer,
 )
 from innkeeper.api.v1.schemas import DriverAnswer, HostAnswer, Nothing
-from innkeeper.control import backup, capacity, diagnosis, garbage, hosts
+from innkeeper.control import backup, capacity, diagnosis, disk_use, garbage, hosts
 from innkeeper.control.capacity import CapacityReport
 from innkeeper.control.context import Control
 from innkeeper.control.diagnosis import ProcessLevel
@@ -55,10 +57,19 @@ def add_routes(router: APIRouter, control: Control) -> None:
         """What the host has room for, and what bounds it. Scope `admin`."""
         return _capacity(await capacity.report(control, principal, host_id))
 
+    @router.get("/v1/hosts/{host_id}/disk")
+    async def report_disk(principal: CurrentPrincipal, host_id: PathUuid) -> DiskAnswer:
+        """What takes the space of the state directory, and whose it is. Scope `admin`."""
+        found = await disk_use.report(control, principal, host_id)
+        items = [DiskItem(**dataclasses.asdict(one)) for one in found]
+        return DiskAnswer(items=items, total_bytes=sum(one.own_bytes for one in items))
+
     @router.post("/v1/hosts/{host_id}/gc")
     async def collect_garbage(principal: CurrentPrincipal, host_id: PathUuid, body: GarbageAsk) -> GarbageAnswer:
         """What takes disk space on the host and nothing needs; removed when `remove` says so. Scope `admin`."""
-        found = await garbage.collect(control, principal, host_id, remove=body.remove)
+        found = await garbage.collect(
+            control, principal, host_id, remove=body.remove, remove_volumes=body.remove_volumes
+        )
         items = [GarbageItem(kind=one.kind, name=one.name, size_bytes=one.size_bytes) for one in found]
         return GarbageAnswer(removed=body.remove, items=items, total_bytes=sum(one.size_bytes for one in found))
 

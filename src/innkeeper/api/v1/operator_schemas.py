@@ -83,19 +83,37 @@ class CapacityAnswer(BaseModel):
     profiles: list[ProfileRoomAnswer]
 
 
+class DiskItem(BaseModel):
+    """What all things of a kind of an organization take."""
+
+    organization: str | None = Field(description="Its name; null for the server's own.")
+    kind: str
+    count: int
+    size_bytes: int = Field(description="With blocks that are shared with others.")
+    own_bytes: int = Field(description="Without them.")
+
+
+class DiskAnswer(BaseModel):
+    """What takes the space of the state directory, the most first."""
+
+    items: list[DiskItem]
+    total_bytes: int = Field(description="The sum of `own_bytes`: what the state directory takes.")
+
+
 class GarbageAsk(BaseModel):
     """Body of POST /v1/hosts/{host_id}/gc."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     remove: bool = Field(False, description="Remove it; else it is only listed.")
+    remove_volumes: bool = Field(False, description="With `remove`: volumes too, which are users' data.")
 
 
 class GarbageItem(BaseModel):
     """A thing that nothing needs."""
 
     kind: str = Field(
-        description="`image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `kernel`, `template`, `baseline` or `journals`."
+        description="`image`, `temporary`, `trash`, `agent`, `disk`, `checkpoint`, `volume`, `kernel`, `template`, `baseline` or `journals`."
     )
     name: str
     size_bytes: int

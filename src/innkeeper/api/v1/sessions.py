@@ -83,7 +83,7 @@ def add_session_routes(router: APIRouter, control: Control) -> None:
     ) -> list[VmRecord]:
         """The VMs that live and whose metadata has all that the JSON object `metadata` has, newest first."""
         found = await sessions.sandboxes(control, principal, _filter(metadata), limit=limit)
-        return [vm_record(view) for view in found]
+        return [vm_record(control, view) for view in found]
 
     @router.post("/kill")
     async def kill(principal: CurrentPrincipal, body: SessionKill) -> Killed:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,8 +14,10 @@ from innkeeper.api.body import header_values, read_body, stream_body
 from innkeeper.api.disconnect import cancelled_on_disconnect
 from innkeeper.api.file_stream import UPLOAD_MAX_BYTES, Streamed
 from innkeeper.api.json_app import CurrentPrincipal
-from innkeeper.api.multipart import PartBegin, PartData, PartEnd, PartEvent, boundary_of, part_events
+from innkeeper.api.multipart import boundary_of, part_events
+from innkeeper.api.v1.base64_answer import send_base64
 from innkeeper.api.v1.guest_paths import path_from_text, show_path
+from innkeeper.api.v1.upload_form import UploadForm
 from innkeeper.api.v1.vms import session_id
 from innkeeper.control import files, sessions, trees
 from innkeeper.control.context import Control
@@ -27,13 +25,9 @@ from innkeeper.control.live_table import Entry
 from innkeeper.core.token import Principal
 from innkeeper.errors import FileMissingError, InvalidRequestError
 
-FIELDS = ("remote_path", "session_id", "recursive")
-FIELD_BYTES_MAX = 8_192
-# A client may send the file before it says where it goes: so much of it is kept until it does.
-EARLY_BYTES_MAX = 1 << 20
+FIELDS = frozenset({"remote_path", "session_id", "recursive"})
+NEEDED = ("remote_path", "session_id")
 FORM_BYTES_MAX = 65_536
-# Base64 is made and sent in pieces, of a multiple of 3 bytes.
-PIECE_BYTES = 3 << 16
 
 
 class Uploaded(BaseModel):
@@ -56,11 +50,11 @@ def add_transfer_routes(router: APIRouter, control: Control) -> None:
     async def upload(principal: CurrentPrincipal, request: Request) -> Uploaded:
         """Send a file to a session's VM, or with `recursive` a tar archive that is unpacked there. Whole or not at all."""
         body = stream_body(request.scope, request.receive, max_bytes=UPLOAD_MAX_BYTES)
-        form = UploadForm(part_events(boundary_of(request.scope), body))
+        form = UploadForm(part_events(boundary_of(request.scope), body), fields=FIELDS, needed=NEEDED)
         await form.begin()
         entry = await sessions.ready_entry(control, principal, session_id(form.text("session_id")))
         path = await trees.absolute(control, principal, entry, path_from_text("remote_path", form.text("remote_path")))
-        if form.recursive:
+        if form.flag("recursive"):
             tally = await trees.unpack(control, principal, entry, path, form.content(), max_bytes=UPLOAD_MAX_BYTES)
             return Uploaded(
                 status="success",
@@ -70,7 +64,7 @@ def add_transfer_routes(router: APIRouter, control: Control) -> None:
                 files=tally.files,
                 skipped=tally.skipped,
             )
-        path = await _file_path(control, principal, entry, path, form.filename)
+        path = await _file_path(control, principal, entry, path, form)
         written = await files.write(control, principal, entry, path, form.content(), max_bytes=UPLOAD_MAX_BYTES)
         return Uploaded(
             status="success",
@@ -97,96 +91,12 @@ def add_transfer_routes(router: APIRouter, control: Control) -> None:
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             async with cancelled_on_disconnect(receive), files.read(control, principal, entry, path) as file:
                 head = {"status": "success", "filename": name, "size": file.size}
-                await _send_base64(send, head, file.chunks, None if file.size == 0 else file.size)
+                await send_base64(send, head, file.chunks, None if file.size == 0 else file.size)
 
         return Streamed(serve)
 
 
-class UploadForm:
-    """The parts of an upload: fields as they come, then the file as a stream; what follows it is read before the stream ends."""
-
-    def __init__(self, events: AsyncIterator[PartEvent]) -> None:
-        self._events = events
-        self._fields: dict[str, str] = {}
-        self._early: list[bytes] | None = None
-        self._file_is_whole = False
-        self.filename: str | None = None
-        self._began = False
-
-    async def begin(self) -> None:
-        """Read up to the file's content; where that comes before the fields, and is small, all of the body. Raises InvalidRequestError."""
-        while not self._began or self._early is not None:
-            event = await anext(self._events, None)
-            if event is None:
-                break
-            assert isinstance(event, PartBegin)  # noqa: S101
-            if event.name != "file" or self._began:
-                await self._field(event)
-                continue
-            self._began, self.filename = True, event.filename
-            if not self._fields.keys() >= {"remote_path", "session_id"}:
-                await self._keep_file()
-        for name in ("remote_path", "session_id"):
-            if name not in self._fields:
-                raise InvalidRequestError(f"{name}: Field required")
-        if not self._began:
-            raise InvalidRequestError("file: Field required")
-
-    def text(self, name: str) -> str:
-        """A field's value."""
-        return self._fields[name]
-
-    @property
-    def recursive(self) -> bool:
-        """Whether the file is an archive to be unpacked. Raises InvalidRequestError for what is neither."""
-        value = self._fields.get("recursive", "false").lower()
-        if value not in ("true", "false"):
-            raise InvalidRequestError("recursive: must be true or false")
-        return value == "true"
-
-    async def content(self) -> AsyncIterator[bytes]:
-        """The file's bytes. Ends only when the whole body was read and makes sense."""
-        for data in self._early or ():
-            yield data
-        while not self._file_is_whole:
-            event = await anext(self._events)
-            if isinstance(event, PartData):
-                yield event.data
-            self._file_is_whole = isinstance(event, PartEnd)
-        async for event in self._events:
-            assert isinstance(event, PartBegin)  # noqa: S101
-            if event.name in FIELDS and event.name not in self._fields:
-                raise InvalidRequestError(f"{event.name}: must come before file")
-            await self._field(event)
-
-    async def _keep_file(self) -> None:
-        self._early, size = [], 0
-        while isinstance(event := await anext(self._events), PartData):
-            size += len(event.data)
-            if size > EARLY_BYTES_MAX:
-                raise InvalidRequestError("file: remote_path and session_id must come before a file of more than 1 MiB")
-            self._early.append(event.data)
-        self._file_is_whole = True
-
-    async def _field(self, begin: PartBegin) -> None:
-        if begin.name == "file":
-            raise InvalidRequestError("file: given twice")
-        value = b""
-        while isinstance(event := await anext(self._events), PartData):
-            value += event.data
-            if len(value) > FIELD_BYTES_MAX:
-                raise InvalidRequestError(f"{begin.name[:100]}: at most {FIELD_BYTES_MAX} bytes")
-        if begin.name not in FIELDS:
-            return
-        if begin.name in self._fields:
-            raise InvalidRequestError(f"{begin.name}: given twice")
-        try:
-            self._fields[begin.name] = value.decode()
-        except UnicodeDecodeError:
-            raise InvalidRequestError(f"{begin.name}: must be UTF-8") from None
-
-
-async def _file_path(control: Control, principal: Principal, entry: Entry, path: bytes, filename: str | None) -> bytes:
+async def _file_path(control: Control, principal: Principal, entry: Entry, path: bytes, form: UploadForm) -> bytes:
     """Where a file goes: the path, or its own name in it where that is a directory."""
     if not path.endswith(b"/"):
         try:
@@ -195,11 +105,7 @@ async def _file_path(control: Control, principal: Principal, entry: Entry, path:
             return path
         if found.type != "dir":
             return path
-    # The client's path of the file, perhaps of another system.
-    name = re.split(r"[/\\]", filename or "")[-1].encode("utf-8", "surrogateescape")
-    if name in (b"", b".", b".."):
-        raise InvalidRequestError("remote_path: names a directory, and the file has no name")
-    return path.rstrip(b"/") + b"/" + name
+    return path.rstrip(b"/") + b"/" + form.own_name("remote_path")
 
 
 async def _read_form(scope: Scope, receive: Receive) -> dict[str, list[str]]:
@@ -218,33 +124,6 @@ def _one(form: dict[str, list[str]], name: str) -> str:
     if len(values) != 1:
         raise InvalidRequestError(f"{name}: Field required" if not values else f"{name}: given twice")
     return values[0]
-
-
-async def _send_base64(send: Send, head: dict[str, Any], chunks: AsyncIterator[bytes], size: int | None) -> None:
-    """`{..., "content": "..."}` in pieces. A file that does not have the size that was announced cuts the answer off."""
-    left, rest = size, b""
-    buffered: list[bytes] = [json.dumps(head, ensure_ascii=False)[:-1].encode("utf-8", "replace"), b', "content": "']
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-    async for chunk in chunks:
-        piece = chunk if left is None else chunk[:left]
-        left = None if left is None else left - len(piece)
-        rest += piece
-        whole = len(rest) - len(rest) % 3
-        if whole >= PIECE_BYTES:
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": b"".join((*buffered, base64.b64encode(rest[:whole]))),
-                    "more_body": True,
-                }
-            )
-            buffered, rest = [], rest[whole:]
-        if left == 0:
-            break
-    if left:
-        return  # it shrank: no end, so that the client sees that bytes are missing
-    body = b"".join((*buffered, base64.b64encode(rest), b'"}'))
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _text(description: str) -> dict[str, Any]:

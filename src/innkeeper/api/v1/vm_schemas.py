@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from innkeeper.api.v1.share_schemas import ShareAnswer, ShareRequest
+from innkeeper.api.v1.volume_schemas import VMVolumeMountRequest
 
 
 class FieldProblem(BaseModel):
@@ -29,13 +31,13 @@ class _NotInForce(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    snapshot_on_terminate: Literal[False] | None = Field(None, description="Only `false`: there are no snapshots yet.")
-    snapshot_name: None = Field(None, description="Only null.")
     vault_ids: Annotated[list[str], Field(max_length=0)] | None = Field(None, description="Only `[]`.")
-    auto_suspend: Literal[False] | None = Field(None, description="Only `false`.")
-    auto_resume: Literal[False] | None = Field(None, description="Only `false`.")
+    auto_suspend: bool | None = Field(
+        None, description="Suspend it where it would end for its lifetime or for being idle; default: false."
+    )
+    auto_resume: bool | None = Field(None, description="Wake it when it is used while suspended; default: true.")
 
-    @field_validator("snapshot_on_terminate", "snapshot_name", "vault_ids", "auto_suspend", "auto_resume", mode="wrap")
+    @field_validator("vault_ids", mode="wrap")
     @classmethod
     def _say_why(cls, value: Any, handler: Any) -> Any:
         try:
@@ -68,11 +70,15 @@ class VMCreateRequest(_NotInForce, VmShape):
         None, description="Weakest isolation that is acceptable: `none`, `gvisor` or `microvm`; null: `gvisor`."
     )
     share: ShareRequest | None = Field(None, description="A port to publish at once.")
-    snapshot_id: None = Field(None, description="Only null: there are no snapshots yet.")
+    snapshot_id: UUID | None = Field(None, description="The snapshot that it begins with.")
+    snapshot_on_terminate: bool | None = Field(None, description="Take a snapshot before it ends.")
+    snapshot_name: str | None = Field(None, description="What that is called; default: the VM's id.")
     custom_domain: None = Field(None, description="Only null.")
-    volumes: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only `[]`.")
+    volumes: list[VMVolumeMountRequest] | None = Field(
+        None, description="What it is to have, from its first moment on."
+    )
 
-    @field_validator("snapshot_id", "custom_domain", "volumes", mode="wrap")
+    @field_validator("custom_domain", mode="wrap")
     @classmethod
     def _refuse(cls, value: Any, handler: Any) -> Any:
         try:
@@ -91,6 +97,47 @@ class VMCreateResponse(BaseModel):
     custom_domain: dict[str, Any] | None = None
     env_status: str = Field("none", description="`none`, `applied` or `failed`.")
     env_error: str | None = None
+
+
+class VmClone(BaseModel):
+    """Body of POST /v1/vms/{vm_id}/clone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    snapshot_name: str | None = Field(None, description="Keep the moment as a snapshot of this name; null: not.")
+
+
+class VmFork(VmClone):
+    """Body of POST /v1/vms/{vm_id}/fork."""
+
+    count: int = Field(1, description="How many, 1 to 100.")
+
+
+class VmClonedAnswer(BaseModel):
+    """A clone."""
+
+    vm_id: str
+    session_id: str
+    status: str
+    snapshot_id: str | None = Field(description="The moment, where it is kept.")
+    volumes: list[str] = Field(description="Volumes that its original has mounted, which it has not.")
+
+
+class VmForkedAnswer(BaseModel):
+    """One VM of a fork, or why there is none."""
+
+    vm_id: str | None
+    session_id: str | None
+    status: str
+    error: str | None
+
+
+class VmForksAnswer(BaseModel):
+    """What came of a fork."""
+
+    vms: list[VmForkedAnswer]
+    snapshot_id: str | None = Field(description="The moment, where it is kept.")
+    volumes: list[str] = Field(description="Volumes that their original has mounted, which they have not.")
 
 
 class VmIsolation(BaseModel):
@@ -122,7 +169,7 @@ class VmRecord(BaseModel):
 
     vm_id: str
     session_id: str
-    status: str = Field(description="`creating`, `active`, `suspended`, `error` or `killed`.")
+    status: str = Field(description="`creating`, `active`, `suspending`, `suspended`, `error` or `killed`.")
     created_at: datetime
     expires_at: datetime
     last_active_at: datetime | None
@@ -144,12 +191,22 @@ class VmRecord(BaseModel):
     min_isolation: str
     hold_until: datetime | None
     hold_reason: str | None
+    auto_suspend: bool
+    auto_resume: bool
+    suspend_reason: str | None = Field(description="Why it is suspended: `asked`, `expired` or `idle`.")
+    woken_by: str | None = Field(description="Whose use woke it last.")
     env_status: str
     env_error: str | None
-    snapshot_id: str | None = None
+    snapshot_id: str | None = Field(description="What it began with.")
+    restored: str | None = Field(description="How it did: `memory` where what ran goes on, or `disk`.")
+    snapshot_on_terminate: bool
+    snapshot_name: str | None
     isolation: VmIsolation | None
     boot_trace: list[VmBootStep]
     host: VmHost | None
+    ssh_host: str | None = Field(
+        description="Host of the SSH gateway; null where there is none, or where it has the API's name."
+    )
 
 
 class VmUpdate(_NotInForce):
@@ -159,6 +216,8 @@ class VmUpdate(_NotInForce):
     metadata: dict[str, Any] | None = None
     vm_lifetime_seconds: int | None = Field(None, description="From now on.")
     idle_seconds: int | None = Field(None, description="null: never.")
+    snapshot_on_terminate: bool | None = None
+    snapshot_name: str | None = None
 
 
 class VmHold(BaseModel):
@@ -200,7 +259,8 @@ class VmEventAnswer(BaseModel):
     id: str
     at: datetime
     type: str = Field(
-        description="`created`, `ready`, `stopped`, `failed`, `held`, `released`, `expiring` or `ending`."
+        description="`created`, `restored`, `ready`, `stopped`, `failed`, `snapshot`, `held`, `released`, "
+        "`suspended`, `suspend_failed`, `resumed`, `expiring` or `ending`."
     )
     reason: str
     details: dict[str, str]

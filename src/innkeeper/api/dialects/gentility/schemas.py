@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from innkeeper.core.instance import PROVISIONING, InstanceState
+from innkeeper.core.instance import ASLEEP, PROVISIONING, InstanceState
 
 Status = Literal["active", "network_allocated", "ftap_created", "image_generated", "vm_started", "vm_booted", "ready"]
 assert Status.__args__ == tuple(str(state) for state in PROVISIONING)  # type: ignore[attr-defined]  # noqa: S101
@@ -21,7 +21,7 @@ def error_shape(code: str, message: str) -> dict[str, Any]:
 
 def show_state(state: InstanceState) -> str:
     """How a state is shown: a room that sleeps is `ready`, because it wakes on use."""
-    return "ready" if state in (InstanceState.STOPPING, InstanceState.STOPPED) else str(state)
+    return "ready" if state in ASLEEP else str(state)
 
 
 def _no_nul(value: str) -> str:
