@@ -22,11 +22,13 @@ from bench import (
     drivers,
     executions,
     idle,
+    moments,
     ports,
     report,
     rooms,
     ssh,
     startup,
+    states,
     sustained,
     terminals,
     transfers,
@@ -46,6 +48,8 @@ GROUPS = (
     "idle",
     "checkpoints",
     "drivers",
+    "moments",
+    "states",
     "transfers",
     "ports",
     "terminals",
@@ -133,6 +137,10 @@ async def measure(options: argparse.Namespace) -> tuple[list[Row], str]:
                     )
                 elif group == "drivers":
                     found = await asyncio.to_thread(drivers.measure, tries=tries // 2 + 1)
+                elif group == "moments":
+                    found = await asyncio.to_thread(moments.measure, tries=3 if options.quick else 5)
+                elif group == "states":
+                    found = await asyncio.to_thread(states.measure, tries=5 if options.quick else 10)
                 elif group == "burst":
                     found = await asyncio.to_thread(burst.measure, server, tries=1 if options.quick else 3)
                 elif group == "sustained":

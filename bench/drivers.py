@@ -24,7 +24,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from tests.integration.booted_vm import put_kernel
+from tests.guest_kernel import put_kernel
 from tests.integration.daemon_fixture import Host, eventually, running_host
 
 from bench.checkpoints import checkpoint
@@ -84,7 +84,12 @@ def measure(*, tries: int) -> list[Row]:
         Row("restore", "microVM: restore of a checkpoint to ready", budget=Budget(250)),
         Row("fork", "microVM: fork of a running guest to ready"),
     ]
-    running = subprocess.Popen([sys.executable, "-m", "bench.drivers", str(tries)], stdout=subprocess.PIPE)
+    return sampled(rows, "bench.drivers", tries)
+
+
+def sampled(rows: list[Row], module: str, tries: int) -> list[Row]:
+    """The rows with what `python -m MODULE TRIES` found: the microVM's samples, and gVisor's as their peer."""
+    running = subprocess.Popen([sys.executable, "-m", module, str(tries)], stdout=subprocess.PIPE)
     try:
         said, _ = running.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:

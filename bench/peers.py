@@ -116,7 +116,9 @@ class Peers:
             vcpu_count=self._vcpu_count,
         )
         link_dir.mkdir(exist_ok=True)
-        spec: dict[str, Any] = oci_spec(plan, cgroup_path=group.path, nofile=self._nofile)
+        hub = self.directory / f"hub-{one}"
+        hub.mkdir(exist_ok=True)
+        spec: dict[str, Any] = oci_spec(plan, hub=hub, cgroup_path=group.path, nofile=self._nofile)
         spec["process"]["args"] = args
         bundle = self.directory / f"bundle-{one}"
         bundle.mkdir(exist_ok=True)

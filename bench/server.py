@@ -37,8 +37,9 @@ class RefusedError(Exception):
 class Server:
     """`inn serve` on a state directory whose image store is filled already."""
 
-    def __init__(self, home: Path, *, platform: str | None = None) -> None:
+    def __init__(self, home: Path, *, platform: str | None = None, **settings: str) -> None:
         self.home = home
+        self._given = settings
         self._platform = platform or "auto"
         self.settings = Settings(home=home)
         with socket.socket() as probe, socket.socket() as other:
@@ -62,6 +63,7 @@ class Server:
             "INNKEEPER_SSH_PORT": str(self.ssh_port),
             "INNKEEPER_RUNSC_PLATFORM": self._platform,
             "PYTHONUNBUFFERED": "1",
+            **self._given,
         }
         argv = [str(Path(sys.prefix) / "bin" / "inn"), "serve", "--home", str(self.home), "--port", str(self.port)]
         began = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import time
+from collections.abc import Callable
 
 from bench.peers import Peers
 from bench.processes import peak_mb, reset_peak
@@ -73,7 +74,7 @@ def _of_vms(server: Server, *, tries: int) -> list[Row]:
         return Row(name, f"VM: {title} of {SIZE_MB} MB", "MB/s", Budget(at_least=True))
 
     # In this order: what is read was written before.
-    transfers = (
+    transfers: tuple[tuple[Row, Callable[[], int]], ...] = (
         (row("vm-upload", "PUT content"), lambda: server.upload(content, PIECE, PIECES)),
         (row("vm-download", "GET content"), lambda: server.download(content)),
         (
