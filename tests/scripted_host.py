@@ -12,21 +12,30 @@ from uuid import UUID, uuid4
 
 from pydantic import TypeAdapter
 from tests.scripted_builds import ScriptedBuilds
+from tests.scripted_checkpoints import ScriptedCheckpoints
 from tests.scripted_ports import ScriptedPorts
 from tests.scripted_programs import ScriptedPrograms
 from tests.scripted_terminals import ScriptedTerminals
 from tests.scripted_trees import ScriptedTrees
+from tests.scripted_volumes import ScriptedVolumes
 
 from innkeeper.bus.contract import Data, End, Handler, ServerCall
 from innkeeper.bus.in_process import in_process_bus
 from innkeeper.control import organizations, tokens
 from innkeeper.control.context import Control, build_control
 from innkeeper.core import host_verbs as verbs
+from innkeeper.core.checkpoint_verbs import SuspendMachine
 from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.core.instance import Isolation
 from innkeeper.core.isolation import Offer
 from innkeeper.core.token import Organization, Principal
-from innkeeper.errors import ExecutionNotFoundError, FileMissingError, InnkeeperError, InstanceNotFoundError
+from innkeeper.errors import (
+    ConflictError,
+    ExecutionNotFoundError,
+    FileMissingError,
+    InnkeeperError,
+    InstanceNotFoundError,
+)
 from innkeeper.host.metrics import HostMetrics
 from innkeeper.settings import Settings
 from innkeeper.store.database import open_database
@@ -45,6 +54,7 @@ class ScriptedHost:
         self.machines: dict[UUID, dict[str, Any]] = {}
         self.request_ids: list[str | None] = []
         self.log_level = "info"
+        self.disk_use: list[dict[str, Any]] = []
         self.capacity: dict[str, Any] = {
             "memory_mb": 9_000,
             "memory_reserve_mb": 1_000,
@@ -73,6 +83,12 @@ class ScriptedHost:
         ]
         self.ensure_error: InnkeeperError | None = None
         self.destroy_error: InnkeeperError | None = None
+        self.suspend_error: InnkeeperError | None = None
+        self.hold_suspend = asyncio.Event()
+        self.hold_suspend.set()
+        # Those whose memory is kept; what becomes of it when they go on.
+        self.suspended: set[UUID] = set()
+        self.woken: dict[str, Any] = {"with_memory": True, "reason": ""}
         self.read_error: InnkeeperError | None = None
         self.import_error: InnkeeperError | None = None
         self.imported: list[bytes] = []
@@ -97,6 +113,8 @@ class ScriptedHost:
         self.programs = ScriptedPrograms(self._there)
         self.terminals = ScriptedTerminals()
         self.trees = ScriptedTrees(self.files, self._there)
+        self.checkpoints = ScriptedCheckpoints(self.disks, self.machines, self.suspended, self._ensure)
+        self.volumes = ScriptedVolumes(self.machines)
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def count(self, verb: type[Any]) -> int:
@@ -128,6 +146,7 @@ class ScriptedHost:
             for verb, answer in (
                 (verbs.EnsureMachine, self._ensure),
                 (verbs.DestroyMachine, self._destroy),
+                (SuspendMachine, self._suspend),
                 (verbs.ListMachines, self._list),
                 (verbs.Execute, self._execute),
                 (verbs.ReadOutput, self._read_output),
@@ -152,12 +171,15 @@ class ScriptedHost:
                 (verbs.ReadMetrics, self._read_metrics),
                 (verbs.CollectGarbage, self._collect_garbage),
                 (verbs.DescribeCapacity, self._describe_capacity),
+                (verbs.MeasureDisk, self._measure_disk),
                 (verbs.ReadUsage, self._read_usage),
                 *self.builds.answers(),
                 *self.ports.answers(),
                 *self.programs.answers(),
                 *self.terminals.answers(),
                 *self.trees.answers(),
+                *self.checkpoints.answers(),
+                *self.volumes.answers(),
             )
         }
 
@@ -177,6 +199,9 @@ class ScriptedHost:
 
     async def _collect_garbage(self, request: verbs.CollectGarbage, call: ServerCall) -> dict[str, Any]:
         return {"items": [{"kind": "disk", "name": "d", "size_bytes": 4096}]}
+
+    async def _measure_disk(self, request: verbs.MeasureDisk, call: ServerCall) -> dict[str, Any]:
+        return {"items": self.disk_use}
 
     async def _describe_capacity(self, request: verbs.DescribeCapacity, call: ServerCall) -> dict[str, Any]:
         return dict(self.capacity)
@@ -218,7 +243,20 @@ class ScriptedHost:
         self.disks.add(request.instance_id)
         (offer,) = (one for one in self.offers if one.driver == request.shape.driver)
         assert offer.isolation is not None
-        return {"boot_trace": trace, "isolation": dataclasses.asdict(offer.isolation), "claimed": True}
+        woken = self.woken if request.instance_id in self.suspended else None
+        self.suspended.discard(request.instance_id)
+        isolation = dataclasses.asdict(offer.isolation)
+        return {"boot_trace": trace, "isolation": isolation, "claimed": True, "woken": woken}
+
+    async def _suspend(self, request: SuspendMachine, call: ServerCall) -> dict[str, Any]:
+        await self.hold_suspend.wait()
+        if self.suspend_error is not None:
+            raise self.suspend_error
+        if request.instance_id not in self.suspended:
+            self._there(request.instance_id)
+            del self.machines[request.instance_id]
+            self.suspended.add(request.instance_id)
+        return {"memory_bytes": 1}
 
     async def _destroy(self, request: verbs.DestroyMachine, call: ServerCall) -> dict[str, Any]:
         await self.hold.wait()
@@ -357,6 +395,8 @@ class ScriptedHost:
                 ended = True
         assert ended
         created = (request.instance_id, request.path) not in self.files
+        if not created and not request.replace:
+            raise ConflictError("it exists")
         self.files[request.instance_id, request.path] = b"".join(pieces)
         return {"bytes": sum(map(len, pieces)), "created": created}
 
@@ -409,9 +449,11 @@ class ScriptedHost:
 
     async def _back_up(self, request: verbs.BackupHost, call: ServerCall) -> dict[str, Any]:
         await call.send_message({"staged": [str(disk) for disk in self.disks]})
+        kept = self.volumes.kept
+        await call.send_message({"staged_volumes": {str(one): row["size_mb"] for one, row in kept.items()}})
         await call.send_message({"estimate_bytes": 1_000})
         await call.send_data(b"\0" * 512)
-        return {"manifest_sha256": "0" * 64, "instances": len(self.disks)}
+        return {"manifest_sha256": "0" * 64, "instances": len(self.disks), "volumes": len(kept)}
 
     async def _watch(self, request: verbs.WatchHost, call: ServerCall) -> dict[str, Any]:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

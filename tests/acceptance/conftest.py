@@ -20,6 +20,8 @@ LOG_TAIL = 20_000
 # A profile whose rooms nobody touches: the shortest idle time is a minute, which passes while the other tests run.
 SHORT_LIVED = "short-lived"
 FIRST_GUEST_SECONDS = 250
+# Of the registry beyond the host, which a module that wants one starts.
+REGISTRY_PORT = 5_000
 
 
 @pytest.fixture(scope="package")
@@ -37,6 +39,7 @@ def servers(world: Internet) -> Iterator[Servers]:
     def start(driver: str) -> Iterator[Server]:
         settings = {"INNKEEPER_HOST_NETNS": world.host, "INNKEEPER_DNS_UPSTREAMS": world.address}
         settings["INNKEEPER_SSH_PORT"] = str(free_port())
+        settings["INNKEEPER_IMAGE_REGISTRIES"] = f"{world.address}:{REGISTRY_PORT}"
         with server("base", "python-data-science", "node", driver=driver, **settings) as running:
             api = running.api()
             if driver == QEMU:

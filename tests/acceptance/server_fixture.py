@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 import httpx2
 from image_fixture import put_into
 from tests import guest_drivers
+from tests.guest_kernel import put_kernel
 
 from innkeeper.core.vm import parse_vm_id
 from innkeeper.host.linux import loop_device, mounts, netns
@@ -270,7 +271,7 @@ def server(*images: str, driver: str = guest_drivers.GVISOR, **settings: str) ->
     home = Path(tempfile.mkdtemp(prefix="ika", dir="/var/tmp"))
     put_into(home / "host", *images)
     if driver == guest_drivers.QEMU:
-        guest_drivers.put_kernel(home / "host")
+        put_kernel(home / "host")
     (home / "host").chmod(0o700)
     home.chmod(0o755)
     running = Server(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_fixture import INN, Room, Server, free_port, leftovers, plain_environment, server, until
@@ -44,13 +45,15 @@ class Made:
     said: dict[str, object] = field(default_factory=dict)
     written_before: int = 0
     token: str = ""
+    volume: str = ""
+    vm: str = ""
 
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[Made]:
     folder = Path(tempfile.mkdtemp(prefix="ikb", dir="/var/tmp"))
     try:
-        with server("base") as running:
+        with server("base", INNKEEPER_SSH_PORT=str(free_port())) as running:
             api = running.api()
             profile = api.make_profile(env={"COLOR": "green"}, disk_mb=2048)
             backup = Made(folder / "all.tar", running, profile, token=running.token)
@@ -66,6 +69,14 @@ def made() -> Iterator[Made]:
             # Its disk is on its own: no machine holds it.
             gone.output("echo stopped > file")
             running.kill_sandbox(running.machine_of(backup.rooms["gone"]))
+            # A volume that a VM has, and a moment of it.
+            client = running.client(running.token)
+            backup.volume = client.post("/v1/volumes", json={"name": "data", "quota_bytes": 64 << 20}).json()["id"]
+            had = [{"volume_id": backup.volume, "mount_path": "/data", "mode": "rw"}]
+            asked = {"image_variant": "base", "vm_lifetime_seconds": 3600, "volumes": had}
+            backup.vm = client.post("/v1/vms", json=asked).raise_for_status().json()["vm_id"]
+            inside(client, backup.vm, "echo before > /data/notes")
+            client.post(f"/v1/volumes/{backup.volume}/checkpoints", json={"name": "kept"}).raise_for_status()
             backup.written_before = int(busy.output("cat last"))
             began = time.monotonic()
             done = running.inn("backup", str(backup.archive), "--json")
@@ -73,12 +84,19 @@ def made() -> Iterator[Made]:
             assert done.returncode == 0, done.stderr
             backup.said = json.loads(done.stdout)
             # What comes later is not in it.
+            inside(client, backup.vm, "echo after > /data/notes")
             api.room(profile, "later").output("true")
             assert int(busy.output("cat last")) > backup.written_before
             assert '"leaked": 0' in running.inn("host", "list", "--json").stdout
             yield backup
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def inside(client: Any, vm: str, command: str) -> str:
+    answer = client.post(f"/v1/vms/{vm}/exec", json={"command": command}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["stdout"])
 
 
 @pytest.fixture
@@ -104,9 +122,12 @@ def test_a_restored_server_goes_on(made: Made, empty: Path) -> None:
     done = inn("restore", str(made.archive), "--home", str(empty))
     print(f"inn restore took {time.monotonic() - began:.1f} s: {done.stdout}")
     assert done.returncode == 0, done.stderr
-    assert "3 rooms" in done.stdout and f"inn serve --home {empty}" in done.stdout
+    assert "4 rooms, 2 volumes" in done.stdout and f"inn serve --home {empty}" in done.stdout
     assert sorted(path.name for path in empty.iterdir()) == ["api", "host"]
     assert stat.S_IMODE((empty / "api" / "master.key").stat().st_mode) == 0o600
+    key = empty / "api" / "ssh-host-key"
+    assert key.read_bytes() == (made.server.home / "api" / "ssh-host-key").read_bytes()
+    assert (stat.S_IMODE(key.stat().st_mode), key.stat().st_uid) == (0o600, (empty / "api").stat().st_uid)
     for disk in disks_of(empty):
         checked = subprocess.run(["e2fsck", "-fn", disk], capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout
@@ -124,6 +145,12 @@ def test_a_restored_server_goes_on(made: Made, empty: Path) -> None:
         assert (kept["output"], kept["exit_code"]) == ("said\n", 0)
         assert quiet.changes("echo new > new") == {"/home/user/new": "created"}
         assert gone.output("cat file") == "stopped"
+        # The VM has its volume again, as it was.
+        assert inside(client, made.vm, "cat /data/notes") == "before\n"
+        (volume,) = client.get("/v1/volumes").json()
+        assert (volume["id"], volume["status"], volume["mounts"][0]["vm_id"]) == (made.volume, "ready", made.vm)
+        (kept,) = client.get(f"/v1/volumes/{made.volume}/checkpoints").json()
+        assert (kept["name"], kept["status"]) == ("kept", "ready")
         # One moment of the disk: the log is whole, and holds all that was said to be written before the backup began.
         log = busy.output("cat log").split()
         last = int(busy.output("cat last"))
@@ -144,8 +171,11 @@ def disks_of(home: Path) -> list[Path]:
         pool.mkdir(exist_ok=True)
         subprocess.run(["mount", "-o", "loop,nouuid", home / "host" / "pool.xfs", pool], check=True)
     found = sorted(pool.glob("disks/*.img"))
-    assert len(found) == 3
-    return found
+    assert len(found) == 4
+    volumes = sorted(pool.glob("volumes/*.img"))
+    # A checkpoint is as it was: nobody may ever write it.
+    assert [stat.S_IMODE(path.stat().st_mode) for path in volumes] == [0o600, 0o400]
+    return [*found, *volumes]
 
 
 def unmount_pool(home: Path) -> None:
@@ -155,15 +185,16 @@ def unmount_pool(home: Path) -> None:
 
 
 def test_sizes_are_what_they_are_said_to_be(made: Made) -> None:
-    assert made.said["rooms"] == 3
+    assert made.said["rooms"] == 4
     assert made.said["bytes"] == made.archive.stat().st_size
     assert stat.S_IMODE(made.archive.stat().st_mode) == 0o600
     done = inn("restore", str(made.archive), "--check", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["disks"], found["instances"], found["has_key"]) == (3, 3, True)
-    # Disks of 2 GiB each; what they take is what rooms wrote.
-    assert found["disk_bytes"] == 3 * 2048 * 2**20
+    assert (found["disks"], found["instances"], found["volumes"], found["has_key"]) == (4, 4, 2, True)
+    # Disks of 2 GiB each, and the VM's; what they take is what guests wrote.
+    vms_disk_mb = made.server.client(made.token).get(f"/v1/vms/{made.vm}").json()["disk_mb"]
+    assert found["disk_bytes"] == (3 * 2048 + vms_disk_mb) * 2**20
     assert found["archived_bytes"] < made.archive.stat().st_size < 1_500 * 2**20
     with tarfile.open(made.archive) as archive:
         names = archive.getnames()

@@ -177,6 +177,7 @@ def test_node_has_the_variables_that_were_staged(innkeeper: Server, node: Cell) 
     assert good(node(code, "node"))["stdout"] == "it's ä value it's ä value\n\n"
 
 
+@pytest.mark.microvms
 def test_cells_of_bash(node: Cell) -> None:
     def run(code: str, **more: Any) -> dict[str, Any]:
         return node(code, "bash", **more)

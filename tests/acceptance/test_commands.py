@@ -10,6 +10,8 @@ from uuid import UUID
 import pytest
 from server_fixture import Api, Room, Server, until
 
+pytestmark = pytest.mark.microvms
+
 
 def test_the_answer_has_all_documented_fields(room: Room) -> None:
     # It makes the room, because there is none yet.

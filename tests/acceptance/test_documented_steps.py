@@ -13,7 +13,7 @@ from server_fixture import Server
 pytestmark = pytest.mark.gvisor_only(reason="the pages show what a server with gVisor answers")
 
 V1 = DOCS / "api" / "v1.md"
-PAGES = [*sorted(DOCS.glob("api/v1-*.md")), V1]
+PAGES = [*sorted(DOCS.glob("api/v1-*.md")), DOCS / "lifetime.md", V1]
 # What no example shows, and why not.
 _REGISTRY = "needs a registry or an archive from elsewhere: test_image_import.py"
 NOT_SHOWN = {

@@ -10,6 +10,8 @@ import pytest
 from instavm_client import Instavm
 from server_fixture import INN, Server, plain_environment, until
 
+pytestmark = pytest.mark.microvms
+
 
 @pytest.fixture(scope="module")
 def vm(innkeeper: Server) -> Iterator[dict[str, str]]:

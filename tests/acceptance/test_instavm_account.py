@@ -63,7 +63,7 @@ def test_events(instavm: Instavm, api: Api, base: str) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["client.browser.create_session()", "client.volumes.list()", "client.snapshots.list()", "client.list_vaults()"],
+    ["client.browser.create_session()", "client.list_vaults()"],
 )
 def test_what_is_not_here_says_so(instavm: Instavm, script: str) -> None:
     caught = f"try:\n    {script}\nexcept Exception as error:\n    answer = str(error)"

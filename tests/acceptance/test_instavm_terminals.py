@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 from instavm_client import CLIENTS, Instavm
 
+pytestmark = pytest.mark.microvms
 SECONDS = 60.0
 LIFE = """
 vm = words[0]

@@ -47,7 +47,7 @@ answer = [session, client.get_session_status(), client.get_session_info(), clien
 
 
 def test_what_is_refused_names_its_field(instavm: Instavm) -> None:
-    caught = "try:\n    client.vms.create(snapshot_id='s')\nexcept Exception as error:\n    answer = str(error)"
+    caught = "try:\n    client.vms.create(volumes=['v'])\nexcept Exception as error:\n    answer = str(error)"
     assert "422" in instavm.sdk(caught)
 
 
@@ -89,6 +89,22 @@ def test_vms_outlive_the_server(lasting: Server) -> None:
     assert client.post("/v1/vms", json={"session_id": empty}).json()["session_id"] == empty
     client.delete(f"/v1/vms/{made['vm_id']}")
     assert lasting.sandbox_pids(machine) == []
+
+
+def test_snapshots_outlive_the_server(lasting: Server) -> None:
+    client = lasting.client()
+    vm = client.post("/v1/vms", json={"vm_lifetime_seconds": 3_600, "memory_mb": 512}).json()["vm_id"]
+    client.post(f"/v1/vms/{vm}/exec", json={"command": "echo kept > /dev/shm/file"})
+    taken = client.post(f"/v1/vms/{vm}/snapshot", json={"name": "kept"}).json()
+    client.delete(f"/v1/vms/{vm}")
+    lasting.kill()
+    lasting.start()
+    client = lasting.client()
+    assert client.get(f"/v1/snapshots/{taken['id']}").json()["status"] == "ready"
+    begun = client.post("/v1/vms", json={"snapshot_id": taken["id"]}).json()["vm_id"]
+    assert client.post(f"/v1/vms/{begun}/exec", json={"command": "cat /dev/shm/file"}).json()["stdout"] == "kept\n"
+    assert client.delete(f"/v1/snapshots/{taken['id']}").json()["status"] == "deleted"
+    client.delete(f"/v1/vms/{begun}")
 
 
 def test_a_lifetime_ends_while_the_server_is_away(lasting: Server) -> None:

@@ -9,6 +9,8 @@ import httpx2
 import pytest
 from server_fixture import Api, Room, Server
 
+pytestmark = pytest.mark.microvms
+
 HOME = "/home/user"
 PAGE = b"<script>document.body.innerHTML = document.cookie</script>"
 

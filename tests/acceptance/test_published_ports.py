@@ -21,6 +21,8 @@ import pytest
 from instavm_client import Instavm
 from server_fixture import Server, until
 
+pytestmark = pytest.mark.microvms
+
 PROGRAM = Path(__file__).with_name("guest_programs") / "published.py"
 PIECE = bytes(range(256)) * 4096
 # Pieces of 1 MiB.

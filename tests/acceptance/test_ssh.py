@@ -70,7 +70,8 @@ def register(api: httpx2.Client, key: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(innkeeper: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the keys for one server: each driver has one of its own."""
     return tmp_path_factory.mktemp("ssh")
 
 
@@ -90,6 +91,7 @@ def made_vm(api: httpx2.Client) -> str:
     return str(answer.json()["vm_id"])
 
 
+@pytest.mark.microvms
 def test_a_commands_output_status_and_input(client: Client) -> None:
     ran = client.run("cat; echo wrong >&2; exit 7", stdin=b"abc\x00\xff")
     assert (ran.returncode, ran.stdout, ran.stderr) == (7, b"abc\x00\xff", b"wrong\n")
@@ -106,6 +108,7 @@ def test_every_byte_arrives(client: Client) -> None:
     assert hashlib.sha256(ran.stdout).digest() == hashlib.sha256(content).digest()
 
 
+@pytest.mark.microvms
 def test_a_terminal_has_the_windows_size(client: Client) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
@@ -180,6 +183,7 @@ def test_scp_both_ways(client: Client, folder: Path, protocol: str) -> None:
     assert back.stat().st_mtime == int(sent.stat().st_mtime)
 
 
+@pytest.mark.microvms
 def test_sftp(client: Client, folder: Path) -> None:
     (folder / "local").write_text("content")
     lines = [
@@ -194,6 +198,7 @@ def test_sftp(client: Client, folder: Path) -> None:
     assert (folder / "fetched").read_text() == "content"
 
 
+@pytest.mark.microvms
 def test_a_port_of_the_guests_loopback_is_forwarded_and_nothing_else(client: Client, folder: Path) -> None:
     client.output("cd /tmp; setsid python3 -m http.server 8123 --bind 127.0.0.1 >/dev/null 2>&1 </dev/null & sleep 0")
     client.output("until curl -s -o /dev/null http://127.0.0.1:8123/; do sleep 0.05; done")
@@ -291,6 +296,22 @@ def test_a_connection_ends_with_its_key_its_vm_and_its_client(innkeeper: Server,
     assert {row["vm_id"] for row in told} >= {mine.vm, client.vm}
     assert all(row["actor_type"] == "ssh_key" and row["event_payload"]["address"] == "127.0.0.1" for row in told)
     api.delete(f"/v1/ssh-keys/{again}")
+
+
+@pytest.mark.microvms
+def test_it_wakes_a_suspended_vm_and_only_one_that_may_be_woken(innkeeper: Server, client: Client) -> None:
+    api = innkeeper.client()
+    mine = Client(client.port, client.key, made_vm(api))
+    assert mine.output("sleep 4321 > /dev/null 2>&1 & echo kept > /dev/shm/memory") == ""
+    assert api.post(f"/v1/vms/{mine.vm}/suspend").json()["status"] == "suspended"
+    assert mine.output("cat /dev/shm/memory; pgrep -fc '[s]leep 4321'") == "kept\n1\n"
+    found = api.get(f"/v1/vms/{mine.vm}").json()
+    assert found["status"] == "active" and found["woken_by"].startswith("ssh_key:"), found
+    assert api.patch(f"/v1/vms/{mine.vm}", json={"auto_resume": False}).status_code == 200
+    assert api.post(f"/v1/vms/{mine.vm}/suspend").json()["status"] == "suspended"
+    assert mine.run("true").returncode == 255
+    assert api.get(f"/v1/vms/{mine.vm}").json()["status"] == "suspended"
+    api.delete(f"/v1/vms/{mine.vm}")
 
 
 def test_no_command_is_in_the_log(innkeeper: Server, client: Client) -> None:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import pytest
 from server_fixture import Room, until
+
+pytestmark = pytest.mark.microvms
 
 EVENTS = {"Accept": "text/event-stream"}
 

@@ -43,7 +43,10 @@ def fill(api: Any, template: str, **values: str) -> str:
         "vm_id": "vm_" + "a" * 26,
         "session": str(uuid4()),
         "share_id": str(uuid4()),
+        "snapshot_id": str(uuid4()),
         "task_id": str(uuid4()),
+        "volume_id": str(uuid4()),
+        "checkpoint_id": str(uuid4()),
     }
     return re.sub(r"{(\w+)}", lambda m: {**defaults, **values}[m[1]], template)
 
@@ -51,7 +54,19 @@ def fill(api: Any, template: str, **values: str) -> str:
 V1 = ("/v1/", "/execute", "/kill", "/upload", "/download")
 LOGIN = "/api/cli-auth/"
 # InstaVM's endpoints: a request that is not valid is 422, with a list.
-LISTED = ("/v1/vms", "/v1/executions/", "/v1/sessions/", "/v1/shares", "/execute", "/kill", "/upload", "/download")
+LISTED = (
+    "/v1/vms",
+    "/v1/executions/",
+    "/v1/sessions/",
+    "/v1/shares",
+    "/v1/snapshots",
+    "/v1/volumes",
+    "/v1/retention",
+    "/execute",
+    "/kill",
+    "/upload",
+    "/download",
+)
 
 
 def check(answer: Any, path: str, status: int | set[int], code: str | None = None) -> None:
@@ -78,6 +93,8 @@ def check(answer: Any, path: str, status: int | set[int], code: str | None = Non
 
 
 # Bodies that are taken as they are.
+# Clients send these without a body, and without a content type.
+BODILESS = ("/suspend", "/resume")
 STREAMED = ("/file/{path}", "/context", "/archive", "/content", "/upload", "/download")
 
 
@@ -136,7 +153,7 @@ async def test_bad_bodies(api: Any) -> None:
     ]
     for template, methods in routes(api):
         for method in methods & BODIES:
-            if template.endswith(STREAMED):
+            if template.endswith((*STREAMED, *BODILESS)):
                 continue
             for body, headers in bad:
                 answer = await api.client.request(method, fill(api, template), content=body, headers=headers)
@@ -186,6 +203,10 @@ async def test_unknown_ids(api: Any) -> None:
 def body_for(template: str, method: str) -> dict[str, Any]:
     if template.startswith("/v1/shares/"):
         return {"json": {"is_public": True} if method == "PATCH" else {}} if method in BODIES else {}
+    if "/files" in template and template.startswith("/v1/volumes"):
+        if template.endswith("/upload"):
+            return {"data": {"path": "a"}, "files": {"file": b"x"}}
+        return {"json": {"path": "a"}} if method == "POST" else {"params": {"path": "a"}}
     if "/files" in template and template.startswith("/v1/vms"):
         query = {"params": {"path": "/a", "pattern": "x", "query": "x"}}
         return (
@@ -193,6 +214,14 @@ def body_for(template: str, method: str) -> dict[str, Any]:
             if method == "POST"
             else query
         )
+    if template.startswith("/v1/snapshots/") and method == "PATCH":
+        return {"json": {"name": "x"}}
+    if template.startswith("/v1/volumes/") and method == "PATCH":
+        return {"json": {"name": "x"}}
+    if template == "/v1/vms/{vm_id}/volumes" and method == "POST":
+        return {"json": {"volume_id": str(uuid4()), "mount_path": "/data"}}
+    if template.endswith(("/snapshot", "/verify", "/checkpoints", "/clone", "/fork")) and method == "POST":
+        return {"json": {}}
     if method == "PATCH":
         return {"json": {"description": "x"} if template.startswith("/v1/api-keys") else {}}
     if template.endswith(("/cancel", "/gc", "/backup")) and method == "POST":

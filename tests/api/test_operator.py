@@ -114,6 +114,8 @@ async def test_one_page_has_the_metrics_of_both_processes(api: Any) -> None:
     vm = (await api.client.post("/v1/vms", json={"share": {"port": 80, "is_public": True}})).json()["vm_id"]
     assert (await api.client.post("/execute", json={"vm_id": vm, "code": "1"})).status_code == 200
     assert (await api.client.post(f"/v1/vms/{vm}/pty/sessions", json={})).status_code == 201
+    # What is written behind is one write, which may be under way.
+    await api.world.control.later.flush(api.world.control)
     page = (await api.client.get("/metrics")).text
     families = {family.name: family for family in text_string_to_metric_families(page)}
     rows = families["innkeeper_process_threads"].samples

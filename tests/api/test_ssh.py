@@ -19,8 +19,10 @@ from innkeeper.api.ssh.connection import JOIN_BYTES, STRANGER_BYTES, _joined
 from innkeeper.api.ssh.gateway import ssh_gateway
 from innkeeper.api.ssh.limits import STRANGERS, STRANGERS_PER_ADDRESS, ConnectionLimits
 from innkeeper.api.ssh.login import CHANNELS, TRIES
+from innkeeper.api.v1.vms import vm_record
 from innkeeper.control import session_vm, ssh_keys
 from innkeeper.control.context import Control
+from innkeeper.core.ssh_key import HOST_KEY_FILE
 from innkeeper.core.vm import VmRequest, vm_id
 from scripted_host import World
 
@@ -206,8 +208,30 @@ def test_places_are_counted_by_address() -> None:
     assert len(limits) == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, None),
+        ({"ssh_host": "vms.example.com"}, None),
+        ({"ssh_port": 22}, "127.0.0.1"),
+        ({"ssh_port": 22, "ssh_listen": "192.0.2.1"}, "192.0.2.1"),
+        ({"ssh_port": 22, "ssh_listen": "0.0.0.0"}, None),
+        ({"ssh_port": 22, "ssh_listen": "::", "ssh_host": "vms.example.com"}, "vms.example.com"),
+    ],
+)
+async def test_vms_say_where_the_gateway_is(tmp_path: Path, settings: dict[str, Any], told: str | None) -> None:
+    world = World(tmp_path)
+    (tmp_path / "api").mkdir()
+    async with world.running(**settings) as control:
+        world.control = control
+        view = await session_vm.create(control, world.me, VmRequest(), wait=True)
+        assert vm_record(control, view).ssh_host == told
+        gateway = host_key.ssh_gateway_of(control.settings)
+        assert (None if gateway is None else gateway.host) == told
+
+
 def test_the_host_key_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
     first = host_key.private_key(tmp_path)
     assert host_key.private_key(tmp_path) == first
-    assert [path.name for path in tmp_path.iterdir()] == [host_key.FILE_NAME]
-    assert (tmp_path / host_key.FILE_NAME).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == [HOST_KEY_FILE]
+    assert (tmp_path / HOST_KEY_FILE).stat().st_mode & 0o777 == 0o600

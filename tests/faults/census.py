@@ -69,12 +69,19 @@ def runsc_pids(home: Path, kind: str = "") -> list[int]:
     return [pid for pid in all_pids() if mark in (line := command_line(pid)) and line.startswith(name)]
 
 
+def groups_in(name: str) -> Iterator[Path]:
+    """The control groups in each group of that name. Not by a glob, which fails where one goes that it is looking at: other servers have some, too."""
+    for folder, names, _ in os.walk(CONTROL_GROUPS):
+        if os.path.basename(folder) == name:  # noqa: PTH119 - thousands of them
+            yield from (Path(folder, one) for one in names)
+
+
 def vm_pids(home: Path) -> list[int]:
     """The server's QEMU processes."""
     found: set[int] = set()
-    for procs in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}-vm/*/cgroup.procs"):
+    for group in groups_in(f"innkeeper-{server_id(home)}-vm"):
         with contextlib.suppress(OSError):
-            found |= {int(pid) for pid in procs.read_text().split()}
+            found |= {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
     return sorted(found)
 
 
@@ -102,23 +109,17 @@ def _processes(home: Path, machines: set[str]) -> Iterator[str]:
         elif b"runsc" in line and not any(machine.encode() in line for machine in machines):
             yield f"process {pid}: {text[:300]}"
     # What runs in a microVM's group is QEMU, which names no path of the host.
-    for procs in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}-vm/*/cgroup.procs"):
+    for group in groups_in(f"innkeeper-{server_id(home)}-vm"):
         with contextlib.suppress(OSError):
-            if procs.parent.name not in machines and (pids := procs.read_text().split()):
-                yield f"processes {pids} of {procs.parent.name}"
+            if group.name not in machines and (pids := (group / "cgroup.procs").read_text().split()):
+                yield f"processes {pids} of {group.name}"
 
 
 def _groups(home: Path, machines: set[str]) -> Iterator[str]:
     for group in (f"innkeeper-{server_id(home)}", f"innkeeper-{server_id(home)}-vm"):
-        for path in CONTROL_GROUPS.glob(f"**/{group}/*"):
-            if path.is_dir() and path.name not in machines:
-                yield f"control group {path}"
+        yield from (f"control group {path}" for path in groups_in(group) if path.name not in machines)
     # Of imports: while one goes on there are some.
-    yield from (
-        f"control group {path}"
-        for path in CONTROL_GROUPS.glob(f"**/innkeeper-{server_id(home)}-imports/*")
-        if path.is_dir()
-    )
+    yield from (f"control group {path}" for path in groups_in(f"innkeeper-{server_id(home)}-imports"))
 
 
 def _mounts(host: Path, machines: set[str]) -> Iterator[str]:

@@ -11,10 +11,10 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "acceptance"), str(Path(__file__).parents[1] / "integration")]
 from server_fixture import Server  # noqa: E402
-from tests.faults.faulty_host import fault, faulty, runsc  # noqa: E402
+from tests.faults.faulty_host import fault, faulty, homes, runsc  # noqa: E402
 from tests.integration.daemon_fixture import anyio_backend, host  # noqa: E402
 
-__all__ = ["anyio_backend", "fault", "faulty", "host", "runsc"]
+__all__ = ["anyio_backend", "fault", "faulty", "homes", "host", "runsc"]
 
 LOG_TAIL = 40_000
 

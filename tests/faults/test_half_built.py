@@ -7,12 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.faults.faulty_host import FaultyRunsc, InjectedError, nothing_but
-from tests.integration.daemon_fixture import NEEDS_RUNSC, REPOSITORY, Host, eventually, running_host
+from tests.faults.faulty_host import FaultyRunsc, InjectedError, nothing_but, process_of
+from tests.integration.daemon_fixture import (
+    NEEDS_RUNSC,
+    REPOSITORY,
+    START_SECONDS,
+    Host,
+    built_agent,
+    eventually,
+    running_host,
+)
 
 from innkeeper.core import host_verbs as verbs
 from innkeeper.core.instance import BootStep, InstanceState
@@ -83,6 +92,7 @@ async def test_a_cancellation_at_each_step_leaves_nothing(faulty: Host, step: In
     "kind",
     ["fails-late", pytest.param("fails", marks=pytest.mark.long), pytest.param("between", marks=pytest.mark.long)],
 )
+@pytest.mark.gvisor_only(reason="a runsc that fails")
 async def test_a_runsc_that_fails_leaves_nothing(faulty: Host, fault: FaultyRunsc, kind: str) -> None:
     fault("run", kind)
     with pytest.raises(InnkeeperError, match="could not be started"):
@@ -96,6 +106,7 @@ async def test_a_runsc_that_fails_leaves_nothing(faulty: Host, fault: FaultyRuns
     await nothing_but(faulty)
 
 
+@pytest.mark.gvisor_only(reason="the agent of a microVM is dialled")
 async def test_an_agent_that_never_dials_in_leaves_nothing(
     faulty: Host, fault: FaultyRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +119,7 @@ async def test_an_agent_that_never_dials_in_leaves_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.gvisor_only(reason="the host mounts no disk of a microVM")
 async def test_a_disk_that_cannot_be_mounted_leaves_nothing(faulty: Host) -> None:
     shape = faulty.shape(disk_mb=64)
     template = faulty.settings.host_dir / "pool" / "templates" / "ext4-v1-64m.img"
@@ -126,6 +138,7 @@ async def test_a_disk_that_cannot_be_mounted_leaves_nothing(faulty: Host) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.gvisor_only(reason="a runsc that fails")
 async def test_a_fault_keeps_the_disk_that_a_room_had_before(faulty: Host, fault: FaultyRunsc) -> None:
     instance = await faulty.ensure()
     await faulty.ok(instance, "echo kept > file; sync")
@@ -142,6 +155,7 @@ async def test_a_fault_keeps_the_disk_that_a_room_had_before(faulty: Host, fault
     await nothing_but(faulty)
 
 
+@pytest.mark.gvisor_only(reason="a runsc that fails")
 async def test_pools_that_cannot_be_filled_leave_nothing(
     faulty: Host, fault: FaultyRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +203,7 @@ async def test_a_guest_that_ends_while_it_is_claimed_leaves_no_disk(
     ) -> bool:
         if machine is warm:
             # Its records name the instance by now.
-            os.kill(int((machine.state_dir / "sandbox.pid").read_text()), signal.SIGKILL)
+            os.kill(process_of(machine), signal.SIGKILL)
             await eventually(lambda: machine not in faulty.daemon.fleet.held())
         return await configure(builder, machine, request)
 
@@ -205,6 +219,7 @@ async def test_a_guest_that_ends_while_it_is_claimed_leaves_no_disk(
     await nothing_but(faulty)
 
 
+@pytest.mark.gvisor_only(reason="the host mounts no disk of a microVM")
 async def test_a_disk_that_somebody_holds_busy_is_waited_for(faulty: Host) -> None:
     instance = await faulty.ensure()
     await faulty.ok(instance, "echo kept > file; sync")
@@ -244,9 +259,10 @@ from innkeeper.core import host_verbs as verbs
 
 async def main():
     async with running_host(Path({home!r}), agent=Path({agent!r}), keep_running=True) as host:
+        host.driver = {driver!r}
         if {step!r} == "warm":
             await host.request(verbs.SetPools((verbs.WarmPool(host.shape("pool"), 1),)))
-            while not any(Path({home!r}).glob("host/machines/*/sandbox.pid")):
+            while not any(Path({home!r}).glob("host/machines/*/*.pid")):
                 await asyncio.sleep(0.001)
             os._exit(9)
         def die(reached):
@@ -271,14 +287,14 @@ asyncio.run(main())
     ],
 )
 async def test_a_daemon_that_dies_at_a_step_leaves_nothing_for_the_next_one(
-    tmp_path_factory: pytest.TempPathFactory, step: str
+    homes: Callable[[str], Path], driver: str, step: str
 ) -> None:
-    from tests.integration.daemon_fixture import built_agent
-
-    home = tmp_path_factory.mktemp("home")
-    program = DIES.format(repository=str(REPOSITORY), home=str(home), agent=str(built_agent()), step=step)
+    home = homes(driver)
+    program = DIES.format(
+        repository=str(REPOSITORY), home=str(home), agent=str(built_agent()), step=step, driver=driver
+    )
     died = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=START_SECONDS
     )
     assert died.returncode == 9, died.stderr[-3000:]
     async with running_host(home) as host:

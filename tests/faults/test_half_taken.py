@@ -7,13 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from tests.faults.faulty_host import FaultyRunsc, InjectedError, nothing_but
-from tests.integration.daemon_fixture import NEEDS_RUNSC, REPOSITORY, Host, built_agent, eventually, running_host
+from tests.faults.faulty_host import FaultyRunsc, InjectedError, nothing_but, process_of
+from tests.integration.daemon_fixture import (
+    NEEDS_RUNSC,
+    REPOSITORY,
+    START_SECONDS,
+    Host,
+    built_agent,
+    eventually,
+    running_host,
+)
 
 from innkeeper.core import checkpoint_verbs as verbs
 from innkeeper.core.host_verbs import EnsureMachine, to_wire
@@ -79,6 +88,7 @@ async def test_a_fault_after_each_step_leaves_the_guest_as_it_was(
         ),
     ],
 )
+@pytest.mark.gvisor_only(reason="a runsc that fails")
 async def test_a_runsc_that_fails_or_is_killed_leaves_the_guest_as_it_was(
     faulty: Host, instance: UUID, fault: FaultyRunsc, words: str
 ) -> None:
@@ -90,6 +100,7 @@ async def test_a_runsc_that_fails_or_is_killed_leaves_the_guest_as_it_was(
 
 
 @pytest.mark.long
+@pytest.mark.gvisor_only(reason="a runsc that fails")
 async def test_a_guest_that_cannot_go_on_is_a_failed_one(
     faulty: Host, instance: UUID, fault: FaultyRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,11 +119,11 @@ async def test_a_guest_that_cannot_go_on_is_a_failed_one(
 async def test_a_guest_that_is_killed_meanwhile_is_a_failed_one(
     faulty: Host, instance: UUID, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sentry = int((faulty.machine(instance).state_dir / "sandbox.pid").read_text())
+    running = process_of(faulty.machine(instance))
 
     def kill(clock: Clock, reached: str) -> None:
         if reached == step:
-            os.kill(sentry, signal.SIGKILL)
+            os.kill(running, signal.SIGKILL)
 
     monkeypatch.setattr(Clock, "__call__", kill)
     with pytest.raises(InnkeeperError):
@@ -138,6 +149,7 @@ async def test_whoever_goes_away_meanwhile_leaves_a_guest_that_works(
 
 @pytest.mark.long
 @pytest.mark.parametrize("words", ["exec fails", "restore fails", "restore between", "restore after"])
+@pytest.mark.gvisor_only(reason="a runsc that fails")
 async def test_a_restore_and_a_fork_that_fail_leave_nothing(
     faulty: Host, instance: UUID, fault: FaultyRunsc, words: str
 ) -> None:
@@ -178,6 +190,7 @@ def die_at(clock, reached):
 
 async def main():
     async with running_host(Path({home!r}), agent=Path({agent!r}), keep_running=True) as host:
+        host.driver = {driver!r}
         await host.ensure(INSTANCE)
         await host.ok(INSTANCE, "(n=0; while :; do n=$((n + 1)); echo $n > new; mv new count; sleep 0.02; done) > /dev/null 2>&1 &")
         Clock.__call__ = die_at
@@ -211,14 +224,19 @@ asyncio.run(main())
     ],
 )
 async def test_a_daemon_that_dies_at_a_step_leaves_a_guest_that_the_next_one_lets_go_on(
-    tmp_path_factory: pytest.TempPathFactory, step: str
+    homes: Callable[[str], Path], driver: str, step: str
 ) -> None:
-    home, instance = tmp_path_factory.mktemp("home"), uuid4()
+    home, instance = homes(driver), uuid4()
     program = DIES.format(
-        repository=str(REPOSITORY), home=str(home), agent=str(built_agent()), step=step, instance=str(instance)
+        repository=str(REPOSITORY),
+        home=str(home),
+        agent=str(built_agent()),
+        step=step,
+        instance=str(instance),
+        driver=driver,
     )
     died = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=240
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=START_SECONDS
     )
     assert died.returncode == 9, died.stderr[-3000:]
     async with running_host(home) as host:

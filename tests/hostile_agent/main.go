@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,7 @@ var storm atomic.Value
 func until() time.Time { return time.Now().Add(20 * time.Second) }
 
 type wire struct {
-	net.Conn
+	io.ReadWriteCloser
 }
 
 func (w wire) frame(kind byte, stream uint32, payload []byte) error {
@@ -52,6 +53,9 @@ func dial() wire {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "port" {
+		servePort(os.Args[2])
+	}
 	for {
 		serve(dial())
 		if !storming("reconnect") && !storming("offsets") {
@@ -84,6 +88,9 @@ func serve(w wire) {
 		head := make([]byte, 9)
 		if _, err := io.ReadFull(reader, head); err != nil {
 			return
+		}
+		if head[0] != 0 {
+			return // on a port, the host's next RESET
 		}
 		payload := make([]byte, binary.BigEndian.Uint32(head))
 		if _, err := io.ReadFull(reader, payload); err != nil {

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -29,6 +30,7 @@ from innkeeper.errors import (
     UnavailableError,
 )
 from innkeeper.host import checkpoints
+from innkeeper.host.disks.checkpoint_store import Checkpoint
 from innkeeper.host.disks.disk_pool import DiskPool
 from innkeeper.host.drivers import vm_memory
 
@@ -269,6 +271,30 @@ async def test_a_checkpoint_is_named_listed_and_dropped(host: Host, instance: UU
     assert await listed(host) == {}
     with pytest.raises(CheckpointNotFoundError):
         await restore(host, checkpoint)
+
+
+async def test_whoever_drops_one_does_not_wait_for_its_checksum(
+    host: Host, instance: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = uuid4()
+    await host.request(verbs.SnapshotDisk(instance, kept))
+    begun, go_on, digest = threading.Event(), threading.Event(), Checkpoint.disk_digest
+
+    def slowly(checkpoint: Checkpoint) -> str:
+        begun.set()
+        go_on.wait(60)
+        return digest(checkpoint)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "disk_digest", slowly)
+        asking = asyncio.ensure_future(host.request(verbs.DigestCheckpoint(kept)))
+        try:
+            await eventually(begun.is_set)
+            await host.request(verbs.DropCheckpoint(kept))
+        finally:
+            go_on.set()
+        with pytest.raises(CheckpointNotFoundError):
+            await asking
 
 
 async def test_memory_that_does_not_fit_is_refused_and_the_disk_is_not(host: Host, instance: UUID) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from tests.integration.booted_vm import NEEDS_QEMU, PATIENCE_SECONDS, put_kernel
+from tests.guest_kernel import put_kernel
+from tests.integration.booted_vm import NEEDS_QEMU, PATIENCE_SECONDS
 from tests.integration.daemon_fixture import NEEDS_RUNSC, Host, eventually, running_host
 
 from innkeeper.core import host_verbs as verbs

@@ -52,6 +52,10 @@ def plant(host: Host) -> dict[str, set[str]]:
         folder = base / "pool" / "checkpoints" / str(one)
         folder.mkdir()
         write_manifest(folder, Checkpoint(one, uuid4(), time.time() - age_seconds, "b" * 64, 64, 0, folder))
+        volume = base / "pool" / "volumes" / f"{one}.img"
+        volume.write_bytes(b"x" * 10_000)
+        if age_seconds:
+            age(volume)
     for name, fetched_at in (("old", 1), ("new", 2)):
         (base / "kernels" / name).mkdir(parents=True)
         (base / "kernels" / name / "kernel.json").write_text('{"package": "linux-image-1", "version": "1"}')
@@ -67,14 +71,15 @@ def plant(host: Host) -> dict[str, set[str]]:
         "agent": {"agent/0123456789abcdef"},
         "disk": {"nobodys"},
         "checkpoint": {str(NOBODYS)},
+        "volume": {str(NOBODYS)},
         "template": {"c" * 64},
         "kernel": {"kernels/old", "kernels/new/initramfs-0123.gz"},
         "baseline": {f"changes/{gone}"},
     }
 
 
-async def gc(host: Host, *, remove: bool) -> dict[str, set[str]]:
-    answer = await host.request(verbs.CollectGarbage(remove, ("b" * 64,), (SOMEBODYS,)))
+async def gc(host: Host, *, remove: bool, volumes: bool = True) -> dict[str, set[str]]:
+    answer = await host.request(verbs.CollectGarbage(remove, ("b" * 64,), (SOMEBODYS,), (SOMEBODYS,), volumes))
     found: dict[str, set[str]] = {}
     for item in answer["items"]:
         found.setdefault(item["kind"], set()).add(item["name"])
@@ -95,7 +100,10 @@ async def test_garbage_goes_and_what_lives_stays(tmp_path: Path, monkeypatch: py
         running = asyncio.create_task(host.ok(kept, "sleep 1; cat /home/user/file.txt"))
         building = asyncio.create_task(host.ensure())
         # Beside a command that runs and a machine on its way up.
-        assert await gc(host, remove=True) == planted
+        but_volumes = {kind: names for kind, names in planted.items() if kind != "volume"}
+        assert await gc(host, remove=True, volumes=False) == but_volumes
+        # They are users' data: they are told of, and stay until somebody says so.
+        assert await gc(host, remove=False) == await gc(host, remove=True) == {"volume": {str(NOBODYS)}}
         assert (await running).text == "content\n"
         assert (await host.ok(await building, "echo new")).text == "new\n"
         assert await gc(host, remove=False) == {}

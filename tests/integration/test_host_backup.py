@@ -4,8 +4,11 @@ import asyncio
 import fcntl
 import io
 import os
+import subprocess
 from pathlib import Path
-from uuid import UUID
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from tests import leaks
@@ -15,33 +18,40 @@ from innkeeper.archive.manifest import HOST_MANIFEST, check, parse_manifest
 from innkeeper.archive.members import END, Entry, members
 from innkeeper.bus.contract import Data, Message
 from innkeeper.core.host_verbs import BackupHost
+from innkeeper.core.volume_verbs import AttachVolume, CreateVolume, DetachVolume, RemoveVolume
 from innkeeper.errors import ConflictError
+from innkeeper.host.linux import guest_written
 from innkeeper.host.linux.freeze import FIFREEZE, frozen, thaw
 
 pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
 
 
-async def backed_up(host: Host) -> tuple[set[UUID], bytes]:
+async def backed_up(host: Host, sizes: dict[str, int] | None = None) -> tuple[set[UUID], bytes]:
     staged: set[UUID] = set()
     data = bytearray()
     async with host.bus.open(host.daemon.host_id, BackupHost.verb, {}) as call:
         async for event in call.events():
             if isinstance(event, Message):
                 staged.update(UUID(one) for one in event.body.get("staged", ()))
+                if sizes is not None:
+                    sizes.update(event.body.get("staged_volumes", {}))
             elif isinstance(event, Data):
                 data += event.data
         await call.result()
     return staged, bytes(data)
 
 
-def content(archive: bytes) -> dict[str, Entry]:
+def content(archive: bytes, facts: dict[str, Any] | None = None) -> dict[str, Entry]:
     found, manifest = {}, b""
     for member in members(io.BytesIO(archive + END)):
         if member.name == HOST_MANIFEST:
             manifest, _ = member.read(1 << 24)
         else:
             found[member.name] = member.save(None)
-    check(found, parse_manifest(manifest)[1])
+    told, expected = parse_manifest(manifest)
+    check(found, expected)
+    if facts is not None:
+        facts.update(told)
     return found
 
 
@@ -69,6 +79,48 @@ async def test_what_is_in_it(host: Host, instance: UUID) -> None:
     assert (await host.status())["leaked"] == 0
     pool = host.settings.host_dir / "pool"
     assert [target for target in open_files() if target.startswith(str(pool)) and "(deleted)" in target] == []
+
+
+async def test_volumes_are_in_it_as_they_were(host: Host, instance: UUID) -> None:
+    attached, kept, written = uuid4(), uuid4(), uuid4()
+    await host.request(CreateVolume(attached, 64))
+    await host.request(AttachVolume(instance, attached, "/data"))
+    await host.ok(instance, "echo first > /data/file")
+    await host.request(CreateVolume(kept, 64, attached, immutable=True))
+    await host.request(CreateVolume(written, 64))
+    store = host.settings.host_dir / "pool" / "volumes"
+    with (store / f"{written}.img").open("rb+") as image:
+        guest_written.mark(image.fileno())
+    sizes: dict[str, int] = {}
+    try:
+        _, archive = await backed_up(host, sizes)
+        # Who writes it goes on.
+        await host.ok(instance, "echo second >> /data/file; grep -c . /data/file")
+    finally:
+        await host.request(DetachVolume(instance, attached))
+        for one in (attached, kept, written):
+            await host.request(RemoveVolume(one))
+    assert sizes == {str(one): 64 for one in (attached, kept, written)}
+    facts: dict[str, Any] = {}
+    found = content(archive, facts)
+    names = {one: f"host/volumes/{one}.img" for one in (attached, kept, written)}
+    assert all(found[name].size == 64 << 20 for name in names.values())
+    assert (facts["guest_written"], facts["immutable"]) == ([names[written]], [names[kept]])
+    for one in (attached, kept):
+        assert notes_in(archive, names[one]) == b"first\n"
+
+
+def notes_in(archive: bytes, name: str) -> bytes:
+    """The file `file` of a file system that is a member of an archive."""
+    said = b""
+    for member in members(io.BytesIO(archive + END)):
+        if member.name != name:
+            member.save(None)
+            continue
+        with TemporaryDirectory() as folder, Path(folder, "disk").open("wb+") as disk:
+            member.save(disk.fileno())
+            said = subprocess.run(["debugfs", "-R", "cat /file", disk.name], capture_output=True, check=True).stdout
+    return said
 
 
 def open_files() -> list[str]:

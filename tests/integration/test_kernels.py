@@ -18,6 +18,7 @@ from innkeeper.host.kernels.kernel_package import (
     ARCHITECTURES,
     IMAGE,
     MODULES,
+    OFFERED,
     RECORD,
     KernelPackage,
     KernelUnavailableError,
@@ -58,6 +59,8 @@ def add(store: KernelStore, number: int) -> str:
     made = KernelPackage(f"linux-image-6.1.0-{number}-cloud-amd64", f"6.1.{number}-1")
     folder = store.directory / f"{made.package}_{made.version}"
     (folder / MODULES).mkdir(parents=True)
+    (folder / OFFERED).mkdir()
+    (folder / OFFERED / "modules.dep").touch()
     (folder / IMAGE).write_bytes(b"kernel")
     (folder / RECORD).write_text(json.dumps({"package": made.package, "version": made.version}))
     os.utime(folder / RECORD, (number, number))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tests import leaks
 from tests.contracts.drivers import LINK_SECONDS, Guest, Lab, lab, qemu
-from tests.integration.booted_vm import NEEDS_QEMU
+from tests.integration.booted_vm import NEEDS_QEMU, boot_files
 
 from innkeeper.host.disks.disk_template import reflink
-from innkeeper.host.drivers.contract import templating
+from innkeeper.host.drivers.contract import checkpointing, templating
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 from innkeeper.host.machine_builder import WARM_LINES
 
@@ -122,6 +122,14 @@ async def check_identities(kept: Kept, clones: list[Clone]) -> None:
     assert [row[0] for row in found] == [f"clone-{number}" for number in range(len(clones))]
     for column in zip(*found, strict=True):
         assert len(set(column)) == len(clones), column
+
+
+async def test_what_a_template_depends_on(kept: Kept) -> None:
+    """New guests get the newest kernel and agent; memory that was saved goes on with those that it has."""
+    driver = templating(kept.lab.driver)
+    memory, needs = await checkpointing(kept.lab.driver).memory_needs(), await driver.template_needs()
+    assert needs == {**memory, "kernel": boot_files().identity}
+    assert memory.keys() == {"qemu", "accelerator", "options", "cpu"} and all(memory.values())
 
 
 async def test_what_a_clone_writes_is_its_own(clones: list[Clone]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import time
@@ -64,8 +65,25 @@ async def test_a_guest_is_a_linux_of_its_own(vm: BootedVm) -> None:
         assert (agent, name, root, shared) == ("init", "box", "overlay", "1777")
         assert release.endswith("-cloud-amd64")
         assert "No such file" in rest[0]
+        # What container engines run containers in.
+        assert (
+            await run(link, "mkdir /sys/fs/cgroup/a && cat /sys/fs/cgroup/a/cgroup.procs && rmdir /sys/fs/cgroup/a")
+        ).exit_code == 0
         memory = await run(link, "awk '/MemTotal/ {print $2}' /proc/meminfo")
         assert MEMORY_MB * 1024 * 0.6 < int(memory.text) < MEMORY_MB * 1024
+
+
+async def test_entropy_goes_into_the_kernels_pool_and_is_used_at_once(vm: BootedVm) -> None:
+    """Clones may differ without it, by the moments at which they are interrupted: that they must is what this says."""
+    traced = "strace -f -p 1 -e trace=ioctl -o /root/trace > /root/attached 2>&1 & until grep -q attached /root/attached; do sleep 0.2; done"
+    async with vm.link() as link:
+        assert (await run(link, f"rm -f /root/trace /root/attached; {traced}")).exit_code == 0
+        await request(link, "configure", user="user", entropy_b64=base64.b64encode(bytes(range(32))).decode())
+        told = (
+            await run(link, "pkill strace; while pgrep strace > /dev/null; do sleep 0.2; done; cat /root/trace")
+        ).text
+        added, reseeded = told.index("RNDADDENTROPY, {entropy_count=256, buf_size=32"), told.index("RNDRESEEDCRNG")
+        assert added < reseeded, told
 
 
 async def test_what_belongs_to_the_agent_is_not_for_users(vm: BootedVm) -> None:
@@ -108,6 +126,28 @@ async def changes_of(link: Link, name: str, folder: Path) -> tuple[dict[str, Any
     path = folder / name
     path.write_bytes(content)
     return answer, [(row.status, row.path, row.size) for row in read_changes(path, 0, 1000)[0]]
+
+
+async def test_the_kernel_loads_what_is_wanted_of_it(vm: BootedVm) -> None:
+    async with vm.link() as link:
+        loaded = await run(link, "cut -d' ' -f1 /proc/modules")
+        assert not {"bridge", "veth", "fuse", "loop", "nfnetlink"} & set(loaded.text.split())
+        # Each by the kernel's own wish: the type of an interface, two devices, the protocol of a socket.
+        wishes = (
+            "ip link add br0 type bridge && ip link add v0 type veth peer name v1 && ip link set v0 master br0"
+            " && ip link delete v0 && ip link delete br0",
+            'python3 -c \'import os; os.open("/dev/fuse", os.O_RDWR); os.open("/dev/loop-control", os.O_RDWR)\'',
+            "python3 -c 'import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)'",
+        )
+        for line in wishes:
+            done = await run(link, line)
+            assert (done.exit_code, done.text) == (0, ""), line
+        loaded = await run(link, "cut -d' ' -f1 /proc/modules")
+        assert {"bridge", "veth", "fuse", "loop", "nfnetlink"} <= set(loaded.text.split())
+        assert (await run(link, "/.innkeeper/bin/modprobe -q -- no-such-module")).exit_code == 1
+        # What a guest is made of stays as it is, for root as well.
+        assert (await run(link, "touch /.innkeeper/modules/x || rm /.innkeeper/bin/modprobe")).exit_code != 0
+        assert (await run(link, "stat -c %a /dev/fuse /dev/loop-control")).text == "666\n600\n"
 
 
 async def test_a_guest_scans_its_own_files(vm: BootedVm, tmp_path: Path) -> None:

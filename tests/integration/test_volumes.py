@@ -76,9 +76,17 @@ async def test_a_volume_goes_from_one_guest_to_another_with_what_is_on_it(
     assert (await host.ok(first, "echo kept > /data/file; df --output=size /data | tail -1")).text.strip() != ""
     with pytest.raises(VolumeInUseError, match=str(first)):
         await host.request(verbs.AttachVolume(second, volume, "/data"))
-    for verb in (verbs.RemoveVolume(volume), verbs.GrowVolume(volume, 128), verbs.CreateVolume(uuid4(), 64, volume)):
+    for verb in (verbs.RemoveVolume(volume), verbs.GrowVolume(volume, 128)):
         with pytest.raises(VolumeInUseError, match=str(first)):
             await host.request(verb)
+    # A copy of it is whole: its writers wait meanwhile.
+    kept = verbs.CreateVolume(uuid4(), 64, volume, immutable=True)
+    await host.request(kept)
+    await host.request(verbs.AttachVolume(second, kept.volume_id, "/kept", read_only=True))
+    assert (await host.ok(second, "cat /kept/file")).text == "kept\n"
+    await host.ok(first, "echo later > /data/file2")
+    await host.request(verbs.DetachVolume(second, kept.volume_id))
+    await host.request(verbs.RemoveVolume(kept.volume_id))
     with pytest.raises(VolumeInUseError, match="has the volume at /data"):
         await host.request(verbs.AttachVolume(first, volume, "/other"))
     assert (await described(host, volume))["attached"] == [

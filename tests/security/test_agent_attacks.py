@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from guest_side import run_program
+from guest_side import PROGRAMS, run_program
 from server_fixture import Api, Room, Server
 from tests.guest_drivers import GVISOR, QEMU
 
@@ -23,7 +23,11 @@ LISTS = {
         "list /.innkeeper/link/..": "bin link volumes",
         "list /.innkeeper/bin/..": "bin link volumes",
     },
-    QEMU: {"list /.innkeeper/link": "", "list /.innkeeper/link/..": "", "list /.innkeeper/bin/..": "bin layers"},
+    QEMU: {
+        "list /.innkeeper/link": "",
+        "list /.innkeeper/link/..": "",
+        "list /.innkeeper/bin/..": "bin layers modules",
+    },
 }
 
 
@@ -84,6 +88,19 @@ def test_a_guest_that_crashes_or_ends_its_kernel_harms_itself(api: Api, base: st
     assert set(answer.json()) >= {"error", "message"} and neighbour.output("echo alive") == "alive"
     room.create()
     assert room.output("cat kept.txt") == "kept"
+    room.delete()
+
+
+@pytest.mark.microvms_only
+def test_root_that_takes_the_port_from_its_agent_harms_itself(api: Api, base: str, neighbour: Room) -> None:
+    """What can be done with the port: test_hostile_port.py."""
+    room = api.room(base)
+    room.create()
+    room.put("/tmp/port_thief.py", (PROGRAMS / "port_thief.py").read_bytes())
+    answer = room.post("sudo python3 /tmp/port_thief.py", timeout=60)
+    assert answer.status_code in (500, 502, 503), answer.text
+    assert "broke the protocol" in answer.json()["message"], answer.text
+    assert neighbour.output("echo alive") == "alive"
     room.delete()
 
 

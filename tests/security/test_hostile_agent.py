@@ -14,7 +14,12 @@ from innkeeper.errors import InnkeeperError
 from innkeeper.host import executions
 from innkeeper.host.daemon import install_agent
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone, NEEDS_RUNSC]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.alone,
+    NEEDS_RUNSC,
+    pytest.mark.gvisor_only(reason="test_hostile_port.py has a microVM's agent"),
+]
 
 QUICK = ["pings", "strays", "json", "bytes", "reconnect", "dials"]
 FULL = [

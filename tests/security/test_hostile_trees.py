@@ -78,5 +78,8 @@ def test_a_wide_directory(attacker: Room, neighbour: Room, innkeeper: Server) ->
 
 
 @pytest.mark.long
+@pytest.mark.gvisor_only(
+    reason="a microVM scans itself, where instructions are translated for longer than a client waits"
+)
 def test_a_directory_with_half_a_million_files(attacker: Room, neighbour: Room, innkeeper: Server) -> None:
     wide(attacker, neighbour, innkeeper, 500_000)

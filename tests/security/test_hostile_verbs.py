@@ -1,4 +1,5 @@
-"""A hostile program in the agent's place, asked by every verb of VMs: files, trees, cells, terminals, ports. It keeps to the link's rules and lies in them.
+"""A hostile program in the agent's place, asked by every verb of VMs: files, trees, cells, terminals, ports, programs.
+It keeps to the link's rules and lies in them.
 
 Whatever it says, the call ends with an error in shape or an answer that is clean; the daemon stays small, and a neighbour's commands work."""
 
@@ -25,11 +26,16 @@ from innkeeper.core import host_verbs as verbs
 from innkeeper.core import port_verbs, terminal_verbs, tree_verbs
 from innkeeper.core.cell_results import RESULTS_BYTES_MAX, parse_results
 from innkeeper.core.host_verbs import to_wire
+from innkeeper.core.program_verbs import RunProgram
 from innkeeper.errors import GuestError, InnkeeperError
 from innkeeper.host import cells, executions
 from innkeeper.host.daemon import install_agent
 
-pytestmark = [pytest.mark.anyio, NEEDS_RUNSC]
+pytestmark = [
+    pytest.mark.anyio,
+    NEEDS_RUNSC,
+    pytest.mark.gvisor_only(reason="test_hostile_port.py has a microVM's agent"),
+]
 
 # A call that has not ended by then hangs; how long it takes is nobody's matter here.
 PATIENCE_SECONDS = 60
@@ -521,3 +527,92 @@ async def test_one_that_attaches_again_may_lie_once(pair: Pair) -> None:
     (row,) = [row for row in listed["terminals"] if row["id"] == name]
     assert row["offset"] < 2**41
     await end(pair, name)
+
+
+# --- programs (SSH sessions) -----------------------------------------------------------------------------------------
+
+
+def program(pair: Pair, *steps: tuple[int, str] | dict[str, Any], **more: Any) -> RunProgram:
+    """A program that is what the agent says of it."""
+    return RunProgram(pair.hostile, command=script((MESSAGE, STARTED), *steps), **more)
+
+
+@pytest.mark.parametrize(
+    "code", ['"0"', "true", "null", str(HUGE), "[]", "2147483648", "NaN"], ids=lambda code: code[:12]
+)
+async def test_lies_about_a_programs_end(pair: Pair, code: str) -> None:
+    await pair.host.ensure(pair.hostile)
+    said = f'{{"exited": true, "exit_code": {code}, "user_processes": 0}}'
+    told = await pair.ask(program(pair, (DATA, "x"), (MESSAGE, said), (RESULT, "{}")))
+    told.check(code)
+    assert told.error is not None
+
+
+async def test_a_program_ends_once_and_by_a_signal_that_there_is(pair: Pair) -> None:
+    await pair.host.ensure(pair.hostile)
+    again = json.dumps({**json.loads(EXITED), "exit_code": 9})
+    told = await pair.ask(program(pair, (MESSAGE, EXITED), (MESSAGE, again), (RESULT, "{}")))
+    assert told.body == {"exit_code": 0, "signal": None}
+    for number in ('"KILL"', "-1", "65", "true", str(HUGE)):
+        lie = f'{{"exited": true, "exit_code": 1, "user_processes": 0, "signal": {number}}}'
+        told = await pair.ask(program(pair, (MESSAGE, lie), (RESULT, "{}")))
+        assert told.body == {"exit_code": 1, "signal": None}, number
+    told = await pair.ask(program(pair, (DATA, "x"), (RESULT, "{}")))
+    assert isinstance(told.error, GuestError), "it never said how it ended"
+
+
+OUTPUTS = {
+    "output": {"kind": DATA, "text": "x", "repeat": 200_000, "times": -1},
+    "single bytes": {"kind": DATA2, "text": "x", "times": 30_000},
+    "words": {"kind": MESSAGE, "text": STARTED, "times": 600, "pause": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "reads", [pytest.param(False, id="unread"), pytest.param(True, id="read", marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("what", OUTPUTS)
+async def test_a_program_that_says_things_without_end_costs_little_and_can_be_left(
+    pair: Pair, what: str, *, reads: bool
+) -> None:
+    await pair.host.ensure(pair.hostile)
+    took = 0
+    async with pair.suffering(), pair.call(program(pair, OUTPUTS[what])) as call:
+        until = time.monotonic() + 1
+        if reads:
+            with contextlib.suppress(TimeoutError, InnkeeperError):
+                async with asyncio.timeout(1):
+                    async for one in call.events():
+                        took += len(one.data) if isinstance(one, Data) else 0
+        await asyncio.sleep(max(0.0, until - time.monotonic()))
+    print(f"{what}: {took >> 10} KiB")
+
+
+async def test_a_program_that_takes_nothing_holds_up_only_who_runs_it(pair: Pair) -> None:
+    await pair.host.ensure(pair.hostile)
+    silent = {"kind": MESSAGE, "text": "{}", "times": 75, "pause": 20}
+    async with pair.suffering(), pair.call(program(pair, silent)) as call:
+        sending = asyncio.create_task(call.send_data(bytes(16 << 20)))
+        await asyncio.wait([sending], timeout=1)
+        assert not sending.done()
+        sending.cancel()
+
+
+@pytest.mark.parametrize(
+    "offset", ["0", "5", "7", str(2**62), str(HUGE), "-1", '"6"', "null", "[]"], ids=lambda text: text[:12]
+)
+async def test_a_program_whose_link_broke_goes_on_where_it_was_or_not_at_all(pair: Pair, offset: str) -> None:
+    """Six bytes had come: an agent that goes on elsewhere has lost some, or says some twice."""
+    said = f'{{"started": true, "pid": 1, "offset": {offset}}}'
+    await pair.prepare("attach", script((MESSAGE, said), (DATA, "after"), (MESSAGE, EXITED), (RESULT, "{}")))
+    told = await pair.ask(program(pair, (DATA, "before"), (0, "")))
+    told.check(offset)
+    assert told.error is not None and told.data == b"before"
+
+
+async def test_a_program_whose_link_broke_goes_on(pair: Pair) -> None:
+    """The control of the test above."""
+    said = '{"started": true, "pid": 1, "offset": 6}'
+    await pair.prepare("attach", script((MESSAGE, said), (DATA, "after"), (MESSAGE, EXITED), (RESULT, "{}")))
+    told = await pair.ask(program(pair, (DATA, "before"), (0, "")))
+    assert (told.data, told.body) == (b"beforeafter", {"exit_code": 0, "signal": None})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import string
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -28,7 +28,6 @@ from innkeeper.core.image import ImageSource
 from innkeeper.core.image_build import BuildStatus, ImageBuild
 from innkeeper.core.image_config import ImageConfig
 from innkeeper.core.token import DEFAULT_SCOPES, Principal, Scope
-from innkeeper.core.vm import parse_vm_id
 from innkeeper.store import image_builds, tables
 
 pytestmark = pytest.mark.anyio
@@ -70,9 +69,12 @@ ROOM = "/api/profile/{profile_id}/room/{room_id}"
 PROFILE = "/api/profile/{profile_id}"
 PUBLIC = "/vm/{instance_id}/file/{path}"
 VM = "/v1/vms/{vm_id}"
+VOLUME = "/v1/volumes/{volume_id}"
 APP = "/v1/app/{session}/{port}/{path}"
 FILES = f"{VM}/files"
 AT = {"path": "/tmp/a"}
+IN_VOLUME = {"path": "a"}
+VOLUME_UPLOAD = b'--b\r\nContent-Disposition: form-data; name="path"\r\n\r\nnew\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nnew\r\n--b--\r\n'
 UPLOAD = (
     b"".join(
         b'--b\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\n' + value + b"\r\n"
@@ -126,6 +128,10 @@ MATRIX: dict[Route, Entry] = {
     ("PATCH", VM): Entry(ROOMS, json={"metadata": {"a": 1}}),
     ("DELETE", VM): Entry(ROOMS),
     ("POST", f"{VM}/hold"): Entry(ROOMS, json={"seconds": 5}),
+    ("POST", f"{VM}/suspend"): Entry(ROOMS),
+    ("POST", f"{VM}/clone"): Entry(ROOMS, json={}),
+    ("POST", f"{VM}/fork"): Entry(ROOMS, json={"count": 1}),
+    ("POST", f"{VM}/resume"): Entry(ROOMS),
     ("POST", f"{VM}/stage-env"): Entry(ROOMS, json={"entries": [{"env_name": "A", "value": "b"}]}),
     ("GET", f"{VM}/events"): Entry(ROOMS),
     ("GET", f"{VM}/events/stream"): Entry(ROOMS, ends=True),
@@ -141,6 +147,14 @@ MATRIX: dict[Route, Entry] = {
     ("POST", f"{FILES}/mkdir"): Entry(ROOMS, status=201, json={"path": "/tmp/d"}),
     ("POST", f"{FILES}/rename"): Entry(ROOMS, json={"path": "/tmp/a", "to": "/tmp/b"}),
     ("POST", f"{FILES}/copy"): Entry(ROOMS, status=201, json={"path": "/tmp/a", "to": "/tmp/c"}),
+    ("GET", f"{VOLUME}/files"): Entry(ROOMS),
+    ("DELETE", f"{VOLUME}/files"): Entry(ROOMS, query=IN_VOLUME),
+    **{(method, f"{VOLUME}/files/content"): Entry(ROOMS, query=IN_VOLUME) for method in ("GET", "HEAD")},
+    ("PUT", f"{VOLUME}/files/content"): Entry(ROOMS, query=IN_VOLUME, content=b"new"),
+    ("POST", f"{VOLUME}/files/download"): Entry(ROOMS, json=IN_VOLUME),
+    ("POST", f"{VOLUME}/files/upload"): Entry(
+        ROOMS, content=VOLUME_UPLOAD, content_type="multipart/form-data; boundary=b"
+    ),
     ("POST", "/upload"): Entry(ROOMS, content=UPLOAD, content_type="multipart/form-data; boundary=b"),
     ("POST", "/download"): Entry(
         ROOMS, content=b"filename=/tmp/a&session_id={session}", content_type="application/x-www-form-urlencoded"
@@ -168,6 +182,28 @@ MATRIX: dict[Route, Entry] = {
     ("POST", "/v1/shares/{share_id}/link"): Entry(ROOMS, json={}),
     # Nothing listens there.
     **{(method, APP): Entry(ROOMS, status=502) for method in APP_METHODS},
+    ("POST", f"{VM}/snapshot"): Entry(ROOMS, json={}),
+    ("GET", "/v1/snapshots"): Entry(ROOMS),
+    ("POST", "/v1/snapshots"): Entry(PROFILES, json={"oci_image": "registry.example.com/a:1"}),
+    ("GET", "/v1/snapshots/{snapshot_id}/log"): Entry(ROOMS),
+    **{(method, "/v1/snapshots/{snapshot_id}"): Entry(ROOMS) for method in ("GET", "DELETE")},
+    ("PATCH", "/v1/snapshots/{snapshot_id}"): Entry(ROOMS, json={"name": "renamed"}),
+    ("POST", "/v1/snapshots/{snapshot_id}/verify"): Entry(ROOMS, json={}),
+    ("POST", "/v1/volumes"): Entry(ROOMS, json={"name": "made", "quota_bytes": 1 << 27}),
+    ("GET", "/v1/volumes"): Entry(ROOMS),
+    # Where a VM has it, or a checkpoint stands on it.
+    ("GET", VOLUME): Entry(ROOMS),
+    ("DELETE", VOLUME): Entry(ROOMS, status=409),
+    ("PATCH", VOLUME): Entry(ROOMS, json={"name": "renamed"}),
+    ("GET", f"{VOLUME}/checkpoints"): Entry(ROOMS),
+    ("POST", f"{VOLUME}/checkpoints"): Entry(ROOMS, json={"name": "made"}),
+    ("DELETE", f"{VOLUME}/checkpoints/{{checkpoint_id}}"): Entry(ROOMS),
+    ("GET", f"{VM}/volumes"): Entry(ROOMS),
+    ("GET", "/v1/retention"): Entry(ROOMS),
+    ("PUT", "/v1/retention"): Entry(ROOMS, json={"snapshots": {"max_age_days": 36_500}}),
+    ("POST", "/v1/retention/apply"): Entry(ROOMS, json={"remove": True}),
+    ("POST", f"{VM}/volumes"): Entry(ROOMS, json={"volume_id": "{volume_id}", "mount_path": "/data"}),
+    ("DELETE", f"{VM}/volumes/{{volume_id}}"): Entry(ROOMS),
     ("POST", "/kill"): Entry(ROOMS, json={"session_id": "{session}"}),
     ("GET", "/v1/rooms"): Entry(ROOMS),
     ("GET", "/v1/rooms/{instance_id}"): Entry(ROOMS),
@@ -186,6 +222,7 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/v1/hosts"): Entry(OPERATOR, shared=True),
     ("POST", "/v1/hosts/{host_id}/drain"): Entry(OPERATOR, json={"draining": False}, shared=True),
     ("GET", "/v1/hosts/{host_id}/capacity"): Entry(OPERATOR, shared=True),
+    ("GET", "/v1/hosts/{host_id}/disk"): Entry(OPERATOR, shared=True),
     ("POST", "/v1/hosts/{host_id}/gc"): Entry(OPERATOR, json={}, shared=True),
     ("GET", "/v1/audit"): Entry(AUDIT),
     ("GET", "/v1/audit/catalog"): Entry(ANY_TOKEN),
@@ -228,9 +265,17 @@ IDS = frozenset(
         "vm_id",
         "session",
         "share_id",
+        "snapshot_id",
         "task_id",
+        "volume_id",
+        "checkpoint_id",
     }
 )
+
+
+OF_ROOM = frozenset({"room_id", "instance_id", "execution_id"})
+OF_VM = frozenset({"vm_id", "session", "share_id", "snapshot_id", "task_id", "volume_id", "checkpoint_id"})
+OBJECTS = OF_ROOM | OF_VM | {"token_id", "key_id", "ssh_key_id", "event_id", "image", "build_id", "registry"}
 
 
 def named(route: Route) -> str:
@@ -301,50 +346,71 @@ class Matrix:
                     await lifecycle.destroy(self.world.control, owner, entry)
             await asyncio.sleep(0.01)
 
-    async def objects(self, owner: Tenant) -> dict[str, str]:
-        """One of everything, new."""
-        profile_id = str(self.world.profile_id("base", of=owner.principal))
-        values = {"profile_id": profile_id, "room_id": f"room-{uuid4().hex[:8]}", "path": "tmp/a"}
-        values["pid"] = f"terminal-{uuid4().hex[:8]}"
-        values["host_id"] = str(self.world.host.id)
+    async def objects(self, owner: Tenant, route: Route | None = None) -> dict[str, str]:
+        """A new one of everything that a route names; of everything, where there is none. What it does not name are the tenant's older ones."""
+        names = OBJECTS if route is None else names_in(route).keys()
+        values = {**owner.values, "host_id": str(self.world.host.id), "path": "tmp/a", "pairing_id": "nobodys"}
+        values |= {"profile_id": str(self.world.profile_id("base", of=owner.principal)), "organization": owner.name}
+        values |= {"new_image": f"new-{uuid4().hex[:8]}", "pid": f"terminal-{uuid4().hex[:8]}"}
+        if names & OF_ROOM:
+            await self.room(owner, values, names)
+        if names & OF_VM:
+            await self.vm(owner, values, names)
+        if names & {"token_id", "key_id"}:
+            new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
+            values |= {"token_id": str(new.token.id), "key_id": str(new.token.number)}
+        if "ssh_key_id" in names:
+            key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
+            values["ssh_key_id"] = str(key.number)
+        if "event_id" in names:
+            (event,) = (await audit.list_events(self.world.control, owner.principal, limit=1)).events
+            values["event_id"] = str(event.id)
+        for name, make in (("image", self.image), ("build_id", self.build), ("registry", self.registry)):
+            if name in names:
+                values[name] = await make(owner)
+        return values
+
+    async def room(self, owner: Tenant, values: dict[str, str], names: Set[str]) -> None:
+        """A room, and what was run in it."""
+        values["room_id"] = f"room-{uuid4().hex[:8]}"
         room = (await self.ask(("POST", ROOM), values, owner.token)).json()
-        ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
+        values["instance_id"] = room["instance_id"]
         entry = self.world.control.live.by_public_id(UUID(room["instance_id"]))
         assert entry is not None
-        self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
+        self.furnish(entry.instance.id, owner, values)
+        if "execution_id" in names:
+            ran = (await self.ask(("POST", f"{ROOM}/command"), values, owner.token)).json()
+            values["execution_id"] = ran["result"]["execution_id"]
+
+    async def vm(self, owner: Tenant, values: dict[str, str], names: Set[str]) -> None:
+        """A VM, its session, and what stands on them."""
         vm = (await self.ask(("POST", "/v1/vms"), values, owner.token)).json()
-        share = (await self.ask(("POST", "/v1/shares"), {"vm_id": vm["vm_id"]}, owner.token)).json()
-        machine_of_vm = parse_vm_id(vm["vm_id"])
-        assert machine_of_vm is not None
-        for instance_id in (entry.instance.id, machine_of_vm[0]):
-            self.world.host.terminals.add(instance_id, values["pid"], label=f"of {owner.name}")
+        values |= {"vm_id": vm["vm_id"], "session": vm["session_id"]}
         entry = self.world.control.live.find((UUID(vm["session_id"]), ""))
         assert entry is not None
-        self.world.host.files[entry.instance.id, "/tmp/a"] = f"content of {owner.name}".encode()
-        of_vm = {"session": vm["session_id"]}
-        begun = (await self.ask(("POST", "/execute_async"), of_vm, owner.token)).json()
-        new = await tokens.create(self.world.control, owner.principal, f"token of {owner.name}")
-        execution_id = ran["result"]["execution_id"]
-        key = await ssh_keys.add(self.world.control, owner.principal, SSH_KEY)
-        (event,) = (await audit.list_events(self.world.control, owner.principal, limit=1)).events
-        return values | {
-            "instance_id": room["instance_id"],
-            "execution_id": execution_id,
-            "token_id": str(new.token.id),
-            "key_id": str(new.token.number),
-            "ssh_key_id": str(key.number),
-            "pairing_id": "nobodys",
-            "event_id": str(event.id),
-            "image": await self.image(owner),
-            "build_id": await self.build(owner),
-            "new_image": f"new-{uuid4().hex[:8]}",
-            "registry": await self.registry(owner),
-            "vm_id": vm["vm_id"],
-            "session": vm["session_id"],
-            "share_id": share["share_id"],
-            "task_id": begun["task_id"],
-            "organization": owner.name,
-        }
+        self.furnish(entry.instance.id, owner, values)
+        for name, made_by, found in (
+            ("share_id", ("POST", "/v1/shares"), "share_id"),
+            ("snapshot_id", ("POST", f"{VM}/snapshot"), "id"),
+            ("task_id", ("POST", "/execute_async"), "task_id"),
+        ):
+            if name in names:
+                values[name] = (await self.ask(made_by, values, owner.token)).json()[found]
+        if names & {"volume_id", "checkpoint_id"}:
+            for name, made_by in (
+                ("volume_id", ("POST", "/v1/volumes")),
+                ("checkpoint_id", ("POST", f"{VOLUME}/checkpoints")),
+            ):
+                answer = await self.ask(made_by, values, owner.token)
+                assert answer.status_code == 200, answer.text
+                values[name] = answer.json()["id"]
+            assert (await self.ask(("POST", f"{VM}/volumes"), values, owner.token)).status_code == 200
+            self.world.host.files[entry.instance.id, "/data/a"] = f"volume of {owner.name}".encode()
+
+    def furnish(self, instance_id: UUID, owner: Tenant, values: Mapping[str, str]) -> None:
+        """Put a file and a terminal into an instance."""
+        self.world.host.files[instance_id, "/tmp/a"] = f"content of {owner.name}".encode()
+        self.world.host.terminals.add(instance_id, values["pid"], label=f"of {owner.name}")
 
     async def image(self, owner: Tenant) -> str:
         """The name of an image of the organization's own."""
@@ -369,6 +435,9 @@ class Matrix:
 
     async def state(self) -> dict[str, Any]:
         """Everything that a request could have changed, but for the times of use that every look changes."""
+        while self.world.control.forking or self.world.control.snapshot_builds:
+            # A fork's moment goes after the answer, and a build ends after it.
+            await asyncio.sleep(0.01)
         await self.world.control.later.flush(self.world.control)
 
         def read(connection: sa.Connection) -> dict[str, Any]:
@@ -403,7 +472,8 @@ class Matrix:
 async def matrix(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Matrix]:
     """One for all: what a test may have removed it made itself."""
     world = World(tmp_path_factory.mktemp("home"))
-    async with world.running(public_files_per_minute=100_000, vm_lifetime_seconds=86_400) as control:
+    limits = {"public_files_per_minute": 100_000, "max_volumes": 100_000, "max_snapshots": 100_000}
+    async with world.running(vm_lifetime_seconds=86_400, **limits) as control:
         world.control = control
         other = await organizations.create(control, world.operator, "theirs")
         principals = {"default": world.me.organization_id, "theirs": other.id}
@@ -441,12 +511,16 @@ def meant(template: str) -> str:
     return template.replace("{name}", "{image}" if template.startswith("/v1/images/") else "{organization}")
 
 
-def ids_in(route: Route) -> list[str]:
-    # Those in the body look as in a path there.
+def names_in(route: Route) -> dict[str, None]:
+    """What a request is about, by the path and the body, in their order."""
     entry = MATRIX[route]
     values = [value for value in (entry.json or {}).values() if isinstance(value, str)]
-    template = "".join([route[1], *values, "{session}" if b"{session}" in (entry.content or b"") else ""])
-    return [name for _, name, _, _ in string.Formatter().parse(meant(template)) if name in IDS]
+    template = "".join([meant(route[1]), *values, "{session}" if b"{session}" in (entry.content or b"") else ""])
+    return {name: None for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+
+
+def ids_in(route: Route) -> list[str]:
+    return [name for name in names_in(route) if name in IDS]
 
 
 def wire(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
@@ -504,11 +578,11 @@ async def test_each_scope_opens_what_it_should(matrix: Matrix, route: Route) -> 
         assert wire(await matrix.ask(route, nobodys, token)) == wire(refused), scope
         assert await matrix.state() == before
     for scope in opening:
-        values = await matrix.objects(matrix.mine)
+        values = await matrix.objects(matrix.mine, route)
         answer = await matrix.ask(route, values, await matrix.narrow_token(matrix.mine, scope))
         assert answer.status_code == entry.status, (scope, answer.text)
         await matrix.forget_names()
-    values = await matrix.objects(matrix.mine)
+    values = await matrix.objects(matrix.mine, route)
     assert (await matrix.ask(route, values, None, on_socket=True)).status_code == entry.status
     if entry.scopes != ANYBODY:
         # A token on the operator's socket stands for itself, not for the operator.
@@ -534,7 +608,7 @@ async def test_another_organizations_objects_look_absent(matrix: Matrix, route: 
         assert await matrix.state() == before
         # What they are given of their own holds nothing of ours.
         if not entry.shared:
-            answer = await matrix.ask(route, await matrix.objects(matrix.theirs), token)
+            answer = await matrix.ask(route, await matrix.objects(matrix.theirs, route), token)
             assert answer.status_code == entry.status
             assert [secret for secret in secrets if secret in answer.text] == []
             await matrix.forget_names()

@@ -22,8 +22,12 @@ from innkeeper.api import sse
 from innkeeper.api.dialects.gentility import schemas
 from innkeeper.api.dialects.gentility.room_path import parse_room_path
 from innkeeper.api.raw_path import encode_path, guest_path, show_path
-from innkeeper.api.v1 import execution_schemas, vm_schemas
+from innkeeper.api.v1 import account_schemas, execution_schemas, retention_schemas, vm_schemas
 from innkeeper.api.v1 import schemas as v1
+from innkeeper.api.v1.operator_schemas import DiskAnswer, DiskItem
+from innkeeper.api.v1.snapshot_schemas import SnapshotAnswer
+from innkeeper.api.v1.volume_file_schemas import VolumeFile, VolumeFileDeleted, VolumeFileUploaded
+from innkeeper.api.v1.volume_schemas import CheckpointAnswer, VmVolumeAnswer, VolumeAnswer, VolumeUser
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 INSTANCE = UUID("11111111-1111-4111-8111-111111111111")
@@ -47,9 +51,59 @@ def vm(**fields: Any) -> vm_schemas.VmRecord:
         "ended_at": None, "end_reason": None, "error": None, "vm_lifetime_seconds": 300, "memory_mb": 512, "next_memory_mb": 1024,
         "vcpu_count": 2, "disk_mb": 10_240, "metadata": {"team": "a\x1b"}, "image": "base", "image_variant": None, "image_digest": "d",
         "idle_seconds": None, "egress_policy": None, "hold_until": None, "hold_reason": None, "env_status": "none", "env_error": None,
-        "isolation": None, "boot_trace": [], "host": None, "driver": "auto", "min_isolation": "gvisor",
+        "isolation": None, "boot_trace": [], "host": None, "driver": "auto", "min_isolation": "gvisor", "ssh_host": None,
+        "snapshot_id": None, "restored": None, "snapshot_on_terminate": False, "snapshot_name": None,
+        "auto_suspend": False, "auto_resume": True, "suspend_reason": None, "woken_by": None,
     }  # fmt: skip
     return vm_schemas.VmRecord(**{**values, **fields})
+
+
+def ssh_key(number: int, **fields: Any) -> account_schemas.SshKeyAnswer:
+    values = {"id": number, "fingerprint": f"SHA256:{number}", "comment": "mine", "public_key": "k", "created_at": NOW}
+    return account_schemas.SshKeyAnswer(**{**values, **fields})
+
+
+def volume(**fields: Any) -> VolumeAnswer:
+    user = VolumeUser(vm_id=VM, mount_path="/da\x1bta", mode="rw", checkpoint_id=None)
+    values: dict[str, Any] = {
+        "id": str(INSTANCE), "volume_id": str(INSTANCE), "name": "na\x1b[2Jme", "quota_bytes": 100, "used_bytes": 7, "own_bytes": 5,
+        "status": "ready", "created_at": NOW,
+        "guest_written": False, "mounts": [user], "error": None,
+    }  # fmt: skip
+    return VolumeAnswer(**{**values, **fields})
+
+
+def _of_retention(path: str, body: bytes) -> Any:
+    if path.endswith("/apply"):
+        asked = retention_schemas.Apply.model_validate_json(body)
+        one = retention_schemas.ExcessItem(
+            kind="snapshots", id=str(INSTANCE), of=VM, name="na\x1b[2Jme", created_at=NOW, size_bytes=2048, reason="keep_last", stays=None
+        )  # fmt: skip
+        return retention_schemas.Applied(items=[one], removed=asked.remove, total_bytes=2048)
+    return retention_schemas.Policy.model_validate_json(body or b'{"snapshots": {"keep_last": 3}}')
+
+
+def _of_volumes(method: str, path: str) -> Any:
+    if path.startswith("/v1/vms/"):
+        return VmVolumeAnswer(
+            volume_id=str(INSTANCE), mount_path="/data", mode="ro", checkpoint_id=None, status="attached"
+        )
+    if "/checkpoints" in path:
+        fields = volume().model_dump(exclude={"guest_written"})
+        kept = CheckpointAnswer(**{**fields, "checkpoint_id": str(INSTANCE)})
+        return [kept] if method == "GET" else kept
+    return [volume()] if (method, path) == ("GET", "/v1/volumes") else volume()
+
+
+def snapshot(**fields: Any) -> SnapshotAnswer:
+    values: dict[str, Any] = {
+        "id": str(INSTANCE), "snapshot_id": str(INSTANCE), "name": "na\x1b[2Jme", "type": "user", "status": "ready", "created_at": NOW, "vm_id": VM,
+        "memory": True, "downtime_ms": 180.5, "size_bytes": 30, "disk_bytes": 20, "memory_bytes": 10, "own_bytes": 12, "shared_bytes": 18,
+        "vcpu_count": 2, "memory_mb": 512, "disk_mb": 10_240, "driver": "gvisor", "image": "base", "image_digest": "d", "parent_id": None,
+        "children": ["c"], "volumes": [], "is_public": False, "oci_image": None, "last_error": None, "error": None,
+        "damaged": False, "disk_digest": None, "verified_at": None, "checks": [],
+    }  # fmt: skip
+    return SnapshotAnswer(**{**values, **fields})
 
 
 @dataclass
@@ -76,6 +130,10 @@ class ScriptedServer:
     rooms: list[v1.RoomDetail] = field(default_factory=list)
     files: dict[bytes, bytes | str] = field(default_factory=dict)
     """Guest path -> content; a str is the type of something that is no file."""
+    ssh_keys: list[account_schemas.SshKeyAnswer] = field(default_factory=list)
+    snapshot: dict[str, Any] = field(default_factory=dict)
+    """What is otherwise of every snapshot."""
+    snapshot_end: dict[str, Any] = field(default_factory=lambda: {"status": "ready", "error": None, "digest": "d" * 64})
     output: list[str] = field(default_factory=list)
     exit_code: int = 0
     errors: list[str] = field(default_factory=list)
@@ -115,9 +173,29 @@ class ScriptedServer:
         elif raw.endswith(b"/exec") or raw == b"/execute_async" or raw.startswith(b"/v1/executions/"):
             await self._execution(raw.decode(), headers, body, send)
         else:
-            await self._other(scope["method"], raw.decode(), body, send)
+            await self._other(scope["method"], raw.decode(), query, body, send)
 
-    async def _other(self, method: str, path: str, body: bytes, send: Any) -> None:
+    async def _volume_files(self, method: str, path: str, query: Any, body: bytes, send: Any) -> None:
+        name = query.get("path", [""])[0]
+        key = b"/volume/" + name.encode()
+        if method == "PUT":
+            self.files[key] = body
+            done = VolumeFileUploaded(status="success", path=name, size=len(body), created=True)
+            await _answer(send, 200, done)
+        elif method == "DELETE":
+            await _answer(send, 200, VolumeFileDeleted(status="deleted", path=name))
+        elif not path.endswith("/content"):
+            row = VolumeFile(path="a\x1bb/c", name="c", type="file", size=3, mode="0644", modified_at=NOW)
+            await _answer(send, 200, [row])
+        elif isinstance(content := self.files.get(key), bytes):
+            await _start(send, 200, [(b"content-length", str(len(content)).encode())])
+            await send(
+                {"type": "http.response.body", "body": content[:3] if self.cut else content, "more_body": self.cut}
+            )
+        else:
+            await _answer(send, 404, v1.error_shape("file_not_found", "There is no such file"))
+
+    async def _other(self, method: str, path: str, query: Any, body: bytes, send: Any) -> None:
         lists: dict[str, Any] = {
             "/api/profiles": self.profiles,
             "/v1/organizations": self.organizations,
@@ -145,6 +223,7 @@ class ScriptedServer:
                 ),
                 v1.HostAnswer(id=uuid4(), name="gone", draining=False, reachable=False),
             ],
+            "/v1/ssh-keys": account_schemas.SshKeyList(keys=self.ssh_keys),
             "/v1/audit": v1.AuditPage(
                 events=[
                     v1.AuditEventAnswer(
@@ -154,6 +233,23 @@ class ScriptedServer:
                 next_cursor=None,
             ),
         }  # fmt: skip
+        if path == f"/v1/hosts/{HOST}/disk":
+            item = DiskItem(organization="a\x1bb", kind="disk", count=2, size_bytes=4 << 20, own_bytes=1 << 20)
+            own = DiskItem(organization=None, kind="database", count=1, size_bytes=1 << 20, own_bytes=1 << 20)
+            await _answer(send, 200, DiskAnswer(items=[item, own], total_bytes=2 << 20))
+            return
+        if path.startswith("/v1/retention"):
+            await _answer(send, 200, _of_retention(path, body))
+            return
+        if path.startswith("/v1/volumes/") and "/files" in path:
+            await self._volume_files(method, path, query, body, send)
+            return
+        if "/volumes" in path:
+            await _answer(send, 200, _of_volumes(method, path))
+            return
+        if path.endswith("/snapshot") or path.startswith("/v1/snapshots"):
+            await self._snapshots(method, path, send)
+            return
         if path.startswith("/v1/vms"):
             await self._vms(method, path, body, send)
         elif method == "GET" and path in lists:
@@ -171,6 +267,10 @@ class ScriptedServer:
         elif method == "POST" and path == "/v1/tokens":
             request = v1.TokenCreate.model_validate_json(body)
             await _answer(send, 201, v1.TokenCreated(**token(request.name).model_dump(), token="rk_live_" + "0" * 32))
+        elif method == "POST" and path == "/v1/ssh-keys":
+            added = account_schemas.SshKeyCreate.model_validate_json(body)
+            self.ssh_keys.append(ssh_key(len(self.ssh_keys) + 1, public_key=added.public_key))
+            await _answer(send, 200, self.ssh_keys[-1])
         elif method == "POST" and path == "/api/profiles":
             create = schemas.ProfileCreate.model_validate_json(body)
             await _answer(send, 201, profile(create.name, image=create.image))
@@ -186,13 +286,30 @@ class ScriptedServer:
 
     async def _vms(self, method: str, path: str, body: bytes, send: Any) -> None:
         if method == "GET" and path.rstrip("/") == "/v1/vms":
-            await _answer(send, 200, [vm()] if path.endswith("s") else [vm(), vm(status="killed", end_reason="idle")])
+            await _answer(
+                send,
+                200,
+                [vm()] if path.endswith("s") else [vm(), vm(status="killed", end_reason="idle", ended_at=NOW)],
+            )
         elif path == "/v1/vms":
             vm_schemas.VMCreateRequest.model_validate_json(body)
             await _answer(send, 200, vm_schemas.VMCreateResponse(vm_id=VM, session_id=str(INSTANCE), status="active"))
         elif path == f"/v1/vms/{VM}/events":
             event = vm_schemas.VmEventAnswer(id="e", at=NOW, type="ready", reason="star\x1b[2Jted", details={})
             await _answer(send, 200, [event])
+        elif path == f"/v1/vms/{VM}/clone":
+            clone = vm_schemas.VmClonedAnswer(
+                vm_id=f"{VM}-2", session_id="s", status="active", snapshot_id=None, volumes=[]
+            )
+            await _answer(send, 200, clone)
+        elif path == f"/v1/vms/{VM}/fork":
+            one = vm_schemas.VmForkedAnswer(vm_id=f"{VM}-2", session_id="s", status="active", error=None)
+            none = vm_schemas.VmForkedAnswer(vm_id=None, session_id=None, status="error", error="a\x1bb")
+            await _answer(send, 200, vm_schemas.VmForksAnswer(vms=[one, none], snapshot_id=None, volumes=[]))
+        elif path == f"/v1/vms/{VM}/suspend":
+            await _answer(send, 200, vm(status="suspended", suspend_reason="asked"))
+        elif path == f"/v1/vms/{VM}/resume":
+            await _answer(send, 200, vm(vm_id=f"{VM}-2", status="creating"))
         elif path == f"/v1/vms/{VM}/hold":
             vm_schemas.VmHold.model_validate_json(body)
             await _answer(send, 200, vm())
@@ -310,6 +427,29 @@ class ScriptedServer:
                 serialized_stdout="", serialized_stderr="", timed_out=self.timed_out, kernel=self.kernel, **known,
             )  # fmt: skip
             await event("result", answer.model_dump(mode="json"), len(pieces))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _snapshots(self, method: str, path: str, send: Any) -> None:
+        found = snapshot(**self.snapshot)
+        if not path.endswith("/log"):
+            await _answer(send, 200, [found] if (method, path) == ("GET", "/v1/snapshots") else found)
+            return
+        installing = {
+            "stage": "build",
+            "step": 1,
+            "steps": 2,
+            "line": 0,
+            "text": "extra_apt_packages git",
+            "kept": False,
+        }
+        await _start(send, 200, list(sse.HEADERS))
+        for name, data in (
+            ("step", {"text": "unpacking"}),
+            ("step", installing),
+            ("output", {"data": "half\n"}),
+            ("end", self.snapshot_end),
+        ):
+            await send({"type": "http.response.body", "body": sse.frame(name, data), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _command(self, room: Any, request: schemas.CommandRequest, headers: Any, send: Any) -> None:

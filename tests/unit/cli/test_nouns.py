@@ -189,3 +189,31 @@ def test_version(inn):
 
     assert inn("version").out == f"innkeeper {__version__}\n"
     assert json.loads(inn("version", "--json").out) == {"version": __version__}
+
+
+def test_ssh_keys_are_added_listed_and_removed(inn, server, tmp_path):
+    (tmp_path / "id.pub").write_text("ssh-ed25519 AAAA me@here\n")
+    assert inn("ssh-key", "add", str(tmp_path / "id.pub")).out == "1 SHA256:1 mine\n"
+    assert server.seen[-1].json == {"public_key": "ssh-ed25519 AAAA me@here"}
+    lines = inn("ssh-key", "list").out.splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [["ID", "FINGERPRINT"], ["1", "SHA256:1"]]
+    assert json.loads(inn("ssh-key", "list", "--json").out)[0]["comment"] == "mine"
+    for key in ("1", "SHA256:1"):
+        assert inn("ssh-key", "rm", key).out == "removed 1 (SHA256:1)\n"
+        assert (server.seen[-1].method, server.seen[-1].path) == ("DELETE", "/v1/ssh-keys/1")
+    assert inn("ssh-key", "rm", "2").err == "inn: there is no SSH key '2': see inn ssh-key list\n"
+
+
+def test_a_private_ssh_key_stays_where_it_is(inn, server, tmp_path):
+    (tmp_path / "id").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n")
+    ended = inn("ssh-key", "add", str(tmp_path / "id"))
+    assert ended.status == 2 and "is a private key" in ended.err
+    assert inn("ssh-key", "add", str(tmp_path / "none")).status == 2
+    assert server.seen == []
+
+
+def test_df_shows_whose_takes_how_much(inn, server):
+    lines = inn("df", "here").out.splitlines()
+    assert lines[0].split("\t") == ["ORGANIZATION", "KIND", "COUNT", "OWN", "SIZE"]
+    assert lines[1].split("\t")[:3] == ["a\\x1bb", "disk", "2"] and lines[2].split("\t")[0] == "-"
+    assert lines[1].split("\t")[3] != lines[1].split("\t")[4] and lines[3].startswith("together: ")

@@ -23,7 +23,7 @@ def test_create_sends_what_was_given_and_nothing_else(inn, server, monkeypatch):
 def test_lists(inn, server):
     lines = inn("vm", "list").out.splitlines()
     assert [line.split("\t")[1] for line in lines] == ["STATUS", "active"]
-    assert server.seen[-1].path == "/v1/vms"
+    assert server.seen[-1].path == "/v1/vms/"
     lines = inn("vm", "list", "--all").out.splitlines()
     assert [line.split("\t")[1] for line in lines[1:]] == ["active", "idle"]
     assert server.seen[-1].path == "/v1/vms/"
@@ -41,7 +41,17 @@ def test_changes(inn, server):
     assert (server.seen[-1].method, server.seen[-1].json) == ("PATCH", {"memory_mb": 2048, "idle_seconds": None})
     assert inn("vm", "hold", VM, "60", "--reason", "a build").status == 0
     assert server.seen[-1].json == {"seconds": 60, "reason": "a build"}
+    assert inn("vm", "patch", VM, "--auto-suspend", "--no-auto-resume").status == 0
+    assert server.seen[-1].json == {"auto_suspend": True, "auto_resume": False}
     assert inn("vm", "rm", VM).out == f"ended {VM}\n"
+
+
+def test_suspend_and_resume(inn, server):
+    assert inn("vm", "suspend", VM).out == f"suspended {VM}\n"
+    assert (server.seen[-1].method, server.seen[-1].path) == ("POST", f"/v1/vms/{VM}/suspend")
+    resumed = inn("vm", "resume", VM, "--no-wait")
+    assert f"{VM}-2" in resumed.out
+    assert (server.seen[-1].path, server.seen[-1].query) == (f"/v1/vms/{VM}/resume", {"wait": ["false"]})
 
 
 @pytest.mark.parametrize(
@@ -56,3 +66,12 @@ def test_a_field_that_is_refused_is_named(inn, server):
     server.error = (422, {"detail": [{"loc": ["body", "memory_mb"], "msg": "must be more", "type": "value_error"}]})
     ended = inn("vm", "create")
     assert (ended.status, ended.err) == (1, "inn: memory_mb: must be more\n")
+
+
+def test_clones_and_forks(inn, server):
+    assert f"{VM}-2" in inn("vm", "clone", VM, "--name", "n").out
+    assert (server.seen[-1].path, server.seen[-1].json) == (f"/v1/vms/{VM}/clone", {"snapshot_name": "n"})
+    lines = inn("vm", "fork", VM, "--count", "2").out.splitlines()
+    assert (server.seen[-1].path, server.seen[-1].json) == (f"/v1/vms/{VM}/fork", {"count": 2})
+    assert lines[1].split("\t")[:3] == [f"{VM}-2", "s", "active"] and lines[2].split("\t")[2:] == ["error", "a\\x1bb"]
+    assert inn("vm", "fork", VM, "--count", "101").status == 2

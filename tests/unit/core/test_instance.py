@@ -11,9 +11,11 @@ from innkeeper.errors import ConflictError
 S = InstanceState
 FORWARD = ["active", "network_allocated", "ftap_created", "image_generated", "vm_started", "vm_booted", "ready"]
 # The table a second time, by hand.
-TABLE = {name: {*FORWARD[at + 1 :], "failed", "stopping", "destroyed"} for at, name in enumerate(FORWARD)}
-TABLE["ready"] |= {"active"}
+TABLE = {name: {*FORWARD[at + 1 :], "suspended", "failed", "stopping", "destroyed"} for at, name in enumerate(FORWARD)}
+TABLE["ready"] = {"active", "suspending", "failed", "stopping", "destroyed"}
 TABLE |= {
+    "suspending": {"suspended", "ready", "stopping", "failed", "destroyed"},
+    "suspended": {"active", "stopping", "failed", "destroyed"},
     "stopping": {"stopped", "failed", "destroyed"},
     "stopped": {"active", "failed", "destroyed"},
     "failed": {"active", "destroyed"},

@@ -10,7 +10,7 @@ from innkeeper import shipped
 from innkeeper.host.drivers.accelerator import Qemu, ask_version, parse_version, told, tsc_khz
 from innkeeper.host.drivers.qmp import Event
 from innkeeper.host.inventory import _identity, _key
-from innkeeper.host.kernels.kernel_package import RECORD
+from innkeeper.host.kernels.kernel_package import OFFERED, RECORD
 from innkeeper.host.probes import kvm, virtual_machines
 from innkeeper.host.probes.virtual_machines import check_guest_kernel, check_qemu, check_tsc, check_vm_user
 from innkeeper.settings import Settings
@@ -84,7 +84,8 @@ def test_the_kernel_is_the_one_that_was_fetched_last_or_brought_along(tmp_path, 
     assert check_guest_kernel(tmp_path, tmp_path / "host").detail.startswith(f"{tmp_path}/linux-image-1.deb")
     for name, time in (("newer", 2), ("older", 1)):
         folder = tmp_path / "host" / "kernels" / name
-        folder.mkdir(parents=True)
+        (folder / OFFERED).mkdir(parents=True)
+        (folder / OFFERED / "modules.dep").touch()
         (folder / RECORD).write_text('{"package": "linux-image-1", "version": "1"}')
         os.utime(folder / RECORD, (time, time))
     # It came after both.
@@ -92,6 +93,9 @@ def test_the_kernel_is_the_one_that_was_fetched_last_or_brought_along(tmp_path, 
     later = (tmp_path / "linux-image-1.deb").stat().st_ctime + 1
     os.utime(tmp_path / "host" / "kernels" / "newer" / RECORD, (later, later))
     assert check_guest_kernel(tmp_path, tmp_path / "host").detail == "newer"
+    # An earlier version of the server kept less of it.
+    (tmp_path / "host" / "kernels" / "newer" / OFFERED / "modules.dep").unlink()
+    assert check_guest_kernel(tmp_path, tmp_path / "host").detail.startswith(f"{tmp_path}/linux-image-1.deb")
 
 
 # /proc/cpuinfo's lines of a real machine, whose kernel had said "tsc: Detected 2596.120 MHz processor".

@@ -20,6 +20,7 @@ from innkeeper.host.drivers.contract import Capabilities
 from innkeeper.host.drivers.qemu_command import Accelerator
 from innkeeper.host.drivers.registry import DriverRegistry, Registered, known_drivers, open_drivers
 from innkeeper.host.inventory import PlatformChoice, VirtualHardware
+from innkeeper.host.kernels.kernel_store import BootFiles
 from innkeeper.host.machine import MachineRecord
 from innkeeper.settings import Settings
 
@@ -163,3 +164,9 @@ async def test_a_host_offers_microvms_with_a_user_and_a_kernel_for_them(
     isolation, _ = await offered()
     # Not the level of a microVM to those who decide (core/isolation.py): the accelerator is told.
     assert isolation == Isolation("microvm", "qemu", "tcg", "no KVM: it emulates", accelerator="tcg")
+
+
+def test_what_machines_boot_is_known_to_whoever_removes_kernels() -> None:
+    boot = BootFiles(Path("/k"), Path("/i"), "identity", Path("/a"))
+    found = DriverRegistry(Registered(Scripted("gvisor")), Registered(Scripted("qemu"), boot=boot))  # type: ignore[arg-type]
+    assert found.booted == {"identity"}

@@ -201,6 +201,36 @@ async def test_redialling_after_a_broken_link(tmp_path):
             await end.link(timeout_seconds=0.01)
 
 
+async def test_who_waited_for_an_agent_long_enough_gives_it_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(guest_link, "SILENT_SECONDS", 0.05)
+    told = []
+    async with endpoint(tmp_path / "link") as end:
+        end.on_failure(told.append)
+
+        async def miss(times):
+            for _ in range(times):
+                with pytest.raises(LinkLostError, match="did not answer"):
+                    await end.link(timeout_seconds=0.02)
+
+        # However long each of them is late, and however many wait at once, it is their own time that counts.
+        await asyncio.gather(*(miss(1) for _ in range(9)))
+        assert told == []
+        # An agent that comes after all has the whole time again.
+        agent = await Agent.dial(end.directory)
+        await end.link(timeout_seconds=20)
+        agent.hang_up()
+        while end.linked:
+            await asyncio.sleep(0.005)
+        await miss(2)
+        assert (told, end.failure) == ([], None)
+        await miss(1)
+        assert told == ["The guest agent does not answer any more"]
+        with pytest.raises(LinkLostError, match="any more"):
+            await end.link(timeout_seconds=20)
+        end.on_failure(told.append)
+        assert len(told) == 2
+
+
 async def test_an_agent_that_says_nothing_is_cut_off_and_may_try_again(tmp_path, monkeypatch):
     monkeypatch.setattr(guest_link, "HELLO_SECONDS", 0.02)
     async with endpoint(tmp_path / "link") as end:

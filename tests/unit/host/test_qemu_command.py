@@ -39,7 +39,7 @@ def test_tcg_gets_the_rate_of_the_counter_and_a_bounded_cache():
     assert values(command, "-accel") == ["tcg,tb-size=64"]
     assert values(command, "-cpu") == ["max"]
     assert values(command, "-append") == [
-        "quiet loglevel=0 panic=-1 reboot=t tsc_early_khz=2596120 tsc=reliable lpj=10384480 no_timer_check"
+        "quiet loglevel=0 panic=-1 reboot=t mitigations=off tsc_early_khz=2596120 tsc=reliable lpj=10384480 no_timer_check"
     ]
     with pytest.raises(ValueError, match="time stamp counter"):
         qemu_command("qemu", replace(PLAN, tsc_khz=None))
@@ -107,6 +107,12 @@ def test_sizes_are_the_plans():
     assert "memory-backend-ram,id=ram,size=256M" in values(command, "-object")
     assert host_memory_mb(PLAN) - host_memory_mb(replace(PLAN, accelerator=Accelerator.KVM)) == 64
     assert host_memory_mb(PLAN) > 256 + 64
+
+
+def test_a_clone_may_be_charged_for_its_templates_pages_too():
+    clone = replace(PLAN, memory=9)
+    assert host_memory_mb(clone) - host_memory_mb(PLAN) == 256
+    assert host_memory_mb(replace(clone, memory_shared=True)) == host_memory_mb(PLAN)
 
 
 def test_one_that_takes_a_state_neither_boots_nor_runs_before_it_is_told():

@@ -266,17 +266,20 @@ def test_qemu_gets_the_device_and_its_group_and_no_other(tmp_path: Path) -> None
     root, kernel = tmp_path / "root", tmp_path / "kernel"
     by_kvm = VmJail(root=root, mark="m", uid=995, gid=994, groups=(KVM_GROUP,), devices=(Path("/dev/kvm"),))
     by_tcg = VmJail(root=root, mark="m", uid=995, gid=994)
-    lines = [set(jail.mount_table(kernel=kernel, initramfs=kernel).splitlines()) for jail in (by_kvm, by_tcg)]
-    assert lines[0] - lines[1] == {f"/dev/kvm {root}/dev/kvm none bind,nosuid 0 0"}
-    assert lines[1] <= lines[0]
-    words = [
-        jail.command(["qemu"], table=tmp_path / "table", groups=[], netns=tmp_path / "netns", file_bytes=1)
+    plans = [
+        jail.plan(kernel=kernel, initramfs=kernel, groups=[tmp_path / "procs"], netns=tmp_path / "netns", file_bytes=1)
         for jail in (by_kvm, by_tcg)
     ]
-    assert set(words[0]) - set(words[1]) == {f"--groups={KVM_GROUP}"}
-    assert set(words[1]) - set(words[0]) == {"--clear-groups"}
-    for command in words:
-        assert {"--reuid=995", "--regid=994", "--no-new-privs", "--bounding-set=-all"} <= set(command)
+    mounts = [plan.pop("mounts") for plan in plans]
+    assert [mount for mount in mounts[0] if mount not in mounts[1]] == [
+        {"source": "/dev/kvm", "target": "dev/kvm", "devices": True}
+    ]
+    assert all(mount in mounts[0] for mount in mounts[1])
+    assert [plan.pop("further_groups") for plan in plans] == [[KVM_GROUP], []]
+    assert plans[0] == plans[1]
+    assert (plans[0]["uid"], plans[0]["gid"]) == (995, 994)
+    # What a guest could write to, or start, of the host's: nothing.
+    assert all(mount.get("read_only") or mount["source"].startswith("/dev/") for mount in mounts[0])
 
 
 def test_a_missing_qemu_has_its_line_to_paste() -> None:

@@ -5,11 +5,18 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from innkeeper.errors import CheckpointNotFoundError, ConflictError, MemoryUnusableError, UnavailableError
+from innkeeper.errors import (
+    CheckpointDamagedError,
+    CheckpointNotFoundError,
+    ConflictError,
+    MemoryUnusableError,
+    UnavailableError,
+)
 from innkeeper.host import temporary
 from innkeeper.host.disks.checkpoint_store import (
     DISK,
@@ -17,8 +24,10 @@ from innkeeper.host.disks.checkpoint_store import (
     Checkpoint,
     CheckpointStore,
     SavedMemory,
+    boot_id,
     load,
     saved_files,
+    written_files,
 )
 from innkeeper.host.drivers.gvisor_checkpoint import reason_of
 from innkeeper.host.drivers.memory_needs import cpu_digest
@@ -93,6 +102,69 @@ def test_a_drop_that_was_cut_off_is_half_made_to_the_next_start(
     (left,) = temporary.abandoned(tmp_path)
     temporary.remove(left)
     assert list((tmp_path / "pool" / "checkpoints").iterdir()) == []
+
+
+def unsealed(store: CheckpointStore, **changes: Any) -> Checkpoint:
+    """One whose memory has no checksums yet."""
+    with store.draft() as draft:
+        wanted = fill(draft)
+        assert wanted.memory is not None
+        memory = replace(wanted.memory, files=written_files(draft / MEMORY), boot=boot_id())
+        return store.publish(draft, replace(wanted, memory=memory, **changes), durable=False)
+
+
+def believed(store: CheckpointStore, made: Checkpoint, agents: Path) -> SavedMemory:
+    return store.get(made.id).check_memory(driver="gvisor", needs=NEEDS, agents=agents)
+
+
+def test_memory_without_checksums_is_believed_until_the_host_goes_down(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, agents = unsealed(store), tmp_path / "agents"
+    assert believed(store, made, agents).size_bytes == 5_000
+    monkeypatch.setattr("innkeeper.host.disks.checkpoint_store.boot_id", lambda: "another")
+    with pytest.raises(MemoryUnusableError, match="went down"):
+        believed(store, made, agents)
+    assert not store.seal(made.id)
+    monkeypatch.undo()
+    os.truncate(made.memory_folder / "pages.img", 10)
+    with pytest.raises(CheckpointDamagedError):
+        believed(store, made, agents)
+
+
+def test_sealed_memory_is_believed_by_its_checksums(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = unsealed(store)
+    assert store.seal(made.id)
+    assert not store.seal(made.id) and not store.seal(uuid4())
+    assert [path.name for path in sorted(made.folder.iterdir())] == [DISK, "manifest.json", MEMORY]
+    monkeypatch.setattr("innkeeper.host.disks.checkpoint_store.boot_id", lambda: "another")
+    assert believed(store, made, tmp_path / "agents").files == saved_files(made.memory_folder)
+    (made.memory_folder / "pages.img").write_bytes(b"pagez" * 1_000)
+    with pytest.raises(CheckpointDamagedError):
+        believed(store, made, tmp_path / "agents")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_checksums_are_not_added_to_what_has_taken_its_place(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    made, module = unsealed(store), "innkeeper.host.disks.checkpoint_store"
+
+    def slowly(folder: Path) -> dict[str, tuple[int, str]]:
+        found = saved_files(folder)
+        store.drop(made.id)
+        if again:
+            other = unsealed(store, id=made.id)
+            (other.memory_folder / "pages.img").write_bytes(b"other" * 1_000)
+        return found
+
+    monkeypatch.setattr(f"{module}.saved_files", slowly)
+    assert not store.seal(made.id)
+    assert [path.name for path in store.folders()] == [str(made.id)] * again
+    if again:
+        assert believed(store, made, tmp_path / "agents").boot == boot_id()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 1, "id": 7}'])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.host.kernels.initramfs import Entry, cpio, initramfs
-from innkeeper.host.kernels.modules import ModuleMissingError, load_order, module_name, read_module
+from innkeeper.host.kernels.modules import ModuleMissingError, load_order, module_name, offered, read_module
 
 
 def fields(archive: bytes) -> dict[str, tuple[int, bytes, list[int]]]:
@@ -44,6 +44,47 @@ def test_what_a_guest_boots_from() -> None:
     assert {(numbers[2], numbers[3], numbers[5]) for _, _, numbers in found.values()} == {(0, 0, 0)}
     # Each has an inode of its own: the kernel takes two files with one for the same file.
     assert len({numbers[0] for _, _, numbers in found.values()}) == len(found)
+
+
+def test_what_is_loaded_later_lies_beside_and_is_no_part_of_the_boot() -> None:
+    found = fields(gzip.decompress(initramfs(b"agent", [], [("fuse.ko.gz", b"packed"), ("modules.dep", b"fuse:\n")])))
+    assert found["offered/fuse.ko.gz"][:2] == (stat.S_IFREG | 0o644, b"packed")
+    assert [name for name in found if name.startswith("modules/")] == []
+
+
+def test_what_is_offered_is_described_for_itself_alone() -> None:
+    dependencies = """kernel/lib/libcrc32c.ko:
+kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko
+kernel/fs/jbd2/jbd2.ko:
+kernel/net/802/stp.ko: kernel/net/llc/llc.ko
+kernel/net/llc/llc.ko:
+kernel/net/bridge/bridge.ko: kernel/net/802/stp.ko kernel/net/llc/llc.ko
+kernel/net/bridge/br_netfilter.ko: kernel/net/bridge/bridge.ko kernel/net/802/stp.ko kernel/net/llc/llc.ko kernel/fs/jbd2/jbd2.ko
+kernel/fs/fuse/fuse.ko:
+kernel/fs/other/other.ko:
+"""
+    built_in = "".join(
+        f"kernel/{name}.ko\n"
+        for name in (
+            "virtio_mmio",
+            "virtio_console",
+            "virtio_blk",
+            "virtio_rng",
+            "virtio_net",
+            "virtio_scsi",
+            "sd_mod",
+            "overlay",
+            "erofs",
+        )
+    )
+    aliases = "# made by depmod\nalias rtnl-link-bridge bridge\nalias fs-other other\nalias fs-ext4 ext4\nalias char-major-10-229 fuse\n"
+    files, described = offered(dependencies, built_in, aliases, "# nodes\nfuse fuse c10:229\nother other c10:1\n")
+    assert [module_name(path) for path in files] == ["fuse", "llc", "stp", "bridge", "br_netfilter"]
+    assert described == {
+        "modules.dep": "stp: llc\nllc:\nbridge: stp llc\nbr_netfilter: bridge stp llc\nfuse:\n",
+        "modules.alias": "alias rtnl-link-bridge bridge\nalias char-major-10-229 fuse\n",
+        "modules.devname": "fuse fuse c10:229\n",
+    }
 
 
 def test_the_same_parts_make_the_same_bytes() -> None:

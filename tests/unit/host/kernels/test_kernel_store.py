@@ -13,7 +13,7 @@ import pytest
 
 from innkeeper.host import temporary
 from innkeeper.host.kernels import kernel_store
-from innkeeper.host.kernels.kernel_package import IMAGE, MODULES, RECORD, KernelPackage
+from innkeeper.host.kernels.kernel_package import IMAGE, MODULES, OFFERED, RECORD, KernelPackage
 from innkeeper.host.kernels.kernel_store import Kernel, KernelStore
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +36,8 @@ def add(store: KernelStore, number: int) -> Kernel:
     package = KernelPackage(f"linux-image-6.1.0-{number}-cloud-amd64", f"6.1.{number}-1")
     folder = store.directory / f"{package.package}_{package.version}"
     (folder / MODULES).mkdir(parents=True)
+    (folder / OFFERED).mkdir()
+    (folder / OFFERED / "modules.dep").touch()
     (folder / IMAGE).write_bytes(b"kernel")
     (folder / MODULES / "00-virtio.ko").write_bytes(b"module")
     (folder / RECORD).write_text(json.dumps({"package": package.package, "version": package.version}))
