@@ -17,6 +17,8 @@ import httpx2
 import pytest
 from server_fixture import Room, Server, free_port, leftovers, put_into, until
 from tests.faults.workload import events
+from tests.guest_drivers import QEMU, SETTINGS
+from tests.guest_kernel import put_kernel
 from tests.integration import oci_fixture as oci
 from tests.integration.daemon_fixture import NEEDS_RUNSC
 
@@ -90,7 +92,8 @@ class ServerOnSmallDisk(Server):
 
 
 @pytest.fixture(scope="module")
-def disk() -> Iterator[SmallDisk]:
+def disk(driver: str) -> Iterator[SmallDisk]:
+    """One for the server of each driver."""
     made = SmallDisk(Path(tempfile.mkdtemp(prefix="ikd", dir="/var/tmp")))
     made.make()
     yield made
@@ -98,17 +101,19 @@ def disk() -> Iterator[SmallDisk]:
 
 
 @pytest.fixture(scope="module")
-def innkeeper(disk: SmallDisk) -> Iterator[Server]:
+def innkeeper(disk: SmallDisk, driver: str) -> Iterator[Server]:
     home = disk.mount / "home"
     home.mkdir(mode=0o755)
     put_into(home / "host", "base")
     (home / "host").chmod(0o700)
+    if driver == QEMU:
+        put_kernel(home / "host")
     settings = {
+        **SETTINGS[driver],
         "INNKEEPER_IMAGES": "base",
         "INNKEEPER_KEEP_MACHINES": "false",
         # More than there is: what its guests write decides, as on a host that was given too little.
         "INNKEEPER_POOL_DISK_MB": "8192",
-        "INNKEEPER_RUNSC_PLATFORM": "systrap",
         "INNKEEPER_DISK_RESERVE_MB": "200",
     }
     running = ServerOnSmallDisk(home, free_port(), settings)
@@ -160,6 +165,7 @@ def works_again(innkeeper: Server, room: Room) -> None:
     assert new.delete().status_code == 204
 
 
+@pytest.mark.microvms
 def test_a_full_disk_refuses_what_is_new_and_comes_back(innkeeper: Server, disk: SmallDisk, room: Room) -> None:
     api = innkeeper.api()
     goes = api.room(room.profile_id)
@@ -180,6 +186,7 @@ def test_a_full_disk_refuses_what_is_new_and_comes_back(innkeeper: Server, disk:
     assert room.run("ls /home/user/never")["result"]["exit_code"] != 0
 
 
+@pytest.mark.microvms
 def test_a_disk_without_room_for_files_refuses_likewise(innkeeper: Server, disk: SmallDisk, room: Room) -> None:
     disk.fill_with_files()
     api = innkeeper.api()
@@ -189,6 +196,7 @@ def test_a_disk_without_room_for_files_refuses_likewise(innkeeper: Server, disk:
     works_again(innkeeper, room)
 
 
+@pytest.mark.gvisor_only(reason="a microVM stands still until there is room: integration/test_daemon_full_pool.py")
 def test_a_guest_that_fills_the_hosts_disk_loses_its_own_only(innkeeper: Server, disk: SmallDisk, room: Room) -> None:
     api = innkeeper.api()
     neighbour = api.room(room.profile_id)
@@ -245,6 +253,7 @@ def ended(said: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     return next(body for kind, body in said if kind == "end")
 
 
+@pytest.mark.gvisor_only(reason="the guests of builds are gVisor's whatever those of rooms are")
 @pytest.mark.parametrize("when", ["in a step", pytest.param("in the export", marks=pytest.mark.long)])
 def test_a_build_on_a_disk_that_fills_up_says_so_and_leaves_nothing(
     innkeeper: Server, disk: SmallDisk, when: str
@@ -274,6 +283,7 @@ def nothing_leaked(innkeeper: Server) -> bool:
     return not half and innkeeper.inn("doctor", "--leaks").returncode == 0
 
 
+@pytest.mark.gvisor_only(reason="no guest has part in an import")
 @pytest.mark.skipif(oci.NEEDS_TOOLS, reason="needs skopeo and umoci")
 def test_an_import_on_a_disk_that_fills_up_says_so_and_leaves_nothing(innkeeper: Server, disk: SmallDisk) -> None:
     content = oci.oci_archive([oci.layer([("file", oci.file(os.urandom(1 << 20)))])])
