@@ -54,6 +54,10 @@ class Side:
 
 
 def proportional_mib(pid: int | str = "self") -> float:
-    """Memory of a process, shared pages divided among their users (PSS)."""
+    """Memory of a process, shared pages divided among their users (PSS), without those of files.
+
+    The kernel drops pages of libraries that a process has not used for minutes and reads them again: that is tens of MiB of growth by nobody's attack.
+    """
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(rollup.partition("\nPss:")[2].split()[0]) / 1024
+    kinds = ("Pss_Anon", "Pss_Shmem", "SwapPss")
+    return sum(int(rollup.partition(f"\n{kind}:")[2].split()[0]) for kind in kinds) / 1024
