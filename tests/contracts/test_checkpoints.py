@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from tests.contracts.drivers import KINDS, LINK_SECONDS, Guest, Kind, Lab, Saved, lab, traces
 
-from innkeeper.errors import CheckpointFailedError, InnkeeperError, NotHereError
+from innkeeper.errors import CheckpointDamagedError, CheckpointFailedError, InnkeeperError, LinkLostError, NotHereError
 from innkeeper.host.disks.disk_template import reflink
 from innkeeper.host.drivers import vm_memory
 from innkeeper.host.drivers.contract import Capabilities, checkpointing
 from innkeeper.host.drivers.qemu import CONTROL_SOCKET
 from innkeeper.host.drivers.qmp import Qmp
+from innkeeper.host.guest_link import GuestEndpoint
 from innkeeper.host.linux.freeze import frozen
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
 
@@ -292,6 +293,29 @@ async def test_a_restore_that_fails_leaves_nothing(server: Lab, guest: Guest, br
             await checkpointing(server.driver).restore(plan, saved.memory)
     assert traces(server, [plan.machine_id]) == []
     assert await server.driver.found() == before
+    assert await guest.run("echo here") == (0, "here\n")
+
+
+async def test_no_guest_runs_before_its_memory_is_known_to_be_whole(server: Lab, guest: Guest) -> None:
+    saved = await save(server, guest)
+    plan, _ = await server.plan(copy_of=saved.disk)
+    endpoint = GuestEndpoint(plan.link_dir)
+    if server.driver.needs.dialled:
+        plan.link_dir.mkdir()
+        endpoint.dial()
+    else:
+        await endpoint.listen()
+    server.stack.push_async_callback(endpoint.close, remove=True)
+
+    async def damaged() -> None:
+        # That of a guest that runs would have answered by then.
+        with pytest.raises(LinkLostError):
+            await endpoint.link(timeout_seconds=3)
+        raise CheckpointDamagedError
+
+    with pytest.raises(CheckpointDamagedError):
+        await checkpointing(server.driver).restore(plan, saved.memory, whole=damaged())
+    assert not server.driver.runs(plan.machine_id, plan.state_dir)
     assert await guest.run("echo here") == (0, "here\n")
 
 

@@ -415,8 +415,8 @@ class Checkpoints:
             return Origin(checkpoint.disk)
         origin, driver = _with_memory(checkpoint, shape), checkpointing(self._drivers.starting(shape.driver))
         needs = await driver.memory_needs()
-        await asyncio.to_thread(checkpoint.check_memory, driver=driver.name, needs=needs, agents=self._agents)
-        return origin
+        checkpoint.check_memory(driver=driver.name, needs=needs, agents=self._agents)
+        return replace(origin, check=checkpoint.check_whole)
 
     async def _begin(self, machine: EnsureMachine, origin: Origin, tell: Told) -> dict[str, Any]:
         answer = await self._fleet.ensure(

@@ -285,9 +285,15 @@ class Fleet:
         return machine
 
     async def _with_memory(self, request: EnsureMachine, steps: Steps, disk: str, origin: Origin) -> Machine | None:
-        """A machine that goes on with its memory, or None where that failed for another reason than that the host has no room."""
+        """A machine that goes on with its memory, or None where that failed for another reason than that the host has no room.
+
+        Raises MemoryUnusableError where another attempt would end alike.
+        """
         try:
             return await self._start(request, steps, disk, origin)
+        except MemoryUnusableError:
+            await self._departures.gone(disk)
+            raise
         except InnkeeperError as error:
             if isinstance(error, UnavailableError) and not isinstance(error, InstanceFailedError):
                 raise

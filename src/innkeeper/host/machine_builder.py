@@ -53,7 +53,8 @@ OnStep = Callable[[BootStep], None]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a new machine begins as: a copy of a disk; and, with the folder `memory`, in the midst of what ran on it, under the agent of that name.
+    """What a new machine begins as: a copy of a disk; and, with the folder `memory`, in the midst of what ran on it, under the agent of that name. `check`
+    reads that memory, in a thread, and raises CheckpointDamagedError where it is not what was saved; no guest runs before it has returned.
 
     `template` is the folder of a template's memory: nothing ran on its disk yet. `same_guest`: the memory is its own, and knows its name.
     """
@@ -61,6 +62,7 @@ class Origin:
     disk: Path
     memory: Path | None = None
     agent: str = ""
+    check: Callable[[], None] | None = None
     template: Path | None = None
     same_guest: bool = False
 
@@ -140,6 +142,8 @@ class MachineBuilder:
             raise InstanceFailedError("The instance's disk is not on this host any more")
         machine_id = secrets.token_hex(8)
         self.under_way.add(machine_id)
+        # Beside everything that comes before the guest runs: a second for a gigabyte.
+        check = None if origin is None or origin.check is None else asyncio.create_task(asyncio.to_thread(origin.check))
         try:
             return await self._build(
                 machine_id,
@@ -150,9 +154,13 @@ class MachineBuilder:
                 origin=origin,
                 instance_id=instance_id,
                 as_template=as_template,
+                whole=check,
             )
         finally:
             self.under_way.discard(machine_id)
+            if check is not None:
+                # Whoever removes the memory next finds nobody who reads it.
+                await asyncio.wait([check])
 
     async def _build(
         self,
@@ -165,6 +173,7 @@ class MachineBuilder:
         origin: Origin | None,
         instance_id: UUID | None,
         as_template: bool,
+        whole: asyncio.Task[None] | None,
     ) -> Machine:
         driver = self._drivers.starting(shape.driver)
         state_dir = self._directories.machines / machine_id
@@ -212,7 +221,7 @@ class MachineBuilder:
             )
             if driver.needs.dialled:
                 endpoint.dial()
-            running = await self._run(driver, machine_plan, slot, origin)
+            running = await self._run(driver, machine_plan, slot, origin, whole)
             running.exited.add_done_callback(lambda _: endpoint.give_up(running.why()))
             stack.push_async_callback(driver.stop, machine_id)
             steps.stamp(InstanceState.VM_STARTED)
@@ -244,7 +253,9 @@ class MachineBuilder:
         stack.push_async_callback(release, plan.mount_directory)
         return mounted.root, mounted.upper
 
-    async def _run(self, driver: Driver, plan: MachinePlan, slot: Slot, origin: Origin | None) -> RunningMachine:
+    async def _run(
+        self, driver: Driver, plan: MachinePlan, slot: Slot, origin: Origin | None, whole: asyncio.Task[None] | None
+    ) -> RunningMachine:
         """The machine of a plan, started, or going on from the memory of its origin."""
         descriptor = await self._network.open_tap(slot) if driver.needs.tap else None
         try:
@@ -253,7 +264,7 @@ class MachineBuilder:
             if origin is not None and origin.template is not None:
                 return await templating(driver).clone(plan, origin.template)
             if origin is not None and origin.memory is not None:
-                return await checkpointing(driver).restore(plan, origin.memory)
+                return await checkpointing(driver).restore(plan, origin.memory, whole=whole)
             return await driver.start(plan)
         finally:
             if descriptor is not None:

@@ -64,10 +64,10 @@ class Suspensions:
             raise MemoryUnusableError("The machine is to be another one than its memory was saved of")
         driver = checkpointing(self._drivers.starting(shape.driver))
         needs = await driver.memory_needs()
-        await asyncio.to_thread(kept.check_memory, driver=driver.name, needs=needs, agents=self._agents)
+        kept.check_memory(driver=driver.name, needs=needs, agents=self._agents)
         path = self._disks.disk_path(disk)
         await to_its_end(asyncio.to_thread(_keep_moment, kept, path))
-        return Origin(path, kept.memory_folder, memory.agent, same_guest=True)
+        return Origin(path, kept.memory_folder, memory.agent, check=kept.check_whole, same_guest=True)
 
     async def seal(self, instance_id: UUID) -> None:
         """Add the checksums to memory that was kept without, one after the other: each keeps a core busy. Fine where there is none. Raises OSError."""

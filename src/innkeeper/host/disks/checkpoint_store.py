@@ -83,9 +83,9 @@ class Checkpoint:
         return self.folder / MEMORY
 
     def check_memory(self, *, driver: str, needs: dict[str, str], agents: Path) -> SavedMemory:
-        """Its memory, if it can be restored here: by that driver, with these needs and one of the agents in a folder.
+        """Its memory, if it can be restored here: by that driver, with these needs and one of the agents in a folder; whether it is whole is not looked at.
 
-        Raises MemoryUnusableError with the reason, CheckpointDamagedError where its checksums do not hold. Takes a second for a gigabyte: call it in a thread.
+        Raises MemoryUnusableError with the reason.
         """
         memory = self.memory
         if memory is None:
@@ -100,16 +100,23 @@ class Checkpoint:
             raise MemoryUnusableError("The agent that the memory was saved with is not on this host any more")
         if memory.boot not in ("", boot_id()):
             raise MemoryUnusableError("The host went down just after the memory was saved")
+        return memory
+
+    def check_whole(self) -> None:
+        """Return if its memory is what was saved. Takes a second for a gigabyte: call it in a thread.
+
+        Raises CheckpointDamagedError.
+        """
+        files = {} if self.memory is None else self.memory.files
         try:
             found = {
                 name: digest_of(self.memory_folder / name) if digest else (size_of(self.memory_folder / name), "")
-                for name, (_, digest) in memory.files.items()
+                for name, (_, digest) in files.items()
             }
         except OSError:
             raise CheckpointDamagedError("The saved memory cannot be read") from None
-        if found != memory.files:
+        if found != files:
             raise CheckpointDamagedError("The saved memory is damaged")
-        return memory
 
     def disk_digest(self) -> str:
         """The checksum of its disk as it is now. Raises CheckpointDamagedError where it cannot be read. Takes seconds for a gigabyte: call it in a thread."""

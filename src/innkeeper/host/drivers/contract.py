@@ -8,7 +8,7 @@ nothing else: disk, rootfs, network slot and link directory are made before `sta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,8 +217,9 @@ class Checkpointing(Driver, Protocol):
         """
         ...
 
-    async def restore(self, plan: MachinePlan, folder: Path) -> RunningMachine:
-        """Like `start`, but the guest goes on where it was saved, on a copy of the disk of that moment.
+    async def restore(self, plan: MachinePlan, folder: Path, *, whole: Awaitable[None] | None = None) -> RunningMachine:
+        """Like `start`, but the guest goes on where it was saved, on a copy of the disk of that moment; not before `whole` has ended well, which raises
+        CheckpointDamagedError where the folder is not what was saved.
 
         Host name and address are the plan's at once, or those of the guest that was saved until its agent is told others. Raises an error with the code
         start_failed; on failure nothing is left.

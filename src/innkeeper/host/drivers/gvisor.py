@@ -8,7 +8,7 @@ import json
 import os
 import re
 import resource
-from collections.abc import AsyncIterator, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from pathlib import Path
 
 import structlog
@@ -100,8 +100,11 @@ class GvisorDriver:
         """Start a sandbox; returns when its init runs."""
         return await self._launch(plan, ["run"], seconds=START_TIMEOUT_SECONDS)
 
-    async def restore(self, plan: MachinePlan, folder: Path) -> ProcessMachine:
+    async def restore(self, plan: MachinePlan, folder: Path, *, whole: Awaitable[None] | None = None) -> ProcessMachine:
         """See Checkpointing. The sandbox's network is the plan's; its host name was saved with the memory, and is changed from outside."""
+        if whole is not None:
+            # One run of runsc reads the memory and has the guest go on.
+            await whole
         machine = await self._launch(plan, ["restore", f"-image-path={folder}"], seconds=RESTORE_TIMEOUT_SECONDS)
         if plan.same_guest:
             # A run of runsc's less.

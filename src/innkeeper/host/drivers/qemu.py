@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,9 +125,9 @@ class QemuDriver:
         """Start a microVM; returns when QEMU says that its processors run."""
         return await self._launch(plan, state=None)
 
-    async def restore(self, plan: MachinePlan, folder: Path) -> ProcessMachine:
+    async def restore(self, plan: MachinePlan, folder: Path, *, whole: Awaitable[None] | None = None) -> ProcessMachine:
         """See Checkpointing. Name and address are the agent's to set, which still has those of the guest that was saved."""
-        return await self._launch(plan, state=folder / STATE)
+        return await self._launch(plan, state=folder / STATE, whole=whole)
 
     async def keep(self, machine_id: str, folder: Path) -> None:
         """See Templating: devices by QEMU, and memory, which it shares with us, as it is."""
@@ -176,10 +176,17 @@ class QemuDriver:
         """See Templating."""
         return self._memories.held_bytes()
 
-    async def _launch(self, plan: MachinePlan, *, state: Path | None, memory: int | None = None) -> ProcessMachine:
+    async def _launch(
+        self,
+        plan: MachinePlan,
+        *,
+        state: Path | None,
+        memory: int | None = None,
+        whole: Awaitable[None] | None = None,
+    ) -> ProcessMachine:
         try:
             with contextlib.ExitStack() as files:
-                return await self._start(plan, files, state, memory)
+                return await self._start(plan, files, state, memory, whole)
         except BaseException as error:
             await asyncio.shield(self.stop(plan.machine_id))
             if isinstance(error, CommandFailed):
@@ -188,7 +195,12 @@ class QemuDriver:
             raise
 
     async def _start(
-        self, plan: MachinePlan, files: contextlib.ExitStack, state: Path | None, memory: int | None
+        self,
+        plan: MachinePlan,
+        files: contextlib.ExitStack,
+        state: Path | None,
+        memory: int | None,
+        whole: Awaitable[None] | None,
     ) -> ProcessMachine:
         if self._boot is None:
             raise JailFailedError("There is no kernel for virtual machines")
@@ -224,6 +236,8 @@ class QemuDriver:
             async with self._control(plan.machine_id) as session:
                 if state is not None:
                     await load_state(session, state, capabilities=() if memory is None else BUT_SHARED)
+                    if whole is not None:
+                        await whole
                     await session.execute("cont")
                 await self._confirm(session)
         except (JailFailedError, QmpError) as error:

@@ -114,7 +114,10 @@ def unsealed(store: CheckpointStore, **changes: Any) -> Checkpoint:
 
 
 def believed(store: CheckpointStore, made: Checkpoint, agents: Path) -> SavedMemory:
-    return store.get(made.id).check_memory(driver="gvisor", needs=NEEDS, agents=agents)
+    found = store.get(made.id)
+    memory = found.check_memory(driver="gvisor", needs=NEEDS, agents=agents)
+    found.check_whole()
+    return memory
 
 
 def test_memory_without_checksums_is_believed_until_the_host_goes_down(
@@ -210,6 +213,7 @@ def test_memory_is_believed_where_all_of_it_fits(store: CheckpointStore, tmp_pat
     else:
         with pytest.raises(MemoryUnusableError) as caught:
             made.check_memory(driver=driver, needs=needs, agents=agents)
+            made.check_whole()
         # The host's own affairs are not its users'.
         assert str(tmp_path) not in caught.value.message
 
