@@ -13,7 +13,8 @@ from server_fixture import Server
 pytestmark = pytest.mark.gvisor_only(reason="the pages show what a server with gVisor answers")
 
 V1 = DOCS / "api" / "v1.md"
-PAGES = [*sorted(DOCS.glob("api/v1-*.md")), DOCS / "lifetime.md", V1]
+GUIDES = [DOCS / f"{name}.md" for name in ("lifetime", "snapshots", "volumes")]
+PAGES = [*sorted(DOCS.glob("api/v1-*.md")), *GUIDES, V1]
 # What no example shows, and why not.
 _REGISTRY = "needs a registry or an archive from elsewhere: test_image_import.py"
 NOT_SHOWN = {
