@@ -245,6 +245,12 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=36_500, description="Kept output and file changes of commands are deleted after this time."),
     ] = 30
+    log_retention_days: Annotated[
+        int, Field(ge=1, le=36_500, description="Lines of instances' logs are deleted after this time.")
+    ] = 30
+    instance_log_mb: Annotated[
+        int, Field(ge=1, le=10_240, description="How much is kept of each instance's log; the oldest lines go.")
+    ] = 16
     public_files_per_minute: Annotated[
         int, Field(ge=1, description="Requests for public files per client address and minute.")
     ] = 600

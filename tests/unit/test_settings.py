@@ -63,6 +63,8 @@ RANGES = {
     "price_cpu_hour": (0, 1_000_000),
     "price_memory_gib_hour": (0, 1_000_000),
     "execution_retention_days": (1, 36_500),
+    "log_retention_days": (1, 36_500),
+    "instance_log_mb": (1, 10_240),
     "public_files_per_minute": (1, None),
     "stop_seconds": (0, 3_600),
     "max_connections": (16, None),

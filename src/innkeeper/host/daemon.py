@@ -44,10 +44,12 @@ from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.fleet import Fleet
 from innkeeper.host.garbage import GarbageCollector
 from innkeeper.host.image_verbs import ImageVerbs
+from innkeeper.host.instance_logs import InstanceLogs
 from innkeeper.host.kernels.kernel_store import KernelStore
 from innkeeper.host.leaks import InUse, find_leaks
 from innkeeper.host.linux.cgroup import CgroupTree
 from innkeeper.host.linux.subreaper import OrphanReaper, become_subreaper
+from innkeeper.host.log_verbs import LogVerbs
 from innkeeper.host.machine import Machine
 from innkeeper.host.machine_builder import MachineBuilder
 from innkeeper.host.metrics import HostMetrics
@@ -170,6 +172,7 @@ async def run_daemon(
         await asyncio.to_thread(steps.sweep)
         checkpoint_store = CheckpointStore(pool.directory / "checkpoints")
         suspensions = Suspensions(disks=pool, drivers=drivers, agents=agent_dir.parent)
+        logs = InstanceLogs(directories.logs, limit_bytes=settings.instance_log_mb * MIB)
         usage = UsageLedger(directories.usage)
         usage.sweep()
         fleet = Fleet(
@@ -190,6 +193,7 @@ async def run_daemon(
             on_pool_ready=lambda key: watchers.publish({"type": "pool.ready", "pool_key": key}),
             metrics=metrics,
             usage=usage,
+            logs=logs,
         )
         stack.push_async_callback(_wind_down, fleet, drivers, store, pool, keep_running=keep_running)
         turns = Turns(settings.max_execs or 4 * (os.cpu_count() or 1))
@@ -240,7 +244,13 @@ async def run_daemon(
         filling = asyncio.get_running_loop().create_task(fleet.warm.run())
         stack.push_async_callback(_cancel, filling)
         forgetting = asyncio.get_running_loop().create_task(
-            retention.run(fleet, executions, days=settings.execution_retention_days)
+            retention.run(
+                fleet,
+                executions,
+                logs,
+                days=settings.execution_retention_days,
+                log_days=settings.log_retention_days,
+            )
         )
         stack.push_async_callback(_cancel, forgetting)
         letting_go_on = asyncio.get_running_loop().create_task(standstills.run(fleet, pool.free_bytes))
@@ -355,6 +365,7 @@ async def run_daemon(
         handlers = {**verbs.handlers(), **operator.handlers(), **builds.handlers(), **ImageVerbs(importer).handlers()}
         handlers |= {
             **ExecutionVerbs(fleet, executions).handlers(),
+            **LogVerbs(logs).handlers(),
             **checkpoints.handlers(),
             **volumes.handlers(),
             **Ports(fleet).handlers(),

@@ -85,9 +85,11 @@ class Departures:
         await self.gone(disk)
         await self._builder.remove_disk(disk)
 
-    def trash(self, instance_id: UUID) -> None:
-        """Unlink an instance's records in one step each; what they named is removed now or at the next start."""
-        for parent in (self._directories.instances, self._directories.changes):
+    def trash(self, instance_id: UUID, *, log_too: bool) -> None:
+        """Unlink an instance's records in one step each, and its log; what they named is removed now or at the next start."""
+        # The records last: while they are there, whoever repeats this finds the instance.
+        logs = [self._directories.logs] if log_too else []
+        for parent in (*logs, self._directories.instances, self._directories.changes):
             with contextlib.suppress(FileNotFoundError):
                 # A name of its own each time: one that an earlier failure left must not be in the way.
                 trash = self._directories.trash / f"{parent.name}-{instance_id}-{secrets.token_hex(4)}"

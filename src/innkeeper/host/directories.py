@@ -53,6 +53,11 @@ class Directories:
         return self.host / "instances"
 
     @property
+    def logs(self) -> Path:
+        """One folder per instance: its log, which outlives a start that failed."""
+        return self.host / "instance-logs"
+
+    @property
     def changes(self) -> Path:
         """One folder per instance, owned by the scanner."""
         return self.host / "changes"
@@ -110,7 +115,16 @@ class Directories:
 
     def make(self) -> None:
         """Make them all, root's alone."""
-        for path in (self.machines, self.mounts, self.runsc, self.microvms, self.instances, self.usage, self.trash):
+        for path in (
+            self.machines,
+            self.mounts,
+            self.runsc,
+            self.microvms,
+            self.instances,
+            self.logs,
+            self.usage,
+            self.trash,
+        ):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The scanner, another user, may pass through, and only into folders that are its own.
         self.changes.mkdir(mode=0o711, exist_ok=True)

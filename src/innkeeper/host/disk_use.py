@@ -20,6 +20,7 @@ OF_HOST = {
     "images": "image",
     "instances": "journals",
     "changes": "journals",
+    "instance-logs": "journals",
     "kernels": "kernel",
     "agent": "agent",
     "log": "log",

@@ -18,6 +18,7 @@ import structlog
 
 from innkeeper.core.host_verbs import EnsureMachine, MachineShape, WarmPool
 from innkeeper.core.instance import BootStep, InstanceState
+from innkeeper.core.log_line import Severity
 from innkeeper.errors import (
     InnkeeperError,
     InstanceFailedError,
@@ -38,6 +39,7 @@ from innkeeper.host.disks.template_store import TemplateStore
 from innkeeper.host.drivers.registry import DriverRegistry
 from innkeeper.host.file_changes import FileChanges
 from innkeeper.host.instance_locks import InstanceLocks
+from innkeeper.host.instance_logs import InstanceLogs
 from innkeeper.host.machine import Machine, write_json
 from innkeeper.host.machine_builder import MachineBuilder, Origin, Steps
 from innkeeper.host.metrics import CLAIMED, COLD, RESTARTED, HostMetrics
@@ -79,7 +81,9 @@ class Fleet:
         on_pool_ready: Callable[[str], None],
         metrics: HostMetrics,
         usage: UsageLedger,
+        logs: InstanceLogs,
     ) -> None:
+        self._logs = logs
         self._metrics = metrics
         self._directories = directories
         self._builder = builder
@@ -207,11 +211,15 @@ class Fleet:
             claimed = False
             if machine is None or machine.failure is not None:
                 steps = Steps(on_step)
+                if not request.bare:
+                    self._logs.begin(request.instance_id)
                 try:
+                    new = self._directories.disk_of(request.instance_id) is None
                     machine, start = await self._obtain(request, steps, origin)
                 except Exception as error:
-                    code = error.code if isinstance(error, InnkeeperError) else InnkeeperError.code
-                    self._metrics.count_failed_start(code)
+                    known = error if isinstance(error, InnkeeperError) else InnkeeperError()
+                    self._metrics.count_failed_start(known.code)
+                    self._logs.note(request.instance_id, f"Not started: {known.message}", level=Severity.ERROR)
                     raise
                 # First of all: from here on it is the instance's, whatever else fails.
                 self._serve(machine, watch=not request.bare)
@@ -219,6 +227,7 @@ class Fleet:
                 machine.record.boot_trace = steps.trace
                 steps.stamp_remaining()
                 steps.stamp(InstanceState.READY)
+                self._note_start(machine, new=new, restored=origin is not None)
                 self._metrics.observe_start(steps.trace, start)
                 if not claimed:
                     self.resume(machine)
@@ -228,6 +237,17 @@ class Fleet:
                 "claimed": claimed,
                 "woken": machine.woken,
             }
+
+    def _note_start(self, machine: Machine, *, new: bool, restored: bool) -> None:
+        assert machine.record.instance_id is not None  # noqa: S101 - bound before
+        level, said = Severity.INFO, "Started on its disk"
+        if new:
+            said = "Created from a snapshot" if restored else "Created"
+        elif machine.woken is not None:
+            reason = machine.woken["reason"]
+            said = "Resumed with its memory" if not reason else f"Resumed on its disk, its memory is lost: {reason}"
+            level = Severity.WARNING if reason else level
+        self._logs.note(machine.record.instance_id, said, level=level)
 
     async def _obtain(self, request: EnsureMachine, steps: Steps, origin: Origin | None) -> tuple[Machine, str]:
         disk = self._directories.disk_of(request.instance_id)
@@ -465,6 +485,7 @@ class Fleet:
         instance_id = machine.record.instance_id
         if instance_id is not None and self._by_instance.get(instance_id) is machine:
             del self._by_instance[instance_id]
+            self._logs.note(instance_id, f"Failed: {reason}", level=Severity.ERROR)
             self._on_failure(instance_id, reason)
         self._departures.leave(machine)
 
@@ -472,6 +493,7 @@ class Fleet:
         """See DestroyMachine."""
         async with self._locks.hold(instance_id):
             machine = self._by_instance.pop(instance_id, None)
+            ran = machine is not None
             if machine is None:
                 # One that failed, or whose end did not succeed before.
                 machine = next((held for held in self._departures.held if held.record.instance_id == instance_id), None)
@@ -480,9 +502,12 @@ class Fleet:
             if not keep_disk:
                 with contextlib.suppress(InnkeeperError):
                     disk = self._directories.disk_of(instance_id)
-                self._departures.trash(instance_id)
+                self._departures.trash(instance_id, log_too=True)
+                self._logs.forget(instance_id)
             if machine is not None:
                 await self._departures.end(machine)
+                if ran:
+                    self._logs.note(instance_id, "Stopped")
             elif disk is not None:
                 self._departures.later(self._departures.remove_disk(disk))
             if suspended:
@@ -498,12 +523,13 @@ class Fleet:
         # Before it is told to end: what is followed now is not lost.
         await machine.close(stop=False)
         await self._departures.end(machine)
+        self._logs.note(machine.record.instance_id, "Suspended, its memory is kept")
         self._departures.later(self._suspensions.seal(machine.record.instance_id))
 
     def _abandon(self, machine: Machine, instance_id: UUID) -> None:
         """Give up a machine whose instance has nothing else yet, with the records that name its disk."""
         try:
-            self._departures.trash(instance_id)
+            self._departures.trash(instance_id, log_too=False)
         finally:
             self._departures.leave(machine)
             # A guest that ended while it was claimed has left its disk to the instance that was to have it.

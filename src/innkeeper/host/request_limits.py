@@ -11,6 +11,7 @@ from innkeeper.core.checkpoint_verbs import ForkMachine, RestoreCheckpoint
 from innkeeper.core.egress_policy import CIDRS_MAX, HOST_MODES
 from innkeeper.core.host_verbs import CollectImages, EnsureMachine, Execute, MachineShape, SetPools, SignalExecution
 from innkeeper.core.image_config import IMAGE_USER_PATTERN
+from innkeeper.core.log_verbs import LINES_MAX, WAIT_SECONDS_MAX, ReadLog
 from innkeeper.core.port_verbs import DialPort
 from innkeeper.core.profile import DISK_MB_RANGE, MEMORY_MB_RANGE, VCPU_RANGE, WARM_POOL_RANGE
 from innkeeper.core.program_verbs import RunProgram
@@ -85,6 +86,8 @@ def check_limits(request: Any) -> None:  # one of VERBS, already of the right ty
         _check_terminal(request)
     elif isinstance(request, RunProgram):
         _check_program(request)
+    elif isinstance(request, ReadLog):
+        _check_log(request)
 
 
 def _check_terminal(request: StartTerminal | ResizeTerminal | EndTerminal | AttachTerminal) -> None:
@@ -101,6 +104,14 @@ def _check_terminal(request: StartTerminal | ResizeTerminal | EndTerminal | Atta
         # The label stays on the host for as long as the terminal is known.
         if len(request.label) + sum(len(word) for words in request.programs for word in words) > 4 * COMMAND_BYTES_MAX:
             raise InvalidRequestError("programs: too long")
+
+
+def _check_log(request: ReadLog) -> None:
+    _check_range("limit", request.limit, (1, LINES_MAX))
+    if request.after < 0 or (request.newest is not None and request.newest < 0):
+        raise InvalidRequestError("after, newest: not negative")
+    if not 0 <= request.wait_seconds <= WAIT_SECONDS_MAX:
+        raise InvalidRequestError(f"wait_seconds: at most {WAIT_SECONDS_MAX:.0f}")
 
 
 def _check_program(request: RunProgram) -> None:

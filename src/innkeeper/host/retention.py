@@ -10,6 +10,7 @@ import structlog
 from innkeeper.errors import InnkeeperError
 from innkeeper.host.executions import Executions
 from innkeeper.host.fleet import Fleet
+from innkeeper.host.instance_logs import InstanceLogs
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -18,10 +19,15 @@ PAUSE_SECONDS = 0.2
 DAY_SECONDS = 86_400
 
 
-async def run(fleet: Fleet, executions: Executions, *, days: int) -> None:
+async def run(fleet: Fleet, executions: Executions, logs: InstanceLogs, *, days: int, log_days: int) -> None:
     """Look at every instance again and again, until cancelled."""
     while True:
         await asyncio.sleep(POLL_SECONDS)
+        try:
+            known = frozenset(fleet.disks())
+            logs.expire(time.time() - log_days * DAY_SECONDS, living=known.__contains__)
+        except OSError:
+            log.exception("old logs could not be removed")
         await forget(fleet, executions, older_than=time.time() - days * DAY_SECONDS, pause_seconds=PAUSE_SECONDS)
 
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innkeeper.core import checkpoint_verbs, host_verbs, tree_verbs, volume_verbs
+from innkeeper.core import checkpoint_verbs, host_verbs, log_verbs, tree_verbs, volume_verbs
 from innkeeper.core.host_verbs import VERBS, EnsureMachine, Execute, path_from_wire, path_to_wire, to_wire
 from innkeeper.errors import InvalidRequestError
 from innkeeper.host.verbs import parser
 
-ALL = (*VERBS, *tree_verbs.VERBS, *checkpoint_verbs.VERBS, *volume_verbs.VERBS)
+ALL = (*VERBS, *tree_verbs.VERBS, *checkpoint_verbs.VERBS, *log_verbs.VERBS, *volume_verbs.VERBS)
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=20).map(lambda rest: b"b64:" + rest))
@@ -44,6 +44,7 @@ CHOSEN = {
     "memory_mb": st.integers(128, 4_096),
     "disk_mb": st.integers(64, 4_096),
     "size_mb": st.integers(64, 4_096),
+    "wait_seconds": st.floats(0, 30),
     "path": st.sampled_from(["/a", "/srv/data"]),
     # Of one that begins with a checkpoint.
     "machine": st.deferred(
