@@ -287,7 +287,16 @@ func TestUnpackDecompresses(t *testing.T) {
 }
 
 func TestCancelEndsBoth(t *testing.T) {
-	h, folder := start(t), t.TempDir()
+	folder, ended := t.TempDir(), make(chan bool, 3)
+	tells := func(verb link.Handler) link.Handler {
+		return func(stream *link.Stream, request link.Request) {
+			defer func() { ended <- true }()
+			verb(stream, request)
+		}
+	}
+	h := linktest.New(t, map[string]link.Handler{
+		"pack": tells(archive.Pack), "unpack": tells(archive.NewUnpacker(children).Unpack),
+	})
 	put(t, folder+"/big", strings.Repeat("x", 8<<20), 0o644)
 	call := h.Open(fmt.Sprintf(`"verb":"pack","sources":["%s"]`, folder))
 	call.Next()
@@ -298,5 +307,12 @@ func TestCancelEndsBoth(t *testing.T) {
 	// The link still serves.
 	if outcome := h.Do(`"verb":"pack","sources":["/etc/passwd"]`); outcome.Code != "" {
 		t.Error(outcome.Code)
+	}
+	for i := 0; i < 3; i++ {
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			t.Fatal("a call that was ended goes on")
+		}
 	}
 }

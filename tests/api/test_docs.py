@@ -14,6 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "api"
 # By the longest beginning of the path.
 PAGES = {
     "/api/": "gentility.md",
+    "/api/tokens": "gentity.md",
     "/vm/": "gentility.md",
     "/v1/": "v1.md",
     **{

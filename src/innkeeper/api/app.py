@@ -14,6 +14,8 @@ from innkeeper.api.dialects.gentility import profiles, public_files
 from innkeeper.api.dialects.gentility import schemas as gentility
 from innkeeper.api.dialects.gentility.surface import ROUTES as ROOM_ROUTES
 from innkeeper.api.dialects.gentility.surface import GentilitySurface
+from innkeeper.api.dialects.gentity import schemas as gentity
+from innkeeper.api.dialects.gentity import tokens as gentity_tokens
 from innkeeper.api.edge import Edge, Surface
 from innkeeper.api.errors import in_shape
 from innkeeper.api.json_app import JsonGate, build_json_app, routes_of
@@ -65,6 +67,7 @@ def build_app(control: Control) -> Edge:
 
     metrics = HttpMetrics()
     profile_routes = profiles.build_router(control)
+    token_routes = gentity_tokens.build_router(control)
     own_routes = v1_routes.build_router(control)
     vm_routes = dialect.build_router(control)
     limit = AddressRateLimit(control.settings.public_files_per_minute)
@@ -86,6 +89,12 @@ def build_app(control: Control) -> Edge:
             in_shape(gentility.error_shape),
             GentilitySurface(control, JsonGate(build_json_app(profile_routes), bearer), bearer),
             _pairs({template: tuple(methods) for template, methods in ROOM_ROUTES.items()}) | routes_of(profile_routes),
+        ),
+        Surface(
+            (gentity_tokens.PREFIX,),
+            in_shape(gentity.error_shape),
+            JsonGate(build_json_app(token_routes), bearer),
+            routes_of(token_routes),
         ),
         Surface(
             (public_files.PREFIX,),
@@ -120,7 +129,7 @@ def build_app(control: Control) -> Edge:
         Surface(
             (b"/",),
             in_shape(gentility.error_shape),
-            Operations(control, metrics, lambda: _document(profile_routes, own_routes, vm_routes)),
+            Operations(control, metrics, lambda: _document(token_routes, profile_routes, own_routes, vm_routes)),
             _pairs(dict.fromkeys(PATHS, READING)),
         ),
     ]
@@ -140,17 +149,24 @@ def _pairs(routes: Mapping[str, Iterable[str]]) -> frozenset[tuple[str, str]]:
     return frozenset((method, template) for template, methods in routes.items() for method in methods)
 
 
-def _document(profile_routes: Any, own_routes: Any, vm_routes: Any) -> dict[str, Any]:
-    either: list[dict[str, list[str]]] = [{"bearer": []}, {"api_key": []}]
+def _document(*routers: Any) -> dict[str, Any]:
+    bearer: list[dict[str, list[str]]] = [{"bearer": []}]
+    either: list[dict[str, list[str]]] = [*bearer, {"api_key": []}]
     return build_openapi(
-        routes=[*profile_routes.routes, *own_routes.routes, *vm_routes.routes],
+        routes=[route for router in routers for route in router.routes],
         error_models={
             **dict.fromkeys(dialect.PREFIXES, v1.DetailError),
+            gentity_tokens.PREFIX.decode(): gentity.GentityError,
             "/api/": gentility.ErrorAnswer,
             "/v1/": v1.DetailError,
         },
         invalid_models=dict.fromkeys(dialect.PREFIXES, FieldProblems),
-        security={**dict.fromkeys(dialect.PREFIXES, either), "/api/": [{"bearer": []}], "/v1/": either},
+        security={
+            **dict.fromkeys(dialect.PREFIXES, either),
+            gentity_tokens.PREFIX.decode(): bearer,
+            "/api/": bearer,
+            "/v1/": either,
+        },
         paths={**gentility_openapi.build_paths(), **cli_login.build_paths()},
         models=(*gentility_openapi.MODELS, *cli_login.MODELS),
     )

@@ -1,0 +1,1 @@
+"""The Gentity dialect: docs/api/gentity.md."""
