@@ -50,8 +50,9 @@ async def rows(api: Any) -> list[Any]:
 async def test_a_clone_is_as_its_original_and_somebody_else(api: Any) -> None:
     vm = await make(
         api, memory_mb=512, vcpu_count=1, metadata={"n": 1}, env={"KEY": "secret"}, vm_lifetime_seconds=600, idle_seconds=60,
-        egress_policy={"allow_http": False}, auto_suspend=True,
+        egress_policy={"allow_http": False}, auto_suspend=True, min_isolation="none",
     )  # fmt: skip
+    assert vm["min_isolation"] == "none"
     answer = await fork(api, vm, "clone")
     assert answer.status_code == 200, answer.text
     told = answer.json()
@@ -67,6 +68,7 @@ async def test_a_clone_is_as_its_original_and_somebody_else(api: Any) -> None:
         "image",
         "auto_suspend",
         "env_status",
+        "min_isolation",
     )
     assert {name: clone[name] for name in same} == {name: vm[name] for name in same}
     assert clone["vm_id"] != vm["vm_id"] and clone["session_id"] != vm["session_id"] and clone["restored"] == "memory"

@@ -35,6 +35,10 @@ class RoomBook:
     standing: Standing = Standing.ASKED
     instance_id: str | None = None
     files: dict[str, set[str | None]] = field(default_factory=dict)
+    # Files that were written since the guest last put all of them on its disk.
+    unsynced: set[str] = field(default_factory=set)
+    # Those of them that a guest which lost its power may have in any form, or not at all.
+    unsure: set[str] = field(default_factory=set)
     # Execution id -> (output, exit code, rows of changes) as answered.
     told: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     # Execution id -> the output that it has if it came to its end; no answer came.
@@ -43,6 +47,25 @@ class RoomBook:
     def room(self, client: httpx2.Client) -> Room:
         """The room, as a client of now reaches it."""
         return Room(client, self.profile_id, self.room_id)
+
+    def writing(self, name: str, digest: str) -> None:
+        """A file is about to be written."""
+        self.files.setdefault(name, {None}).add(digest)
+        self.unsynced.add(name)
+
+    def lost_power(self) -> None:
+        """The guest's own kernel may be gone, with what it had not written to its disk yet."""
+        self.unsure |= self.unsynced
+
+    def sync(self, client: httpx2.Client) -> list[str]:
+        """Put what was written on the guest's disk, where no end of the guest takes it."""
+        if self.standing is Standing.GONE:
+            return []
+        answer = patiently(lambda: self.room(client).post("sync"))
+        if answer.status_code != 200 or answer.json()["result"]["exit_code"] != 0:
+            return [f"{self.room_id}: sync answered {answer.status_code} {answer.text}"]
+        self.unsynced.clear()
+        return []
 
     def audit(self, client: httpx2.Client) -> list[str]:
         """Compare with what the server has, and settle what was open. One line per discrepancy."""
@@ -73,10 +96,11 @@ class RoomBook:
         wrong = [
             f"{self.room_id}: file {name} has {found.get(name)}, allowed are {allowed}"
             for name, allowed in self.files.items()
-            if found.get(name) not in allowed
+            if found.get(name) not in allowed and name not in self.unsure
         ]
         wrong += [f"{self.room_id}: file {name} was never written" for name in found.keys() - self.files.keys()]
         self.files = {name: {found.get(name)} for name in self.files}
+        self.unsure.clear()
         return wrong
 
     def _audit_executions(self, room: Room) -> list[str]:

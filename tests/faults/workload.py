@@ -84,15 +84,14 @@ class Client:
 
     def _exec(self, client: httpx2.Client, book: RoomBook) -> None:
         line, output, name, digest = self._command()
-        before = book.files.setdefault(name, {None})
-        before.add(digest)
+        book.writing(name, digest)
         answer = client.post(f"{book.room(client).path}/command", json={"command": line})
         if self._accepted(answer, 200):
             self._enter(book, answer.json(), output, name, digest)
 
     def _stream(self, client: httpx2.Client, book: RoomBook) -> None:
         line, output, name, digest = self._command()
-        book.files.setdefault(name, {None}).add(digest)
+        book.writing(name, digest)
         headers, path = {"Accept": "text/event-stream"}, f"{book.room(client).path}/command"
         with client.stream("POST", path, json={"command": line}, headers=headers) as answer:
             if answer.status_code != 200:
@@ -122,8 +121,7 @@ class Client:
     def _write(self, client: httpx2.Client, book: RoomBook) -> None:
         content = self.random.randbytes(self.random.choice([100, 100_000, 3_000_000]))
         digest, name = hashlib.sha256(content).hexdigest(), f"f-{self.random.randrange(3)}"
-        allowed = book.files.setdefault(name, {None})
-        allowed.add(digest)
+        book.writing(name, digest)
         answer = client.put(f"{book.room(client).path}/file/home/user/{name}", content=content)
         if self._accepted(answer, 200, 201):
             book.files[name] = {digest}

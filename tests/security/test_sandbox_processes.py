@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from server_fixture import Api, Room, Server, all_pids, children, command_line
 
-pytestmark = pytest.mark.gvisor_only(reason="a microVM's process: tests/integration/test_qemu.py")
+pytestmark = pytest.mark.gvisor_only(reason="a microVM's process: test_vm_processes.py")
 
 NAMESPACES = ("user", "mnt", "ipc", "uts", "net")
 SECRET = "a-secret-of-the-profile-7c1f"

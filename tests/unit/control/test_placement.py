@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from innkeeper.control import hosts, placement, profiles, rooms, session_vm, vms, warm_pools
+from innkeeper.control.host_table import HostEntry
 from innkeeper.core.host_verbs import EnsureMachine
 from innkeeper.core.instance import InstanceState
+from innkeeper.core.instance_spec import spec_of_profile
 from innkeeper.core.isolation import Offer
 from innkeeper.core.vm import VmRequest
 from innkeeper.errors import ConflictError, DriverNotOfferedError, InvalidRequestError
@@ -203,6 +207,18 @@ async def test_a_sessions_vm_is_asked_for_as_it_is(still_world: World) -> None:
             ).instance.id == entry.instance.id
 
 
+async def test_a_sessions_vm_that_has_more_than_it_asked_for_serves_who_asks_for_that(still_world: World) -> None:
+    still_world.host.offers = [ON_GVISOR, ON_KVM]
+    async with still_world.running() as control:
+        still_world.control = control
+        made = await session_vm.create(control, still_world.me, VmRequest(min_isolation="none"))
+        assert (made.vm.wish.min_isolation, made.instance.isolation) == ("none", KVM)
+        session = await control.database.read(_session, made.vm.session_id)
+        for wish in (VmRequest(min_isolation="microvm"), VmRequest(driver="qemu")):
+            again = await session_vm.create(control, still_world.me, wish, session=session)
+            assert again.instance.id == made.instance.id
+
+
 def _session(connection: Any, session_id: Any) -> Any:
     from innkeeper.store import sessions
 
@@ -241,3 +257,57 @@ async def test_guests_of_builds_have_disks_that_the_host_may_read(still_world: W
     async with still_world.running(min_isolation="microvm") as control:
         with pytest.raises(DriverNotOfferedError, match="from a driver whose guests' disks the host may read"):
             placement.choose_for_build(control)
+
+
+async def test_of_several_hosts_one_is_taken_that_isolates_as_is_asked(
+    still_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still_world.host.offers = [ON_GVISOR]
+    async with still_world.running() as control:
+        (plain,) = control.hosts
+        strong = HostEntry(dataclasses.replace(plain.host, id=uuid4()), (ON_GVISOR, ON_KVM), plain.agent_version)
+        control.hosts.put(strong)
+        with monkeypatch.context() as patched:
+            patched.setattr(control.bus, "hosts", lambda: [plain.host.id, strong.host.id])
+            # Whichever of them is used less.
+            for busy in (plain, strong):
+                patched.setattr(control, "live", [used(busy.host.id)])
+                spec = spec_with(control, still_world, "microvm")
+                assert placement.choose(control, spec, host_id=None).host.id == strong.host.id
+                with pytest.raises(DriverNotOfferedError):
+                    placement.choose(control, spec, host_id=plain.host.id)
+            usual = spec_with(control, still_world, "gvisor")
+            assert placement.choose(control, usual, host_id=None).host.id == plain.host.id
+
+
+def spec_with(control: Any, world: World, min_isolation: str) -> Any:
+    """The spec of a room whose profile asks for that."""
+    world.control = control
+    profile = control.profiles[world.profile_id()].profile
+    return spec_of_profile(dataclasses.replace(profile, min_isolation=min_isolation))
+
+
+def used(host_id: Any) -> Any:
+    """What the table of living instances has of one on that host."""
+    return SimpleNamespace(instance=SimpleNamespace(host_id=host_id))
+
+
+async def test_guests_that_read_a_volumes_files_are_no_less_than_the_server_allows(still_world: World) -> None:
+    still_world.host.offers = [ON_GVISOR, ON_TCG]
+    async with still_world.running() as control:
+        (host,) = control.hosts
+        assert placement.offer_for_files(control, host, guest_written=False) == ON_GVISOR
+        # Software is no boundary, and what a virtual machine has written no other driver reads.
+        with pytest.raises(DriverNotOfferedError, match="A virtual machine has written the volume"):
+            placement.offer_for_files(control, host, guest_written=True)
+    async with still_world.running(tcg_counts_as_microvm=True, min_isolation="microvm") as control:
+        (host,) = control.hosts
+        assert placement.offer_for_files(control, host, guest_written=True) == ON_TCG
+        with pytest.raises(DriverNotOfferedError, match="'microvm', which is this server's minimum"):
+            placement.offer_for_files(control, host, guest_written=False)
+    still_world.host.offers = [ON_KVM]
+    async with still_world.running(min_isolation="microvm") as control:
+        (host,) = control.hosts
+        # It leaves the volume to virtual machines, which are all that there is.
+        for guest_written in (False, True):
+            assert placement.offer_for_files(control, host, guest_written=guest_written) == ON_KVM
