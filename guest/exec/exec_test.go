@@ -300,8 +300,13 @@ func TestWithoutAReaderTheOldestBytesGo(t *testing.T) {
 	call := first.Open(`"verb":"exec","id":"unread","merge":true,"shell":"sleep 0.1; seq 1 500000"`)
 	call.Next()
 	first.Break()
-	time.Sleep(700 * time.Millisecond)
-	outcome := linktest.New(t, verbs).Do(`"verb":"attach","id":"unread"`)
+	second := linktest.New(t, verbs)
+	for deadline := time.Now().Add(60 * time.Second); strings.Contains(fmt.Sprint(second.Do(`"verb":"processes"`).Result["executions"]), "running:true"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it waits for its reader")
+		}
+	}
+	outcome := second.Do(`"verb":"attach","id":"unread"`)
 	offset := outcome.Messages[0]["offset"].(float64)
 	total := outcome.Message("exited")["output_bytes"].(float64)
 	if len(outcome.Output) != 1<<20 || offset != total-1<<20 || !strings.HasSuffix(outcome.Output, "499999\n500000\n") {

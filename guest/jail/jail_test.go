@@ -37,6 +37,11 @@ func planned(t *testing.T) map[string]any {
 			t.Fatal(err)
 		}
 	}
+	// What nobody runs.
+	if err := os.WriteFile(filepath.Join(root, "kernel"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mounts = append(mounts, map[string]any{"source": os.Args[0], "target": "kernel", "read_only": true})
 	return map[string]any{
 		"groups": []string{filepath.Join(t.TempDir(), "procs")}, "network": "/proc/self/ns/net", "root": root, "mounts": mounts,
 		"uid": 65534, "gid": 65533, "further_groups": []int{4711}, "open_files": 64, "file_bytes": 1 << 20,
@@ -66,21 +71,44 @@ func jailed(t *testing.T, plan map[string]any, line string) (pid int, said strin
 
 func TestTheCommandHasNoRightsAndSeesItsOwn(t *testing.T) {
 	plan := planned(t)
-	pid, said, err := jailed(t, plan, "exec >&2; cat /proc/self/status; echo in $PWD as $$; ls /; ls /old /proc; cat /proc/self/mountinfo; ulimit -n; ulimit -c")
+	pid, said, err := jailed(t, plan, "exec >&2; cat /proc/self/status; echo in $PWD as $$; ls /; ls /old /proc; cat /proc/self/mountinfo; ulimit -n; ulimit -c; ulimit -f")
 	if err != nil || pid <= 1 {
 		t.Fatal(pid, err, said)
 	}
 	for _, wanted := range []string{
 		"Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65533\t65533\t65533\t65533\n", "Groups:\t4711 \n", "NoNewPrivs:\t1\n",
 		"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapBnd:\t0000000000000000\n",
-		"CapAmb:\t0000000000000000\n", "in / as 1\n", "/old:\n\n", "/001 / ro,nosuid", " /usr ro,nosuid,nodev", "\n64\n0\n",
+		"CapAmb:\t0000000000000000\n", "in / as 1\n", "/old:\n\n", "/001 / ro,nosuid", " /usr ro,nosuid,nodev", " /kernel ro,nosuid,nodev,noexec", "\n64\n0\n2048\n",
 	} {
 		if !strings.Contains(said, wanted) {
 			t.Errorf("no %q in\n%s", wanted, said)
 		}
 	}
+	if strings.Contains(said, "meminfo") {
+		t.Errorf("it sees more of /proc than itself:\n%s", said)
+	}
 	if joined, _ := os.ReadFile(plan["groups"].([]string)[0]); string(joined) != "0" {
 		t.Errorf("joined no group: %q", joined)
+	}
+}
+
+func TestTheNamespacesAreTheCommandsOwnButForANetworkThatItJoins(t *testing.T) {
+	for network, kinds := range map[string][]string{"/proc/self/ns/net": {"mnt", "ipc", "uts", "pid"}, "": {"mnt", "ipc", "uts", "pid", "net"}} {
+		plan := planned(t)
+		plan["network"] = network
+		_, said, err := jailed(t, plan, "ls -l /proc/self/ns >&2")
+		if err != nil {
+			t.Fatal(err, said)
+		}
+		for _, kind := range []string{"mnt", "ipc", "uts", "pid", "net"} {
+			ours, err := os.Readlink("/proc/self/ns/" + kind)
+			if err != nil || !strings.Contains(said, kind+":[") {
+				t.Fatal(err, said)
+			}
+			if own := strings.Contains(strings.Join(kinds, " "), kind); own == strings.Contains(said, ours) {
+				t.Errorf("%q: %s in\n%s", network, ours, said)
+			}
+		}
 	}
 }
 
