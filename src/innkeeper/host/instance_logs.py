@@ -114,14 +114,16 @@ class InstanceLogs:
         size = 0
         self._refill(found)
         for message in messages:
+            # After a drop it goes on when there is room for a while, not for a line now and then.
+            if found.dropped_lines and found.tokens < BURST_BYTES / 4:
+                found.dropped_lines += 1
+                continue
             line = self._line(source, SEVERITY_OF_OUTPUT[source], message)
             cost = len(line) + LINE_OVERHEAD_BYTES
-            # After a drop it goes on when there is room for a while, not for a line now and then.
-            if found.tokens < (BURST_BYTES / 4 if found.dropped_lines else cost):
-                if not found.dropped_lines:
-                    said = f"More than {RATE_BYTES_PER_SECOND // 1024} KiB of output a second: lines are dropped"
-                    taken.append(self._warning(said))
-                found.dropped_lines += 1
+            if found.tokens < cost:
+                said = f"More than {RATE_BYTES_PER_SECOND // 1024} KiB of output a second: lines are dropped"
+                taken.append(self._warning(said))
+                found.dropped_lines = 1
                 continue
             if found.dropped_lines:
                 taken.append(self._warning(f"{found.dropped_lines} lines were dropped here"))

@@ -164,9 +164,9 @@ def test_a_flood_is_dropped_and_counted(logs, instance, tmp_path, clock):
 
 
 def test_empty_lines_cost_too(logs, instance):
-    for _ in range(100):
+    for _ in range(6):
         logs.append(instance, OUT, [""] * 10_000)
-    assert everything(logs, instance, limit=1_000)[-1].sequence < 100_000
+    assert logs.read(instance, after=0, limit=1).last < 50_000
 
 
 @pytest.mark.parametrize("partly", [0, 30])
