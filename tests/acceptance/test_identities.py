@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,23 @@ REQUEST_SECONDS = 600
 CLOCK_SECONDS = 2.0
 # An old moment: longer ago than a clock may be wrong.
 AGE_SECONDS = 3.0
-# One line each, and none may be anybody else's. gVisor keeps no boot id of its own.
+# One line each, and none may be anybody else's. gVisor keeps no boot id of its own. The shell's own numbers come first: one that waits for its command since
+# before the moment has the seed of that moment.
 WHO = """
+echo $RANDOM-$RANDOM-$RANDOM-$RANDOM
 hostname; cat /etc/machine-id /sys/class/net/eth0/address /proc/sys/kernel/random/uuid
 ip -4 -o addr show dev eth0 2> /dev/null | awk '{print $4}' || true
 od -An -N16 -tx8 /dev/urandom
 python3 -c 'import random, secrets, uuid; print(uuid.uuid4(), secrets.token_hex(8), random.random(), sep="\\n")'
+"""
+# A program that reads numbers without end, and notes each beside the name that its guest has then.
+READ = "/dev/shm/read"
+READS = f"""
+import os, socket, time
+with open("{READ}", "w", buffering=1) as file:
+    while file.tell() < 4_000_000:
+        file.write(f"{{socket.gethostname()}}={{os.urandom(8).hex()}}\\n")
+        time.sleep(0.01)
 """
 
 
@@ -108,3 +120,24 @@ def test_of_an_old_snapshot(cloner: Cloner) -> None:
         cloner.check_all_differ(vms)
     finally:
         cloner.api.delete(f"/v1/snapshots/{kept}")
+
+
+@pytest.mark.timeout(1_200)
+def test_numbers_that_a_program_reads_after_the_moment(cloner: Cloner) -> None:
+    """One that runs on in every clone: from when its guest has a name of its own, nobody else's kernel gives it the same numbers."""
+    vm = cloner.vm()
+    cloner.said(vm, f"cat > /tmp/reads.py << 'END'\n{READS}\nEND\nnohup python3 /tmp/reads.py > /dev/null 2>&1 &")
+    cloner.said(vm, f"until [ -s {READ} ]; do sleep 0.1; done")
+    made = cloner.post(f"/v1/vms/{vm}/fork", count=2)["vms"]
+    cloner.made += [one["vm_id"] for one in made if one["vm_id"]]
+    assert [one["status"] for one in made] == ["active"] * 2, made
+    read = []
+    for each in (vm, *(one["vm_id"] for one in made)):
+        # It has read under this guest's name, which is given after the kernel got its numbers.
+        numbers = cloner.said(
+            each, f'until grep -m 1 "^$(hostname)=" {READ}; do sleep 0.1; done; grep "^$(hostname)=" {READ}'
+        )
+        read.append({line.partition("=")[2] for line in numbers})
+    assert all(read)
+    for one, other in itertools.combinations(read, 2):
+        assert not one & other, one & other
