@@ -20,6 +20,7 @@ from innkeeper.settings_values import (
     ImageVariants,
     MasterKey,
     Networks,
+    Registry,
     Servers,
 )
 
@@ -99,6 +100,12 @@ class Settings(BaseModel):
         str,
         Field(
             description="Comma-separated hosts (or host:port) and networks that imports may reach although they are private, and may speak to without TLS."
+        ),
+    ] = ""
+    default_registry: Annotated[
+        Registry,
+        Field(
+            description="Registry of images that are named without one, such as python:3.12-slim; default: they are refused."
         ),
     ] = ""
     registry_ca_file: Annotated[

@@ -74,6 +74,14 @@ def _host_name(value: str) -> str:
     return value
 
 
+def _registry(value: str) -> str:
+    # As in references: a word alone would be a path in a registry.
+    said = "." in value or ":" in value or value == "localhost"
+    if value and not (said and DOMAIN.fullmatch(value)):
+        raise ValueError("a lower-case host such as registry.example.com, with :port where it is not the usual one")
+    return value
+
+
 def _images(value: str) -> str:
     if not all(IMAGE_NAME.fullmatch(name) for name in comma_separated(value)):
         raise ValueError("comma-separated names of recipes: a-z, 0-9, dot and dash")
@@ -109,6 +117,7 @@ Networks = Annotated[CommaSeparated, AfterValidator(_networks)]
 Servers = Annotated[CommaSeparated, AfterValidator(_servers)]
 Domain = Annotated[str, AfterValidator(_domain)]
 HostName = Annotated[str, AfterValidator(_host_name)]
+Registry = Annotated[str, AfterValidator(_registry)]
 ImageNames = Annotated[CommaSeparated, AfterValidator(_images)]
 ImageVariants = Annotated[CommaSeparated, AfterValidator(_variants)]
 MasterKey = Annotated[SecretStr, AfterValidator(_key)]

@@ -113,6 +113,21 @@ async def test_what_is_installed_and_the_variables_of_its_vms(api: Any) -> None:
     assert {"TOKEN": SECRET, "B": "of the VM"}.items() <= again.env.items()
 
 
+async def test_an_image_without_a_registry_is_in_the_default_one(api: Any) -> None:
+    control = api.world.control
+    refused = await api.client.post("/v1/snapshots", json={"oci_image": "python:3.12-slim"})
+    assert refused.status_code == 422 and "INNKEEPER_DEFAULT_REGISTRY" in refused.text
+    control.settings = control.settings.model_copy(update={"default_registry": "registry.example.com"})
+    credential = {"username": "robot", "password": SECRET}
+    stored = await api.client.put("/v1/registries/registry.example.com", json=credential)
+    assert stored.status_code < 300, stored.text
+    done = await ended(api, await begin(api, oci_image="python:3.12-slim"))
+    full = "registry.example.com/library/python:3.12-slim"
+    assert (done["status"], done["oci_image"], done["name"], done["image"]) == ("ready", "python:3.12-slim", "python:3.12-slim", full)  # fmt: skip
+    (imported,) = asked(api, ImportImage)
+    assert (imported.reference, imported.username, imported.password) == (full, "robot", SECRET)
+
+
 @pytest.mark.parametrize("at", ["fetching", "installing"])
 async def test_a_build_that_fails(api: Any, at: str) -> None:
     if at == "fetching":

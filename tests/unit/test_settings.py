@@ -152,6 +152,11 @@ def test_choices(monkeypatch, name, bad):
         ("dns_upstreams", ("", "1.2.3.4,1.2.3.4:54,::1,[::1]:54"), ("dns.example", "1.2.3.4:0", "[::1]:x", "1.2.3.4:")),
         ("images", ("", "base,python-3.13"), ("../x", "Base", "a b")),
         ("master_key", (KEY,), ("", "bm90IDMyIGJ5dGVz", "!" + KEY[1:])),
+        (
+            "default_registry",
+            ("", "localhost", "registry.example.com", "registry:5000", "192.0.2.1"),
+            ("registry", "https://registry.example.com", "registry.example.com/team", "UP.example", "a b.c", "x.y:0"),
+        ),
         ("insecure", ("true", "0"), ("perhaps", "")),
         ("vm_image_variants", ("", "standard=base, nix-dev=my/image:1"), ("standard", "=base", "a=", "A=base")),
     ],

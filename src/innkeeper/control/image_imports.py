@@ -75,7 +75,7 @@ async def import_reference(control: Control, principal: Principal, name: str, re
 
     """
     require(principal, Scope.PROFILES)
-    parsed = parse_reference(reference)
+    parsed = parse_reference(reference, default_registry=control.settings.default_registry)
     known = await registries.credential(control, principal.organization_id, parsed.registry)
     username, password = known if known is not None else (None, None)
     request = ImportImage("registry", str(parsed), username, password)

@@ -42,8 +42,11 @@ class Reference:
         return Reference(self.registry, self.path, None, digest)
 
 
-def parse_reference(text: str) -> Reference:
-    """`registry/path[:tag][@sha256:…]`; without a tag and a digest it is `latest`. The registry is always said: no name means somebody's by default.
+def parse_reference(text: str, *, default_registry: str = "") -> Reference:
+    """`registry/path[:tag][@sha256:…]`; without a tag and a digest it is `latest`.
+
+    A name without a registry (`python:3.12`, `team/app`) is one in `default_registry`, where there is one; a name of one word is in its `library`, as
+    the clients of registries have it.
 
     Raises:
         InvalidRequestError: anything else; a transport (`docker://`, `dir:`), a path and a file are never references.
@@ -57,11 +60,19 @@ def parse_reference(text: str) -> Reference:
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise refused
-    registry, _, path = rest.partition("/")
+    registry, slash, path = rest.partition("/")
+    # `team/app` has no host in front, and `python:3` neither: each is a path in a registry that nobody named.
+    named = bool(slash) and ("." in registry or ":" in registry or registry == "localhost")
+    if not named:
+        registry, path = default_registry, rest if slash else f"library/{rest}"
     path, colon, tag = path.partition(":")
-    # `team/app` has no host in front: it is a path in a registry that nobody named.
-    named = "." in registry or ":" in registry or registry == "localhost"
-    if not named or not is_registry(registry) or not _PATH.fullmatch(path) or (colon and not _TAG.fullmatch(tag)):
+    if not _PATH.fullmatch(path) or (colon and not _TAG.fullmatch(tag)):
+        raise refused
+    if not named and not default_registry:
+        raise InvalidRequestError(
+            f"{refused.message}; the server has no registry for names without one (INNKEEPER_DEFAULT_REGISTRY)"
+        )
+    if not is_registry(registry):
         raise refused
     return Reference(registry, path, tag or (None if digest else "latest"), digest or None)
 

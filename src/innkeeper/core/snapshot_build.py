@@ -63,6 +63,8 @@ _STEP_ENV = {
 class SnapshotBuildRequest:
     """An OCI image, what is installed on it, and the shape of its VMs. `envs` are variables of the steps, and of all that runs in its VMs.
 
+    An `oci_image` without a registry is in `default_registry`, where there is one.
+
     Raises:
         InvalidRequestError: naming the field.
 
@@ -80,6 +82,7 @@ class SnapshotBuildRequest:
     git_branch: str | None = None
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     command: str | None = field(default=None, repr=False)
+    default_registry: str = ""
 
     def __post_init__(self) -> None:
         _ = self.reference
@@ -107,7 +110,7 @@ class SnapshotBuildRequest:
     def reference(self) -> Reference:
         """The image in its registry."""
         try:
-            return parse_reference(self.oci_image)
+            return parse_reference(self.oci_image, default_registry=self.default_registry)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"oci_image: {error.message.removeprefix('reference: ')}") from None
 

@@ -42,6 +42,55 @@ def test_what_is_no_reference(text: str) -> None:
         parse_reference(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("python:3.12-slim", "r.example:5000/library/python:3.12-slim"),
+        ("alpine", "r.example:5000/library/alpine:latest"),
+        ("team/app:1", "r.example:5000/team/app:1"),
+        (f"team/app@{DIGEST}", f"r.example:5000/team/app@{DIGEST}"),
+        # Those that say theirs keep it.
+        ("other.example/app", "other.example/app:latest"),
+        ("localhost/app", "localhost/app:latest"),
+    ],
+)
+def test_names_without_a_registry(text: str, means: str) -> None:
+    made = parse_reference(text, default_registry="r.example:5000")
+    # The host, which reads it again, has no default.
+    assert str(made) == means and parse_reference(str(made)) == made
+
+
+@pytest.mark.parametrize("text", ["python:3", "team/app", f"alpine@{DIGEST}"])
+def test_without_a_default_registry_the_reason_says_so(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="no registry for names without one"):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "docker://alpine",
+        "dir:/etc",
+        "oci-archive:/x.tar",
+        "/etc/passwd",
+        "./x",
+        "../x",
+        "a/../b",
+        "http://r/x",
+        "Alpine",
+        "x:",
+        "x@",
+        "-x",
+        "x y",
+    ],
+)
+def test_a_default_registry_makes_no_reference_of_anything_else(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="not an image in a registry") as refused:
+        parse_reference(text, default_registry="r.example")
+    assert "names without one" not in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["8.8.8.8", "2606:4700::1111"])
 def test_public_addresses(text: str) -> None:
     assert is_public(ip_address(text))

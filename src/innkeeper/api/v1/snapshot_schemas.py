@@ -45,14 +45,17 @@ class SnapshotBuild(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    oci_image: str = Field(max_length=REFERENCE_MAX, description="registry/path[:tag][@sha256:…]")
+    oci_image: str = Field(
+        max_length=REFERENCE_MAX,
+        description="registry/path[:tag][@sha256:…]; without a registry it is in the server's default one, where there is one.",
+    )
     name: str | None = Field(None, description="Default: the image.")
     vcpu_count: int = Field(2, ge=VCPU_RANGE[0], le=VCPU_RANGE[1])
     memory_mb: int = Field(512, ge=MEMORY_MB_RANGE[0], le=MEMORY_MB_RANGE[1])
     type: Literal["user"] = Field("user", description="This server has no others.")
     build_args: SnapshotBuildArgs | None = None
 
-    def request(self) -> SnapshotBuildRequest:
+    def request(self, *, default_registry: str) -> SnapshotBuildRequest:
         """What is asked for. Raises InvalidRequestError."""
         args = self.build_args or SnapshotBuildArgs()
         return SnapshotBuildRequest(
@@ -68,6 +71,7 @@ class SnapshotBuild(BaseModel):
             git_branch=args.git_clone_branch,
             envs=args.envs,
             command=args.post_build_cmd,
+            default_registry=default_registry,
         )
 
 

@@ -50,7 +50,8 @@ def add_snapshot_routes(router: APIRouter, control: Control) -> None:
     @router.post("/v1/snapshots")
     async def build_snapshot(principal: CurrentPrincipal, body: SnapshotBuild) -> SnapshotAnswer:
         """Begin to make a snapshot of an OCI image, with what is to be installed on it; `building` at first. 400 or 422 names what cannot be asked for."""
-        return _answer(SnapshotView(await snapshot_builds.build(control, principal, body.request())))
+        request = body.request(default_registry=control.settings.default_registry)
+        return _answer(SnapshotView(await snapshot_builds.build(control, principal, request)))
 
     @router.get("/v1/snapshots")
     async def list_snapshots(
