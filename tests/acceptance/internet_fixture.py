@@ -1,7 +1,7 @@
 """The tests' own internet, in two network namespaces: a host, and beyond it one machine that answers under public and under forbidden addresses.
 
-It is a name server, a package index, an npm registry and a git server behind a certificate authority of its own. The server under test is told
-that the first namespace is its host, so its guests can reach nothing else, and no packet leaves the machine.
+It is a name server, a package index, an npm registry, a Debian repository and a git server behind a certificate authority of its own. The server
+under test is told that the first namespace is its host, so its guests can reach nothing else, and no packet leaves the machine.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from dnslib import QTYPE, RR, A, DNSRecord
+from tests.acceptance.debian_fixture import APT_HOST, apt_repository
 
 from innkeeper.host.linux import netns
 
@@ -41,7 +42,7 @@ HOST_ADDRESSES = (HOST_ADDRESS, "8.8.4.4", "10.44.0.1")
 # They really answer beyond the host, so that "refused" is never just "nobody there".
 # None that a server may choose for its guests: of the carriers' range the one part that it never takes.
 FORBIDDEN = ("10.9.9.9", "100.100.1.1", "169.254.169.254", "172.20.0.1", "192.0.0.192", "192.168.77.1", "198.18.0.1")
-NAMES = ("index.test", "registry.test", "github.com", "plain.test")
+NAMES = ("index.test", "registry.test", "github.com", "plain.test", APT_HOST)
 REBOUND = "rebound.test"
 HOST_PORT = 8080
 GREETING = b"hello from the internet\n"
@@ -71,7 +72,7 @@ def internet() -> Iterator[Internet]:
         there = Internet(host, beyond, ca_pem)
         stack.callback(lambda: asyncio.run(_delete(host, beyond)))
         asyncio.run(_wire(host, beyond))
-        pages = {**package_index(), **npm_registry()}
+        pages = {**package_index(), **npm_registry(), **apt_repository()}
         repository = git_repository(folder)
         stack.enter_context(_web(beyond, 443, there, pages, repository, context))
         stack.enter_context(_web(beyond, 80, there, pages, repository, None))
