@@ -17,6 +17,8 @@ const (
 	// On a slow machine that emulates every instruction.
 	deviceTimeout = 20 * time.Second
 	devicePoll    = 5 * time.Millisecond
+	// A disk that was plugged in comes up by itself in less.
+	recallEvery = 2 * time.Second
 	// Of the page 0x80 that a SCSI disk says its serial number on.
 	serialOffset = 4
 	resizeFS     = 0x40086610 // EXT4_IOC_RESIZE_FS
@@ -28,6 +30,8 @@ const (
 // disks shows volumes by mounting them. Neither set-uid programs nor device nodes of a volume mean anything: another guest may have put them there.
 type disks struct {
 	shown map[string]shown
+	// Where disks were that the kernel was told to forget, as host:channel:target:unit, by volume.
+	forgotten map[string]string
 }
 
 // shown is a volume that was mounted.
@@ -38,7 +42,8 @@ type shown struct {
 }
 
 func (d *disks) show(volume string, at *place, readOnly bool) (string, error) {
-	device, err := awaitDisk(volume)
+	deadline := time.Now().Add(deviceTimeout)
+	device, err := d.await(volume, deadline)
 	if err != nil {
 		return "", err
 	}
@@ -55,10 +60,20 @@ func (d *disks) show(volume string, at *place, readOnly bool) (string, error) {
 		}
 	}
 	d.shown[volume] = shown{number: numberOf(device), made: before == nil, readOnly: readOnly}
-	if err := mountDisk(device, at, readOnly); err != nil {
+	err = mountDisk(device, at, readOnly)
+	for isGoing(err) && time.Now().Before(deadline) {
+		// The disk of an earlier time, on its way out; the new one follows.
+		time.Sleep(devicePoll)
+		if device, err = d.await(volume, deadline); err == nil {
+			d.shown[volume] = shown{number: numberOf(device), made: before == nil, readOnly: readOnly}
+			err = mountDisk(device, at, readOnly)
+		}
+	}
+	if err != nil {
 		d.clean(volume, at)
 		return "", err
 	}
+	delete(d.forgotten, volume)
 	if !readOnly {
 		fill(device, at)
 	}
@@ -104,6 +119,8 @@ func (d *disks) hide(volume string, at *place) error {
 	}
 	// Fails while it is mounted in another namespace: taking the disk away would lose what is written there.
 	if claimed, err := os.OpenFile(device, os.O_RDONLY|syscall.O_EXCL, 0); err == nil {
+		// Nobody can mount it meanwhile.
+		d.forget(volume, device)
 		_ = claimed.Close()
 	} else if errors.Is(err, syscall.EBUSY) {
 		if known, mounted := d.shown[volume]; mounted && at != nil {
@@ -195,13 +212,40 @@ func isMount(at *place, device string) bool {
 	return disk.Rdev == root.Dev
 }
 
-func awaitDisk(volume string) (string, error) {
-	for deadline := time.Now().Add(deviceTimeout); ; time.Sleep(devicePoll) {
+// isGoing tells of a disk that the kernel is removing, or has removed.
+func isGoing(err error) bool {
+	return errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENOENT)
+}
+
+// forget has the kernel remove the disk now. It would once it has heard that the disk was pulled out, which may be after the same volume was plugged in
+// again, or in another life of the memory: what was mounted by then would be lost. Fine for one that is going already.
+func (d *disks) forget(volume, device string) {
+	known := "/sys/block/" + filepath.Base(device) + "/device"
+	if target, err := os.Readlink(known); err == nil {
+		d.forgotten[volume] = filepath.Base(target)
+	}
+	_ = os.WriteFile(known+"/delete", []byte("1"), 0)
+}
+
+// recall has the kernel look for a forgotten disk where it was: one that was not pulled out since does not come up by itself.
+func (d *disks) recall(volume string) {
+	if host, place, found := strings.Cut(d.forgotten[volume], ":"); found {
+		_ = os.WriteFile("/sys/class/scsi_host/host"+host+"/scan", []byte(strings.ReplaceAll(place, ":", " ")), 0)
+	}
+}
+
+func (d *disks) await(volume string, deadline time.Time) (string, error) {
+	for recall := time.Now().Add(recallEvery); ; time.Sleep(devicePoll) {
 		if device := findDisk(volume); device != "" {
 			return device, nil
 		}
-		if time.Now().After(deadline) {
+		now := time.Now()
+		if now.After(deadline) {
 			return "", link.Errorf("not_found", "no disk of the volume came up")
+		}
+		if now.After(recall) {
+			d.recall(volume)
+			recall = time.Now().Add(recallEvery)
 		}
 	}
 }

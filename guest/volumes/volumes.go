@@ -37,7 +37,7 @@ func Linked(defaultUser func() string, quiet Quiet) *Volumes {
 
 // Mounted is for guests to which a volume is a disk.
 func Mounted(defaultUser func() string, quiet Quiet) *Volumes {
-	return &Volumes{means: &disks{shown: map[string]shown{}}, defaultUser: defaultUser, quiet: quiet}
+	return &Volumes{means: &disks{shown: map[string]shown{}, forgotten: map[string]string{}}, defaultUser: defaultUser, quiet: quiet}
 }
 
 type request struct {

@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.long, NEEDS_QEMU, NEEDS_RUNSC]
 BOOT_SECONDS = 240
 
 GUEST_SECONDS = 120
+# Their serial numbers.
+DISKS = "/sys/block/sd*/device/vpd_pg80"
 
 
 def machine_of(host: Host, instance: UUID) -> int:
@@ -64,6 +66,7 @@ async def test_a_virtual_machine_has_volumes_and_keeps_them_over_a_new_daemon(tm
             assert [one["ready"] for one in (await described(host, volume))["attached"]] == [True]
             assert await said(host, instance, "cat /data/new") == "new\n"
             await who_uses_it_is_said_and_keeps_it(host, instance, volume)
+            await what_the_guest_let_go_of_is_gone_at_once_and_is_found_again(host, instance, volume)
             await it_is_in_another_file_afterwards(host, instance, volume)
             await it_grows_where_it_is_attached_next(host, instance, volume)
             await host.destroy(instance)
@@ -107,6 +110,24 @@ async def who_uses_it_is_said_and_keeps_it(host: Host, instance: UUID, volume: U
         await host.request(verbs.DetachVolume(instance, volume), timeout_seconds=GUEST_SECONDS)
     assert await said(host, instance, "echo still > /data/new; cat /data/new") == "still\n"
     await said(host, instance, "pkill -x sleep; while pgrep -x sleep; do sleep 0.1; done")
+
+
+async def what_the_guest_let_go_of_is_gone_at_once_and_is_found_again(host: Host, instance: UUID, volume: UUID) -> None:
+    """QEMU has it still. A guest whose kernel does, too, may mount a disk that is on its way out when the volume comes again."""
+    await asked(host, instance, volume, "unmount_volume")
+    assert identity(file_of(host, volume)) in opened(machine_of(host, instance))
+    assert await said(host, instance, f"cat {DISKS} 2> /dev/null | tr -d '\\0' | grep -c {volume.hex} || true") == "0\n"
+    await asked(host, instance, volume, "mount_volume")
+    assert await said(host, instance, "cat /data/new") == "still\n"
+
+
+async def asked(host: Host, instance: UUID, volume: UUID, verb: str) -> None:
+    """The agent alone: what the daemon does before and after is not done."""
+    params = {"volume": volume.hex, "path": "/data"}
+    more = {"read_only": False} if verb == "mount_volume" else {}
+    machine = host.machine(instance)
+    async with machine.in_use():
+        await machine.endpoint.request(verb, {**params, **more}, timeout_seconds=GUEST_SECONDS)
 
 
 async def it_is_in_another_file_afterwards(host: Host, instance: UUID, volume: UUID) -> None:
