@@ -149,15 +149,20 @@ def test_sealed_memory_is_believed_by_its_checksums(
         believed(store, made, tmp_path / "agents")
 
 
+@pytest.mark.parametrize("going", [False, True])
 @pytest.mark.parametrize("again", [False, True])
 def test_checksums_are_not_added_to_what_has_taken_its_place(
-    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool, going: bool
 ) -> None:
+    """Nor to what was dropped and is not yet gone: `going`, its files are still there."""
     made, module = unsealed(store), "innkeeper.host.disks.checkpoint_store"
 
     def slowly(folder: Path) -> dict[str, tuple[int, str]]:
         found = saved_files(folder)
-        store.drop(made.id)
+        with monkeypatch.context() as patched:
+            if going:
+                patched.setattr(f"{module}.shutil.rmtree", lambda *_, **__: None)
+            store.drop(made.id)
         if again:
             other = unsealed(store, id=made.id)
             (other.memory_folder / "pages.img").write_bytes(b"other" * 1_000)
@@ -166,6 +171,8 @@ def test_checksums_are_not_added_to_what_has_taken_its_place(
     monkeypatch.setattr(f"{module}.saved_files", slowly)
     assert not store.seal(made.id)
     assert [path.name for path in store.folders()] == [str(made.id)] * again
+    left = set((tmp_path / "pool" / "checkpoints").iterdir()) - set(store.folders())
+    assert [load(path).memory == made.memory for path in left] == [True] * going
     if again:
         assert believed(store, made, tmp_path / "agents").boot == boot_id()
 
