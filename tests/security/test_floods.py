@@ -125,7 +125,7 @@ def test_closed_connections_leave_the_table(
     with Flood(attacker, "connections", ADDRESS, "churn", "3") as flood:
         assert neighbour.output(f"curl -sS --max-time 10 http://{ADDRESS}/") == "hello from the internet"
     opened, most, began = flood.answer[0], closed(innkeeper, world), time.monotonic()
-    assert opened > 200 and most > 50, "the attack opens and closes connections at all"
+    assert opened > 60 and most > 20, "the attack opens and closes connections at all"
     # The kernel's own time for them is 120 seconds.
     while left := closed(innkeeper, world):
         assert time.monotonic() - began < 45, f"{left} of {opened} closed connections stay in the table"
