@@ -87,7 +87,6 @@ def built(innkeeper: Server, begun: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.microvms
 def test_everything_is_installed(innkeeper: Server, instavm: Instavm, reference: str) -> None:
     begun = instavm.sdk(
         "answer = client.snapshots.create(oci_image=words[0], name='tools', build_args=words[1])", reference, INSTALLED
