@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from instavm_client import Instavm
 from internet_fixture import Internet, internet
-from server_fixture import Server, server, until
+from server_fixture import Server, free_port, leftovers, server, until
 from tests.integration import oci_fixture as oci
 from tests.integration.daemon_fixture import build_go
 from tests.integration.oci_fixture import file, layer
@@ -102,6 +104,45 @@ def test_why_a_build_failed(innkeeper: Server, instavm: Instavm, reference: str)
         if one["oci_image"] is not None:
             assert one["status"] == "failed" and one["size_bytes"] is None
             assert client.delete(f"/v1/snapshots/{one['id']}").json()["status"] == "deleted"
+
+
+@pytest.mark.gvisor_only(reason="the guests of builds are gVisor's whatever those of VMs are")
+def test_a_restored_backup_has_those_that_were_ready(tmp_path: Path, empty: Path) -> None:
+    with internet() as there, registry(there, tmp_path) as reference:
+        settings = {"INNKEEPER_HOST_NETNS": there.host, "INNKEEPER_DNS_UPSTREAMS": there.address}
+        settings["INNKEEPER_IMAGE_REGISTRIES"] = f"{there.address}:{PORT}"
+        with server("base", **settings) as running:
+            build = ("snapshot", "build", reference, "--json", "--run")
+            ready = json.loads(running.inn(*build, "echo kept > /kept", "--no-wait").stdout)["id"]
+            assert ended(running, ready)["status"] == "ready"
+            begun = json.loads(running.inn(*build, "echo begun; sleep 3000", "--no-wait").stdout)["id"]
+            log = running.home / "api" / "snapshot-logs" / f"{begun}.log"
+            until(lambda: "begun" in log.read_text(), seconds=PATIENCE)
+            made = running.inn("backup", str(tmp_path / "all.tar"))
+            assert made.returncode == 0, made.stderr
+            token = running.token
+        assert running.inn("restore", str(tmp_path / "all.tar"), "--home", str(empty)).returncode == 0
+        again = Server(empty, free_port(), {**settings, "INNKEEPER_IMAGES": "base", "INNKEEPER_KEEP_MACHINES": "false"})
+        try:
+            again.start()
+            client = again.client(token)
+            found = {one["id"]: one["status"] for one in client.get("/v1/snapshots").json()}
+            assert found == {ready: "ready", begun: "failed"}
+            vm = client.post("/v1/vms", json={"snapshot_id": ready}, timeout=PATIENCE).json()["vm_id"]
+            said = client.post(f"/v1/vms/{vm}/exec", json={"command": "cat /kept"}, timeout=PATIENCE).json()
+            assert said["stdout"] == "kept\n"
+        finally:
+            if again.process is not None:
+                again.stop()
+            assert leftovers(again) == []
+            again.log_path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def empty() -> Iterator[Path]:
+    home = Path(tempfile.mkdtemp(prefix="ikr", dir="/var/tmp"))
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.gvisor_only(reason="the guests of builds are gVisor's whatever those of VMs are")

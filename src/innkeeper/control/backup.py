@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -92,34 +93,41 @@ async def begin(control: Control, principal: Principal) -> AsyncIterator[Backup]
         call = await stack.enter_async_context(control.bus.open(hosts[0], BackupHost.verb, to_wire(BackupHost())))
         events = call.events()
         async with asyncio.timeout(STAGE_SECONDS):
-            staged, sizes, estimate = await _staged(events)
-        made = Backup(call, events, ArchiveWriter(), await _own_files(control, hosts[0], staged, sizes, stack))
-        made.instances = len(staged)
-        made.estimate_bytes = estimate + sum(os.fstat(fd).st_size for _, fd in made._descriptors)
-        event = audit.event(principal, "backup.create", "host", hosts[0], {"instances": str(len(staged))})
+            staged = await _staged(events)
+        made = Backup(call, events, ArchiveWriter(), await _own_files(control, hosts[0], staged, stack))
+        made.instances = len(staged.instances)
+        made.estimate_bytes = staged.estimate_bytes + sum(os.fstat(fd).st_size for _, fd in made._descriptors)
+        event = audit.event(principal, "backup.create", "host", hosts[0], {"instances": str(made.instances)})
         await control.database.write(audit_events.insert, event)
         yield made
 
 
-async def _staged(events: AsyncIterator[Any]) -> tuple[set[UUID], dict[UUID, int], int]:
-    """Instances, volumes with their sizes in MiB, and about how many bytes will come."""
-    staged: set[UUID] = set()
-    sizes: dict[UUID, int] = {}
+@dataclass(slots=True)
+class _Staged:
+    """What the host's half will have: instances, volumes with their sizes in MiB, digests of images, and about how many bytes all that is."""
+
+    instances: set[UUID] = field(default_factory=set)
+    volumes: dict[UUID, int] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
+    estimate_bytes: int = 0
+
+
+async def _staged(events: AsyncIterator[Any]) -> _Staged:
+    staged = _Staged()
     async for event in events:
         if isinstance(event, Message):
-            staged.update(UUID(one) for one in event.body.get("staged", ()))
-            sizes.update({UUID(one): int(size) for one, size in event.body.get("staged_volumes", {}).items()})
-            if "estimate_bytes" in event.body:
-                return staged, sizes, int(event.body["estimate_bytes"])
+            body = event.body
+            staged.instances.update(UUID(one) for one in body.get("staged", ()))
+            staged.volumes.update({UUID(one): int(size) for one, size in body.get("staged_volumes", {}).items()})
+            staged.images.update(map(str, body.get("staged_images", ())))
+            if "estimate_bytes" in body:
+                staged.estimate_bytes = int(body["estimate_bytes"])
+                return staged
     raise UnavailableError("The host ended the backup before it began")
 
 
 async def _own_files(
-    control: Control,
-    host_id: UUID,
-    staged: set[UUID],
-    sizes: dict[UUID, int],
-    stack: contextlib.AsyncExitStack,
+    control: Control, host_id: UUID, staged: _Staged, stack: contextlib.AsyncExitStack
 ) -> list[tuple[str, int]]:
     """Open descriptors of the database's copy and the keys, closed by `stack`; the copy has no name any more."""
     settings = control.settings
@@ -131,9 +139,9 @@ async def _own_files(
         copy = folder / DATABASE
 
         def only_staged(connection: sa.Connection) -> None:
-            instances.forget_others(connection, host_id, staged, clock.now())
-            snapshots.fail_all(connection, "Snapshots are not part of backups")
-            volumes.forget_others(connection, host_id, sizes, "It was made while the backup was")
+            instances.forget_others(connection, host_id, staged.instances, clock.now())
+            snapshots.without_checkpoints(connection, staged.images, "Snapshots of VMs are not part of backups")
+            volumes.forget_others(connection, host_id, staged.volumes, "It was made while the backup was")
 
         await control.database.copy_to(copy, only_staged)
         opened = [_opened(copy, stack)]

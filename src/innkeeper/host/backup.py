@@ -98,6 +98,9 @@ class Backups:
         ]
         common += [(f"host/images/{path.name}", path) for path in sorted(self._images.iterdir()) if path.name[0] != "."]
         held = [(name, fd) for name, path in common if (fd := _open(path, opened)) is not None]
+        images = [Path(name).stem for name, _ in held if name.startswith("host/images/") and name.endswith(".erofs")]
+        for at in range(0, len(images), IDS_PER_MESSAGE):
+            await call.send_message({"staged_images": images[at : at + IDS_PER_MESSAGE]})
         held_fast = [await self._stage(instance_id, opened) for instance_id in sorted(self._fleet.disks())]
         staged = [one for one in held_fast if one is not None]
         ids = [str(one.instance_id) for one in staged]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -173,11 +173,14 @@ def fail_ready(connection: sa.Connection, snapshot_id: UUID, error: str) -> bool
     return connection.execute(query.values(status=_FAILED, error=error)).rowcount > 0
 
 
-def fail_all(connection: sa.Connection, error: str) -> None:
-    """None is of any use: for a copy of the database that goes without the checkpoints."""
-    query = sa.update(table).where(table.c.status.in_((_CREATING, _READY, _DAMAGED)))
-    connection.execute(query.values(status=_FAILED, error=error))
-    connection.execute(sa.update(table).where(_OF_IMAGE).values(image_digest=""))
+def without_checkpoints(connection: sa.Connection, images: Set[str], error: str) -> None:
+    """For a copy of the database that goes without the checkpoints, and with these images: all others are of no use, and say why."""
+    ready = sa.select(table.c.id, table.c.image_digest).where(_OF_IMAGE, table.c.status == _READY)
+    stay = [row.id for row in connection.execute(ready) if row.image_digest in images]
+    others = sa.update(table).where(table.c.id.not_in(stay))
+    unfinished = table.c.status.in_((_CREATING, _READY, _DAMAGED))
+    connection.execute(others.where(unfinished).values(status=_FAILED, error=error))
+    connection.execute(others.where(_OF_IMAGE).values(image_digest=""))
 
 
 def delete(connection: sa.Connection, snapshot_id: UUID) -> bool:
