@@ -27,7 +27,7 @@ def gc(
 
     Files of images that nobody names and nothing stands on, temporary files older than an hour, what was left of removed rooms, guest agents of
     earlier versions that no guest uses, kernels that new microVMs do not boot, journals beyond a room's limits. Volumes that the database does not know are
-    listed, and stay but for --volumes.
+    listed, and stay but for --volumes. Snapshots and checkpoints that a retention policy gives up go by themselves: inn retention.
     """
     if volumes and not yes:
         fail("--volumes goes with --yes", status=USAGE)
