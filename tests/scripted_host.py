@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from pydantic import TypeAdapter
 from tests.scripted_builds import ScriptedBuilds
 from tests.scripted_checkpoints import ScriptedCheckpoints
+from tests.scripted_logs import ScriptedLogs
 from tests.scripted_ports import ScriptedPorts
 from tests.scripted_programs import ScriptedPrograms
 from tests.scripted_terminals import ScriptedTerminals
@@ -115,6 +116,7 @@ class ScriptedHost:
         self.trees = ScriptedTrees(self.files, self._there)
         self.checkpoints = ScriptedCheckpoints(self.disks, self.machines, self.suspended, self._ensure)
         self.volumes = ScriptedVolumes(self.machines)
+        self.logs = ScriptedLogs()
         self._watchers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def count(self, verb: type[Any]) -> int:
@@ -180,6 +182,7 @@ class ScriptedHost:
                 *self.trees.answers(),
                 *self.checkpoints.answers(),
                 *self.volumes.answers(),
+                *self.logs.answers(),
             )
         }
 
@@ -264,6 +267,7 @@ class ScriptedHost:
             raise self.destroy_error
         self.machines.pop(request.instance_id, None)
         self.disks.discard(request.instance_id)
+        self.logs.wake(request.instance_id)
         return {}
 
     async def _list(self, request: verbs.ListMachines, call: ServerCall) -> dict[str, Any]:

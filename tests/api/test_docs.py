@@ -36,6 +36,8 @@ PAGES = {
     "/v1/snapshots": "v1-snapshots.md",
     "/v1/vms/{vm_id}/snapshot": "v1-snapshots.md",
     "/v1/retention": "v1-retention.md",
+    "/v1/vms/{vm_id}/logs": "v1-logs.md",
+    "/v1/rooms/{instance_id}/logs": "v1-logs.md",
     "/v1/volumes": "v1-volumes.md",
     "/v1/vms/{vm_id}/volumes": "v1-volumes.md",
     "/v1/vms/{vm_id}/files": "v1-files.md",

@@ -137,6 +137,10 @@ MATRIX: dict[Route, Entry] = {
     ("POST", f"{VM}/resume"): Entry(ROOMS),
     ("POST", f"{VM}/stage-env"): Entry(ROOMS, json={"entries": [{"env_name": "A", "value": "b"}]}),
     ("GET", f"{VM}/events"): Entry(ROOMS),
+    ("GET", f"{VM}/logs"): Entry(ROOMS),
+    ("GET", f"{VM}/logs/stream"): Entry(ROOMS, ends=True),
+    ("GET", "/v1/rooms/{instance_id}/logs"): Entry(ROOMS),
+    ("GET", "/v1/rooms/{instance_id}/logs/stream"): Entry(ROOMS, ends=True),
     ("GET", f"{VM}/events/stream"): Entry(ROOMS, ends=True),
     ("GET", FILES): Entry(ROOMS, query=AT),
     ("DELETE", FILES): Entry(ROOMS, query=AT),
@@ -341,10 +345,11 @@ class Matrix:
                 ending.cancel()
 
     async def end_followed(self) -> None:
-        """End every VM whose events somebody follows: the stream would last as long as the VM."""
+        """End every instance whose events or log somebody follows: the stream would last as long as it does."""
         while True:
             for entry in self.world.control.live:
-                if isinstance(entry, VmEntry) and entry.followers:
+                told = isinstance(entry, VmEntry) and entry.followers
+                if told or entry.instance.id in self.world.control.log_followers:
                     owner = system_principal(entry.instance.organization_id, "test")
                     await lifecycle.destroy(self.world.control, owner, entry)
             await asyncio.sleep(0.01)

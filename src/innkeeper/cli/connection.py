@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -85,8 +85,12 @@ class Server:
     @contextmanager
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx2.Response]:
         """A response whose body is read as it comes, whatever its status."""
-        with self.reaching(), self._client.stream(method, path, **request) as response:
+        with self.reaching(), self.raw_stream(method, path, **request) as response:
             yield response
+
+    def raw_stream(self, method: str, path: str, **request: Any) -> AbstractContextManager[httpx2.Response]:
+        """The same for one who tries again: errors of the transport are raised as httpx2's."""
+        return self._client.stream(method, path, **request)
 
     def websocket(self, path: str, *, open_timeout: float) -> Connect:
         """A WebSocket of the server, to be entered as an asynchronous context."""

@@ -27,6 +27,7 @@ COMMANDS = {
     "py": ("execution", "py"),
     "run": ("run", "run"),
     "terminal": ("terminal", "terminal"),
+    "logs": ("logs", "logs"),
     "ssh": ("ssh", "ssh"),
     "ssh-key": ("ssh_key", "app"),
     "cp": ("copying", "cp"),

@@ -16,6 +16,7 @@ from innkeeper.control.image_imports import Imports
 from innkeeper.control.image_table import ImageTable
 from innkeeper.control.image_users import ImageUsers
 from innkeeper.control.live_table import LiveTable
+from innkeeper.control.logs import LogFollowers
 from innkeeper.control.metrics import Metrics
 from innkeeper.control.ports import PortConnections
 from innkeeper.control.secrets import SecretBox, load_box
@@ -70,6 +71,7 @@ class Control:
         self.imports = Imports()
         self.shares = ShareTable()
         self.volume_guests = VolumeGuests()
+        self.log_followers = LogFollowers()
         self.port_connections = PortConnections(settings.port_connections)
         self.default_organization_id: UUID | None = None
         # When each profile was last used, in seconds of the monotonic clock: what warm pools follow.

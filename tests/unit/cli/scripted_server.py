@@ -22,7 +22,7 @@ from innkeeper.api import sse
 from innkeeper.api.dialects.gentility import schemas
 from innkeeper.api.dialects.gentility.room_path import parse_room_path
 from innkeeper.api.raw_path import encode_path, guest_path, show_path
-from innkeeper.api.v1 import account_schemas, execution_schemas, retention_schemas, vm_schemas
+from innkeeper.api.v1 import account_schemas, execution_schemas, log_schemas, retention_schemas, vm_schemas
 from innkeeper.api.v1 import schemas as v1
 from innkeeper.api.v1.operator_schemas import DiskAnswer, DiskItem
 from innkeeper.api.v1.snapshot_schemas import SnapshotAnswer
@@ -150,6 +150,8 @@ class ScriptedServer:
     page_size: int = 2
     seen: list[Seen] = field(default_factory=list)
     name_override: str | None = None
+    log_streams: list[Any] = field(default_factory=list)
+    """What one stream of a log after the other says: rows, `gap`, `error` and `end`, after which it ends; or a status. The rows of the first are its page."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -168,7 +170,9 @@ class ScriptedServer:
             await _answer(send, self.error[0], self.error[1])
             return
         room = parse_room_path(raw)
-        if room is not None and room.room:
+        if raw.endswith((b"/logs", b"/logs/stream")):
+            await self._log(raw.decode(), send)
+        elif room is not None and room.room:
             await self._room(room, scope["method"], query, headers, body, send)
         elif raw.endswith(b"/exec") or raw == b"/execute_async" or raw.startswith(b"/v1/executions/"):
             await self._execution(raw.decode(), headers, body, send)
@@ -283,6 +287,26 @@ class ScriptedServer:
             await _answer(send, 204, None)
         else:
             await _answer(send, 404, schemas.error_shape("not_found", "There is no such endpoint."))
+
+    async def _log(self, path: str, send: Any) -> None:
+        if path.endswith("/logs"):
+            rows = [row for row in self.log_streams[0] if isinstance(row, dict)]
+            await _answer(send, 200, log_schemas.LogAnswer(lines=rows, first=1, last=len(rows)))
+            return
+        told = self.log_streams.pop(0)
+        if isinstance(told, int):
+            await _answer(send, told, v1.error_shape("no", "No."))
+            return
+        frames = b": ping\n\n"
+        for one in told:
+            if one == "gap":
+                frames += sse.frame("gap", {"first": 4, "last": 7}, event_id=7)
+            elif isinstance(one, str):
+                frames += sse.frame(one, v1.error_shape("gone", "Gone.") if one == "error" else {})
+            else:
+                frames += sse.frame("log", one, event_id=one["sequence"])
+        await send({"type": "http.response.start", "status": 200, "headers": sse.HEADERS})
+        await send({"type": "http.response.body", "body": frames})
 
     async def _vms(self, method: str, path: str, body: bytes, send: Any) -> None:
         if method == "GET" and path.rstrip("/") == "/v1/vms":

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from innkeeper.api.errors import FieldsError, error_response
 from innkeeper.api.v1.executions import add_execution_routes
 from innkeeper.api.v1.files import add_file_routes
+from innkeeper.api.v1.logs import VM_LOGS, add_log_routes
 from innkeeper.api.v1.retention import add_retention_routes
 from innkeeper.api.v1.schemas import error_shape
 from innkeeper.api.v1.sessions import add_session_routes
@@ -50,6 +51,7 @@ def build_router(control: Control) -> APIRouter:
     add_retention_routes(router, control)
     add_volume_file_routes(router, control)
     add_terminal_routes(router, control, VM_BASES)
+    add_log_routes(router, control, VM_LOGS)
     add_file_routes(router, control)
     add_transfer_routes(router, control)
     add_execution_routes(router, control)

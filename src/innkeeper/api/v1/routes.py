@@ -15,6 +15,7 @@ from innkeeper.api.v1.account import add_account_routes
 from innkeeper.api.v1.audit_events import add_audit_routes
 from innkeeper.api.v1.image_builds import add_build_routes
 from innkeeper.api.v1.images import add_image_routes
+from innkeeper.api.v1.logs import ROOM_LOGS, add_log_routes
 from innkeeper.api.v1.operator import host_answer
 from innkeeper.api.v1.schemas import (
     AuditEventAnswer,
@@ -49,6 +50,7 @@ def build_router(control: Control) -> APIRouter:
     add_account_routes(router, control)
     add_audit_routes(router, control)
     add_terminal_routes(router, control, ROOM_BASES)
+    add_log_routes(router, control, ROOM_LOGS)
 
     @router.get("/v1/organizations")
     async def list_organizations(principal: CurrentPrincipal) -> list[OrganizationAnswer]:
