@@ -50,7 +50,7 @@ def build_shipped(
 
     from innkeeper import shipped
     from innkeeper.host.disks.image_build import ImageBuildFailed, build_image, lock_image
-    from innkeeper.host.disks.image_recipe import RecipeInvalid
+    from innkeeper.host.disks.image_recipe import RecipeInvalid, recipe_folder
     from innkeeper.host.disks.image_store import ImageRecord, ImageStore
     from innkeeper.host.disks.package_lock import DEBIAN, LockInvalid, Mirrors, checked_mirror
 
@@ -65,7 +65,7 @@ def build_shipped(
         fail("--mirror and --security-mirror go with --lock: without it the lock of a recipe names them")
 
     async def build(name: str) -> ImageRecord:
-        folder = recipes / name
+        folder = recipe_folder(recipes, name)
         if lock:
             return await lock_image(folder, store, progress=note, mirrors=mirrors)
         return await build_image(folder, store, progress=note, ready_images=shipped.ready_images(settings))

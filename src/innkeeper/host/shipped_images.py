@@ -10,7 +10,7 @@ import structlog
 
 from innkeeper.core.image import ImageStatus, ShippedImage
 from innkeeper.host.disks.image_build import ImageBuildFailed, build_image, is_current
-from innkeeper.host.disks.image_recipe import RecipeInvalid
+from innkeeper.host.disks.image_recipe import RecipeInvalid, recipe_folder
 from innkeeper.host.disks.image_store import ImageStore
 from innkeeper.host.metrics import HostMetrics
 
@@ -56,7 +56,7 @@ class ShippedImages:
 
     def _current(self, name: str) -> bool:
         try:
-            return is_current(self._recipes / name, self._store)
+            return is_current(recipe_folder(self._recipes, name), self._store)
         except (RecipeInvalid, OSError):
             return False
 
@@ -76,7 +76,7 @@ class ShippedImages:
             return
         self._set(name, ImageStatus.BUILDING)
         try:
-            await build_image(self._recipes / name, self._store, progress=self._progress, ready_images=self._ready)
+            await build_image(recipe_folder(self._recipes, name), self._store, progress=self._progress, ready_images=self._ready)
         except (ImageBuildFailed, RecipeInvalid, OSError) as error:
             log.error("image build failed", image=name, error=str(error))
             self._set(name, ImageStatus.FAILED, str(error))

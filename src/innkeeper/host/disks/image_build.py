@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import sys
 import time
 import uuid
 from collections import deque
@@ -28,8 +29,12 @@ TAIL_LINES = 15
 # A step that says nothing for longer than this looks as if it hung.
 REMIND_SECONDS = 5.0
 REMINDER_CHARACTERS = 100
-# The host's way to the outside, where it is said by environment and not in apt's own settings.
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+# The host's way to the outside, where it is said by environment and not in the settings of apt, npm and pip.
+OUTSIDE_VARIABLES = (
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "NPM_CONFIG_REGISTRY", "npm_config_registry", "NPM_CONFIG_CAFILE", "npm_config_cafile", "NODE_EXTRA_CA_CERTS",
+    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CERT", "PIP_TRUSTED_HOST",
+)  # fmt: skip
 
 
 class ImageBuildFailed(RuntimeError):  # noqa: N818  # reads as a sentence where it is raised
@@ -150,6 +155,8 @@ def plan_text(recipe: Recipe, parent: Path | None, mirrors: Mirrors = DEBIAN) ->
     source = lock.mirrors if lock else mirrors
     values = {
         "recipe": recipe.directory.resolve(),
+        # Whose pip fetches the packages of a lock: the server's own environment has one.
+        "python": sys.executable,
         "suite": recipe.suite,
         "mirror": source.main,
         "security_mirror": source.security,
@@ -174,9 +181,9 @@ def build_argv(work: Path) -> list[str]:
 
 
 def build_environment(outside: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a build: minimal, and the host's proxies where `outside` names some."""
-    proxies = {name: outside[name] for name in PROXY_VARIABLES if name in outside}
-    return {**command.MINIMAL_ENVIRONMENT, **proxies}
+    """The environment of a build: minimal, and the host's proxies and registries where `outside` names some."""
+    kept = {name: outside[name] for name in OUTSIDE_VARIABLES if name in outside}
+    return {**command.MINIMAL_ENVIRONMENT, **kept}
 
 
 class _Told:

@@ -1,4 +1,7 @@
-"""Recipes of the shipped images: a folder with recipe.toml, an optional customize.sh and optional files to copy in."""
+"""Recipes of the shipped images: a folder with recipe.toml, an optional customize.sh, optional files to copy in, and optional locks.
+
+Those of agents lie one folder deeper, in `agents/`, each beside the agent's description.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from innkeeper.host.disks.language_lock import LanguageLockInvalid, check_language_locks
 from innkeeper.host.disks.package_lock import LOCK, PACKAGE, LockInvalid, PackageLock, installed_packages, load_lock
 
 TREE_SCRIPT = Path(__file__).with_name("image_tree.sh")
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 KNOWN_KEYS = frozenset({"from", "suite", "packages", "user", "workdir", "env", "tools"})
 MAX_DEPTH = 8
+AGENTS = "agents"
+# What an instance is made with, and no part of the image.
+AGENT_DESCRIPTION = "agent.toml"
 
 
 class RecipeInvalid(ValueError):  # noqa: N818  # reads as a sentence where it is raised
@@ -46,8 +53,14 @@ class Recipe:
     lock: PackageLock | None
 
 
+def recipe_folder(recipes: Path, name: str) -> Path:
+    """The folder of a shipped image's recipe, an agent's included; there may be none."""
+    agent = recipes / AGENTS / name
+    return agent if agent.is_dir() else recipes / name
+
+
 def load_recipe(directory: Path) -> Recipe:
-    """The recipe in `directory`; its parent is the folder named by `from` beside it. Costs a few milliseconds.
+    """The recipe in `directory`; its parent is the folder named by `from` beside it, or beside `agents`. Costs a few milliseconds.
 
     Raises RecipeInvalid.
     """
@@ -72,7 +85,8 @@ def _load(directory: Path, depth: int) -> Recipe:
     if "from" in table:
         if "suite" in table or not NAME.fullmatch(str(table["from"])):
             raise RecipeInvalid(f"{path}: 'from' names another image, and the suite is that image's")
-        parent = _load(directory.parent / table["from"], depth + 1)
+        beside = directory.parent.parent if directory.parent.name == AGENTS else directory.parent
+        parent = _load(beside / table["from"], depth + 1)
     elif not isinstance(table.get("suite"), str):
         raise RecipeInvalid(f"{path}: needs a 'suite' or a 'from'")
     packages = tuple(table.get("packages", ()))
@@ -80,7 +94,8 @@ def _load(directory: Path, depth: int) -> Recipe:
         raise RecipeInvalid(f"{path}: not a package: {bad[0]!r}")
     try:
         lock = load_lock(directory / LOCK)
-    except LockInvalid as error:
+        check_language_locks(directory)
+    except (LockInvalid, LanguageLockInvalid) as error:
         raise RecipeInvalid(str(error)) from error
     identity = _identity(directory, parent)
     return Recipe(
@@ -116,7 +131,7 @@ def _identity(directory: Path, parent: Recipe | None) -> str:
     if parent:
         digest.update(parent.identity.encode())
     for path in sorted(directory.rglob("*")):
-        if path == directory / LOCK:
+        if path in (directory / LOCK, directory / AGENT_DESCRIPTION):
             continue
         if path.is_symlink() or path.is_file():
             content = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()

@@ -11,7 +11,7 @@ set -euo pipefail
 work=$1
 tree=$work/tree
 # What plan.sh says; parent is an EROFS file, or empty for a bootstrap; epoch is empty where no lock says it.
-recipe='' suite='' mirror='' security_mirror='' source_options='' epoch='' parent='' packages=() erofs_options='' uuid=''
+recipe='' python='' suite='' mirror='' security_mirror='' source_options='' epoch='' parent='' packages=() erofs_options='' uuid=''
 # shellcheck source=/dev/null
 . "$work/plan.sh"
 
@@ -98,6 +98,36 @@ if ! mountpoint -q "$tree/proc"; then
     mount --rbind /dev "$tree/dev"
 fi
 
+if [ -f "$recipe/npm/package-lock.json" ]; then
+    say 'adding the npm packages of the lock'
+    # The host's npm, with the host's settings, takes the packages apart once their hashes are right, and runs nothing of them.
+    mkdir "$work/npm" "$tree/opt/npm"
+    cp "$recipe/npm/package.json" "$recipe/npm/package-lock.json" "$work/npm/"
+    (cd "$work/npm" && npm ci --ignore-scripts --omit=dev --no-audit --no-fund --no-update-notifier --cache "$work/npm-cache" < /dev/null)
+    rm -f "$work/npm/node_modules/.package-lock.json" # names the host's registry
+    cp -a --no-preserve=ownership "$work/npm/node_modules" "$tree/opt/npm/"
+    rm -rf "$work/npm" "$work/npm-cache"
+fi
+
+if [ -f "$recipe/pip/requirements.txt" ]; then
+    say 'adding the pip packages of the lock'
+    # The host's pip fetches wheels for the Python of the tree, whose own pip unpacks them, without network.
+    platforms=()
+    for tag in manylinux1 manylinux2010 manylinux2014 manylinux_2_{5..36} linux; do platforms+=(--platform "${tag}_$(uname -m)"); done
+    "$python" -m pip --quiet download --disable-pip-version-check --no-input --no-cache-dir --no-deps --require-hashes --only-binary :all: \
+        --implementation cp --python-version "$(in_tree python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')" \
+        "${platforms[@]}" --dest "$work/wheels" --requirement "$recipe/pip/requirements.txt"
+    cp "$recipe/pip/requirements.txt" "$work/wheels/"
+    mkdir "$tree/.wheels"
+    mount --bind "$work/wheels" "$tree/.wheels"
+    in_tree python3 -m venv /opt/pip
+    in_tree /opt/pip/bin/python -m pip --quiet install --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir --require-hashes \
+        --find-links /.wheels --requirement /.wheels/requirements.txt
+    umount "$tree/.wheels"
+    rmdir "$tree/.wheels"
+    rm -rf "$work/wheels"
+fi
+
 if [ -f "$recipe/customize.sh" ]; then
     say 'customizing'
     mkdir "$tree/.recipe"
@@ -112,7 +142,7 @@ say 'compiling bytecode'
 # Python checks a .pyc against its source's time, so times are final before this.
 clamp_times
 if [ -x "$tree/usr/bin/python3" ]; then
-    in_tree sh -c 'python3 -m compileall -q -j 0 /usr/lib/python3* /usr/local/lib/python3* || true' > /dev/null
+    in_tree sh -c 'python3 -m compileall -q -j 0 /usr/lib/python3* /usr/local/lib/python3* /opt/pip/lib || true' > /dev/null
 fi
 
 say 'cleaning'
