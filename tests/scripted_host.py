@@ -82,6 +82,7 @@ class ScriptedHost:
             )
             for name in ("base", "python-data-science", "node")
         ]
+        self.agents: list[dict[str, Any]] = []
         self.ensure_error: InnkeeperError | None = None
         self.destroy_error: InnkeeperError | None = None
         self.suspend_error: InnkeeperError | None = None
@@ -441,7 +442,11 @@ class ScriptedHost:
         return {"removed": ["0" * 64], "freed_bytes": 7}
 
     async def _list_images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:
-        return {"images": [dataclasses.asdict(image) for image in self.images], "agent_version": "1"}
+        return {
+            "images": [dataclasses.asdict(image) for image in self.images],
+            "agents": self.agents,
+            "agent_version": "1",
+        }
 
     async def _status(self, request: verbs.HostStatus, call: ServerCall) -> dict[str, Any]:
         return {

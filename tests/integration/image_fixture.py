@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from innkeeper.host.disks.image_build import build_image
+from innkeeper.host.disks.image_recipe import recipe_folder
 from innkeeper.host.disks.image_store import ImageRecord, ImageStore
 from innkeeper.host.linux import loop_device, mounts
 
@@ -27,9 +28,11 @@ def cache_directory() -> Path:
 
 
 def shipped_image(name: str) -> ImageRecord:
-    """The image of the recipe `images/<name>` as it is now: half a minute the first time, a millisecond after that."""
+    """The image of the recipe `images/<name>`, or of the agent's of that name, as it is now: half a minute the first time, a millisecond after that."""
     store = ImageStore(cache_directory())
-    return finished(build_image(RECIPES / name, store, progress=lambda line: print(line, file=sys.stderr)))
+    return finished(
+        build_image(recipe_folder(RECIPES, name), store, progress=lambda line: print(line, file=sys.stderr))
+    )
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:

@@ -107,6 +107,7 @@ MATRIX: dict[Route, Entry] = {
     ("GET", "/api/tokens"): Entry(TOKENS),
     ("POST", "/api/tokens"): Entry(TOKENS, json={"name": "made"}),
     ("DELETE", "/api/tokens/{token_id}"): Entry(TOKENS),
+    ("GET", "/v1/agents"): Entry(READERS, shared=True),
     ("GET", "/v1/images"): Entry(READERS),
     ("GET", "/v1/images/{name}"): Entry(READERS),
     ("DELETE", "/v1/images/{name}"): Entry(PROFILES, status=204),

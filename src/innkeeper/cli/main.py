@@ -36,6 +36,7 @@ COMMANDS = {
     "share": ("share", "app"),
     "profile": ("profile", "app"),
     "image": ("image", "app"),
+    "agent": ("agent", "app"),
     "registry": ("registry", "app"),
     "kernel": ("kernel", "app"),
     "organization": ("organization", "app"),

@@ -9,6 +9,7 @@ from uuid import UUID
 from innkeeper.blobs.contract import Blobs
 from innkeeper.blobs.directory import DirectoryBlobs
 from innkeeper.bus.contract import Bus
+from innkeeper.control.agent_table import AgentTable
 from innkeeper.control.flights import Flights
 from innkeeper.control.host_table import HostTable
 from innkeeper.control.idempotency import Keys
@@ -65,6 +66,7 @@ class Control:
         self.profiles: dict[UUID, StoredProfile] = {}
         self.organizations: dict[UUID, Organization] = {}
         self.images = ImageTable()
+        self.agents = AgentTable()
         self.image_users = ImageUsers()
         self.builds: dict[UUID, LiveBuild] = {}
         self.snapshot_builds: dict[UUID, LiveSnapshotBuild] = {}

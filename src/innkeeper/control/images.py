@@ -260,8 +260,9 @@ async def _collect_on(control: Control, host_id: UUID) -> dict[str, Any]:
 
 
 async def refresh(control: Control, host_id: UUID) -> str:
-    """Ask a host for its shipped images and keep what it says; the version of its agent."""
+    """Ask a host for its shipped images and its agents, and keep what it says; the version of its guest agent."""
     answer = await control.bus.request(host_id, ListImages.verb, to_wire(ListImages()), timeout_seconds=HOST_SECONDS)
+    control.agents.take(host_id, answer["agents"])
     changed = []
     for report in answer["images"]:
         try:

@@ -64,7 +64,26 @@ MAX_START_SECONDS = 3_600
 RESERVED_VARIABLES = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "LD_PRELOAD", "LD_LIBRARY_PATH"})
 # A volume that is mounted there would hide what the guest stands on.
 SYSTEM_DIRECTORIES = frozenset(
-    "bin boot dev etc home lib lib32 lib64 libx32 proc root run sbin sys tmp usr var .innkeeper".split()
+    [
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+        ".innkeeper",
+    ]
 )
 
 

@@ -263,7 +263,10 @@ class SetPools:
 
 @dataclass(frozen=True, slots=True)
 class ListImages:
-    """Answer: `{"images": [Image as an object], "agent_version": str}`."""
+    """Answer: `{"images": [Image as an object], "agents": [{"id", "table"}], "agent_version": str}`.
+
+    A table is what `core.agent.parse_agent` reads; the version is the guest agent's.
+    """
 
     verb: ClassVar[str] = "image.list"
 

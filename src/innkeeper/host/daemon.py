@@ -24,6 +24,7 @@ from innkeeper.core.leak import Leak
 from innkeeper.errors import InnkeeperError
 from innkeeper.host import disk_use, recovery, retention, standstills
 from innkeeper.host.admission import Admission, committed_mb, total_memory_mb
+from innkeeper.host.agent_recipes import load_agents
 from innkeeper.host.backup import Backups
 from innkeeper.host.build_steps import BuildSteps
 from innkeeper.host.change_scanner import ChangeScanner
@@ -312,6 +313,7 @@ async def run_daemon(
             changes=changes,
             watchers=watchers,
             list_images=images.list,
+            agents=[{"id": name, "table": table} for name, (_, table) in load_agents(recipes).items()],
             collect_images=collect_images,
             status=status,
             agent_version=agent_dir.name,

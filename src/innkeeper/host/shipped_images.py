@@ -76,7 +76,9 @@ class ShippedImages:
             return
         self._set(name, ImageStatus.BUILDING)
         try:
-            await build_image(recipe_folder(self._recipes, name), self._store, progress=self._progress, ready_images=self._ready)
+            await build_image(
+                recipe_folder(self._recipes, name), self._store, progress=self._progress, ready_images=self._ready
+            )
         except (ImageBuildFailed, RecipeInvalid, OSError) as error:
             log.error("image build failed", image=name, error=str(error))
             self._set(name, ImageStatus.FAILED, str(error))

@@ -110,6 +110,7 @@ class Verbs:
         changes: FileChanges,
         watchers: Watchers,
         list_images: Callable[[], list[ShippedImage]],
+        agents: list[dict[str, Any]],
         collect_images: Callable[[frozenset[str]], Awaitable[dict[str, Any]]],
         status: Callable[[], Awaitable[dict[str, Any]]],
         agent_version: str,
@@ -118,6 +119,7 @@ class Verbs:
         self._changes = changes
         self._watchers = watchers
         self._list_images = list_images
+        self._agents = agents
         self._collect = collect_images
         self._status = status
         self._agent_version = agent_version
@@ -212,7 +214,11 @@ class Verbs:
         return {}
 
     async def _images(self, request: verbs.ListImages, call: ServerCall) -> dict[str, Any]:
-        return {"images": [asdict(image) for image in self._list_images()], "agent_version": self._agent_version}
+        return {
+            "images": [asdict(image) for image in self._list_images()],
+            "agents": self._agents,
+            "agent_version": self._agent_version,
+        }
 
     async def _collect_images(self, request: verbs.CollectImages, call: ServerCall) -> dict[str, Any]:
         return await self._collect(frozenset(request.keep))

@@ -12,6 +12,7 @@ from innkeeper.api.every_room import every_room
 from innkeeper.api.json_app import CurrentPrincipal, PathUuid
 from innkeeper.api.v1 import operator
 from innkeeper.api.v1.account import add_account_routes
+from innkeeper.api.v1.agents import add_agent_routes
 from innkeeper.api.v1.audit_events import add_audit_routes
 from innkeeper.api.v1.image_builds import add_build_routes
 from innkeeper.api.v1.images import add_image_routes
@@ -45,6 +46,7 @@ from innkeeper.ids import parse_uuid
 def build_router(control: Control) -> APIRouter:
     """The routes; each is one use case."""
     router = APIRouter(tags=["v1"])
+    add_agent_routes(router, control)
     add_image_routes(router, control)
     add_build_routes(router, control)
     add_account_routes(router, control)

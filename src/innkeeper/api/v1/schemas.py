@@ -111,6 +111,31 @@ class ImageAnswer(BaseModel):
     last_error: str | None = Field(description="Why the last attempt to make it failed.")
 
 
+class AgentModelAnswer(BaseModel):
+    """A model that an agent can use."""
+
+    provider: str
+    name: str
+    label: str
+
+
+class AgentAnswer(BaseModel):
+    """An agent that comes with the server."""
+
+    id: str
+    name: str
+    description: str
+    available: bool
+    reason: str | None = Field(description="Why it cannot be run now; null when it can.")
+    image_digest: str = Field(description="What its instances are made of; empty while there is nothing.")
+    cpus: int
+    memory_mb: int
+    volume_gb: int
+    volume_mount: str
+    port: int | None = Field(description="Where its page is served in the guest; null where it has none.")
+    models: list[AgentModelAnswer]
+
+
 class ImageBuildAnswer(BaseModel):
     """A build of an image."""
 

@@ -49,7 +49,13 @@ def _check_npm(package_file: Path, lock_file: Path) -> None:
         if not NPM_PLACE.fullmatch(place) or {".", ".."} & set(place.split("/")) or not isinstance(package, dict):
             raise LanguageLockInvalid(f"{lock_file}: not a package: {place!r}")
         if "resolved" in package or package.get("link"):
-            raise LanguageLockInvalid(f"{lock_file}: {place} names an address; see npm's omit-lockfile-registry-resolved")
+            raise LanguageLockInvalid(
+                f"{lock_file}: {place} names an address; see npm's omit-lockfile-registry-resolved"
+            )
+        # One that another package brings inside of it is under that one's hash.
+        bringer = place.rpartition("/node_modules/")[0]
+        if package.get("inBundle") is True and bringer != "" and bringer in packages:
+            continue
         # npm takes a package without a hash as it comes.
         if not INTEGRITY.fullmatch(str(package.get("integrity", ""))):
             raise LanguageLockInvalid(f"{lock_file}: {place} has no SHA-512")
