@@ -103,7 +103,7 @@ def test_a_pip_lock_is_refused(tmp_path: Path, line: str) -> None:
     lock.write_text("# a remark\n" + good)
     check_language_locks(tmp_path)
     lock.write_text(good + line + "\n")
-    with pytest.raises(LanguageLockInvalid, match="requirements.txt:2"):
+    with pytest.raises(LanguageLockInvalid, match=r"requirements\.txt:2"):
         check_language_locks(tmp_path)
 
 
