@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -51,7 +52,8 @@ class CommandFailed(InnkeeperError):  # noqa: N818 - reads as the event it is
     @property
     def message(self) -> str:
         """What a user may read: the command line and its output are for the log."""
-        return "A command on the host failed."
+        full = os.strerror(errno.ENOSPC) in self.stderr_tail
+        return "A command on the host failed: its disk is full." if full else "A command on the host failed."
 
 
 class CommandTimedOut(CommandFailed):

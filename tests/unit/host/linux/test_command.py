@@ -29,6 +29,12 @@ async def test_a_failure_carries_the_end_of_stderr_and_tells_users_nothing() -> 
     assert failure.value.message == "A command on the host failed."
 
 
+async def test_users_are_told_of_a_full_disk() -> None:
+    with pytest.raises(command.CommandFailed) as failure:
+        await command.run(["dd", "if=/dev/zero", "of=/dev/full", "count=1"])
+    assert failure.value.message == "A command on the host failed: its disk is full."
+
+
 async def test_a_failure_may_be_an_answer() -> None:
     assert (await command.run(["false"], check=False)).returncode == 1
     assert (await command.run(["sh", "-c", "kill -TERM $$"], check=False)).returncode == -15
