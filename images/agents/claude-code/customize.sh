@@ -8,7 +8,8 @@ case $(uname -m) in
     *) echo "Claude Code has no program for $(uname -m)" >&2 && exit 1 ;;
 esac
 program=/opt/npm/node_modules/@anthropic-ai/claude-code-linux-$kind/claude
-[ -x "$program" ]
+# It is optional to npm, which leaves it out without a word when its hash is another.
+if [ ! -x "$program" ]; then echo "npm did not install $program: it is not there, or not as its hash says" >&2 && exit 1; fi
 ln -s "$program" /usr/local/bin/claude
 # The volume's place: what is below it is the user's.
 install -d -o user -g user -m 0755 /workspace
