@@ -13,7 +13,7 @@ from server_fixture import Server
 pytestmark = pytest.mark.gvisor_only(reason="the pages show what a server with gVisor answers")
 
 V1 = DOCS / "api" / "v1.md"
-GUIDES = [DOCS / f"{name}.md" for name in ("lifetime", "logs", "snapshots", "volumes")]
+GUIDES = [DOCS / f"{name}.md" for name in ("agents", "lifetime", "logs", "snapshots", "volumes")]
 PAGES = [*sorted(DOCS.glob("api/v1-*.md")), DOCS / "api" / "gentity.md", *GUIDES, V1]
 # What no example shows, and why not.
 _REGISTRY = "needs a registry or an archive from elsewhere: test_image_import.py"
