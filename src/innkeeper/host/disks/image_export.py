@@ -117,10 +117,15 @@ async def export_image(plan: ExportPlan, work: Path, *, uid: int, gid: int) -> E
     out = work / "out.img"
     out.touch(mode=0o600)
     os.truncate(out, plan.max_bytes + plan.max_bytes // 64 + OUT_SPARE_BYTES)
-    await command.run(
-        ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0",
-         "-E", f"nodiscard,assume_storage_prezeroed=1,root_owner={uid}:{gid}", "--", str(out)]
-    )  # fmt: skip
+    argv = [
+        "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0",
+        "-E", f"nodiscard,assume_storage_prezeroed=1,root_owner={uid}:{gid}", "--", str(out),
+    ]  # fmt: skip
+    try:
+        await command.run(argv)
+    except command.CommandFailed as error:
+        _check_space(work, error)
+        raise
     # Attached here and not by mount(8), which loses against others that look for a free device at the same moment.
     with contextlib.ExitStack() as devices:
         disk = plan.disk and devices.enter_context(loop_device.attach(plan.disk)).path
@@ -149,9 +154,14 @@ async def _run_script(plan: ExportPlan, work: Path) -> None:
         # For the log alone: what the tools say may quote names that a guest chose.
         tail = (done.stdout + done.stderr).decode(errors="replace")[-TAIL_CHARACTERS:]
         log.error("an image could not be made", status=command.describe_status(done.returncode), said=tail)
-        if shutil.disk_usage(work).free < FREE_BYTES_MIN:
-            raise UnavailableError("The host's disk is full")
+        _check_space(work)
         raise ImageExportFailed
+
+
+def _check_space(work: Path, cause: Exception | None = None) -> None:
+    """Raise UnavailableError where a tool failed because there is no room."""
+    if shutil.disk_usage(work).free < FREE_BYTES_MIN:
+        raise UnavailableError("The host's disk is full") from cause
 
 
 def _sha256(path: Path) -> str:
